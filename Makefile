@@ -1,0 +1,38 @@
+# Everything runs in .venv, made here with pinned versions. `make` without a target lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+# The interpreter that `make setup` takes must be 3.11 or newer.
+CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
+
+.PHONY: help setup quickstart test lint types
+
+help:
+	@echo "make setup        make .venv and install pinned versions"
+	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
+	@echo "make test         run all tests"
+	@echo "make lint types   what CI checks besides"
+
+setup: .venv/installed
+
+# Torch's plain wheel brings gigabytes of CUDA along; sampling on the CPU needs none of them. So torch is installed
+# first, in the pinned version, and everything else against it.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c '$(CHECK)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python -m quickstart --output runs/quickstart
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy

@@ -1,0 +1,134 @@
+"""What every command shares: a YAML file checked against a typed model, and mistakes told in one line.
+
+A user's mistake (config, path, data, checkpoint) is raised as `UserError` wherever it is found, and `run` turns it
+into `error: ...` on stderr with exit status 2. Any other exception is a bug and keeps its traceback.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names what is wrong, where, and if possible the remedy."""
+
+
+class ConfigModel(pydantic.BaseModel):
+    """Base of all configuration models: unknown keys are refused, values do not change after loading."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+Config = TypeVar("Config", bound=pydantic.BaseModel)
+
+
+def config_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `--config FILE [key.path=value ...]`; the caller may add more."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces one value of the file")
+    return parser
+
+
+def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> Config:
+    """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
+
+    Raises:
+      UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror or error}") from None
+    try:
+        values = yaml.load(text, _Loader) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(f"config {path}: {_explain(error, model)}") from None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def note(text: str) -> None:
+    """Tells what is about to be done, on stderr; said before anything slow."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `5e-6` for a string; here it is the number that everyone means. Keys may not repeat."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: expected key.path=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if child is None:
+            child = values[parent] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent!r} has no keys below it")
+        values = child
+    try:
+        values[last] = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> str:
+    """The first problem, as `key.path: what`, with the nearest valid key for a misspelt one."""
+    # A misspelt key is also a missing one: the spelling is what the user needs to hear of.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(model), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key{hint}{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{key}: " if key else ""
+    return f"{where}{message[0].lower()}{message[1:]}{more}"
+
+
+def _keys(model: Any) -> set[str]:
+    """Every key at any depth of a model, for suggestions."""
+    keys: set[str] = set()
+    for name, field in getattr(model, "model_fields", {}).items():
+        keys.add(name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            keys |= _keys(kind)
+    return keys

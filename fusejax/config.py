@@ -1,0 +1,136 @@
+"""The whole of a training run as typed, validated values. Every field is read somewhere; there are no others."""
+
+from typing import Literal
+
+import pydantic
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from fusejax.cli import ConfigModel
+
+
+class DataConfig(ConfigModel):
+    train: str
+    """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them."""
+    eval: str | None = None
+
+
+class OptimizerConfig(ConfigModel):
+    name: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    b1: float = Field(0.9, ge=0, lt=1)
+    b2: float = Field(0.999, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class PreferenceConfig(ConfigModel):
+    loss: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+    length_normalized: bool = False
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    reference: str | None = None
+    """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
+    start from the same model on the same data can share one."""
+
+
+class MeshConfig(ConfigModel):
+    """Devices along each axis; -1 takes what the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    @pydantic.model_validator(mode="after")
+    def _one_free_axis(self) -> "MeshConfig":
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size == 0 or size < -1 for size in sizes):
+            raise ValueError("an axis is a positive number of devices, or -1")
+        if sizes.count(-1) > 1:
+            raise ValueError("only one axis can be -1")
+        return self
+
+
+class DtypeConfig(ConfigModel):
+    params: Literal["float32", "bfloat16"] = "float32"
+    compute: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class PackingConfig(ConfigModel):
+    row_length: PositiveInt | None = None
+    """Tokens a row. Default: `max_length` for sft, twice that for dpo, so that every pair fits one row."""
+    rows_per_device: PositiveInt = 1
+    """Rows a device computes at once: the one knob between memory and speed."""
+
+
+class CheckpointConfig(ConfigModel):
+    every_steps: PositiveInt = 100
+    """A checkpoint is evaluated (where there is `data.eval`) and saved every so many steps, and at the end."""
+    keep: PositiveInt = 2
+
+
+class TrainConfig(ConfigModel):
+    task: Literal["sft", "dpo"]
+    model: str
+    """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
+    data: DataConfig
+    output_dir: str
+    max_length: PositiveInt = 2048
+    """Tokens of a conversation (sft) or of prompt and response (dpo); responses are cut there."""
+    max_prompt_length: PositiveInt | None = None
+    """Longer prompts are rejected. Default: `max_length - 1`."""
+    batch_size: PositiveInt = 128
+    """Examples (sft) or pairs (dpo) an optimizer step, over all hosts."""
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    """Ends the run early; the schedule then ends there too."""
+    seed: NonNegativeInt = 0
+    optimizer: OptimizerConfig
+    preference: PreferenceConfig | None = None
+    mesh: MeshConfig = MeshConfig()
+    dtype: DtypeConfig = DtypeConfig()
+    packing: PackingConfig = PackingConfig()
+    remat: Literal["none", "dots", "full"] = "full"
+    """What the backward pass recomputes of each layer: nothing, all but matrix products, everything."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def row_length(self) -> int:
+        return self.packing.row_length or self.max_length * (2 if self.task == "dpo" else 1)
+
+    @property
+    def prompt_limit(self) -> int:
+        return self.max_prompt_length or self.max_length - 1
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.task == "dpo" and self.preference is None:
+            raise ValueError("task dpo needs the section 'preference'")
+        if self.task == "sft" and self.preference is not None:
+            raise ValueError("task sft has no use for the section 'preference'")
+        needed = self.max_length * (2 if self.task == "dpo" else 1)
+        if self.row_length < needed:
+            raise ValueError(
+                f"packing.row_length {self.row_length} cannot hold a whole example: {self.task} with "
+                f"max_length {self.max_length} needs {needed}"
+            )
+        if self.prompt_limit >= self.max_length:
+            raise ValueError(f"max_prompt_length {self.prompt_limit} leaves no room in max_length {self.max_length}")
+        return self
+
+
+class EvaluateConfig(ConfigModel):
+    """Greedy answers of one or more models to held-out prompts, judged by the data pipeline's scorers."""
+
+    models: dict[str, str]
+    """Name in the results (`base`, `sft`, `dpo`) -> Hugging Face directory or Hub id."""
+    prompts: str
+    """JSON lines or Parquet with the data pipeline's prompt columns: id, dataset, domain, messages, answer, tests."""
+    scoring: str
+    """A data pipeline config; its `scorers` judge the answers."""
+    output_dir: str
+    max_new_tokens: PositiveInt = 2048
+    batch_size: PositiveInt = 64
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
