@@ -1,0 +1,198 @@
+"""A conversation as token ids and a loss mask, with any tokenizer's own chat template.
+
+The ids are exactly those of `tokenizer.apply_chat_template(messages, tokenize=True)`: special tokens come from the
+template alone, so there is never a second BOS. The mask covers the assistant's tokens and the token that ends the turn.
+
+Few templates mark what the assistant says, so it is found by substitution. The conversation is rendered twice, the
+second time with a sentinel for one assistant turn; what stands before and after the sentinel also stands before and
+after the answer, and what lies between is the answer as the template writes it (trimmed, say). Offsets then turn
+characters into tokens. Where the two renderings do not fit together, or no special token ends the turn, the
+conversation is refused: it is never masked by guess.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import jinja2
+import numpy as np
+from jaxtyping import Bool, Int32
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fusejax.cli import UserError
+from fusejax.data.records import Message
+
+TrainOn = Literal["all", "last"]
+Reason = Literal["template_error", "empty_mask", "empty_response", "no_mask"]
+
+
+class ChatError(Exception):
+    """A conversation that cannot be trained on.
+
+    `reason` is `template_error` (the template refuses it), `empty_mask` (no assistant turn to train on),
+    `empty_response` (an assistant turn without text) or `no_mask` (the template's rendering hides where the turn is).
+    """
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+class Encoded(NamedTuple):
+    tokens: Int32[np.ndarray, "n"]
+    loss_mask: Bool[np.ndarray, "n"]
+    """True where the token is one the assistant says."""
+
+
+class _Turn(NamedTuple):
+    """Where an assistant turn lies in the rendered conversation, in characters."""
+
+    start: int
+    end: int
+    closing: str
+    """What the template writes behind the turn when the conversation ends there."""
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a Hugging Face directory, or of a Hub id.
+
+    Raises:
+      UserError: it cannot be loaded, is not a fast one (only those tell offsets), or has no chat template.
+    """
+    # Anything else than `name` or `owner/name` is no Hub id, so the Hub's complaint would mislead.
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(source)):
+        raise UserError(f"tokenizer {source}: no such directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except Exception as error:  # whatever the files hold: `tokenizers` raises plain Exception
+        raise UserError(f"tokenizer {source}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer {source}: {type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"tokenizer {source}: has no chat template; add chat_template.jinja beside its files, "
+            "or start from the instruction-tuned model"
+        )
+    return tokenizer
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, train_on: TrainOn = "all"
+) -> Encoded:
+    """Token ids of a conversation and which of them are targets.
+
+    With a ChatML template, the targets of a question and its answer are the tokens between the brackets:
+
+        <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n[Hello<|im_end|>]\\n
+
+    Args:
+      tokenizer: from `load_tokenizer`.
+      messages: the whole conversation.
+      train_on: all assistant turns, or only the last one, which must then end the conversation.
+
+    Raises:
+      ChatError: the mask cannot be found, or would be empty.
+    """
+    (result,) = encode_conversations(tokenizer, [messages], train_on=train_on)
+    if isinstance(result, ChatError):
+        raise result
+    return result
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, train_on: TrainOn = "all"
+) -> list[Encoded | ChatError]:
+    """`encode_conversation` for many at once, tokenised on all cores; errors come back in the place of results."""
+    rendered = [_render_turns(tokenizer, messages, train_on) for messages in conversations]
+    texts = [result[0] for result in rendered if not isinstance(result, ChatError)]
+    if not texts:
+        return [result for result in rendered if isinstance(result, ChatError)]
+    # As apply_chat_template calls it.
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    return [
+        result if isinstance(result, ChatError) else _mask_turns(*result, *next(tokens), special=special)
+        for result in rendered
+    ]
+
+
+def _render_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], train_on: TrainOn
+) -> tuple[str, list[_Turn]] | ChatError:
+    """The conversation as text, and where in it the assistant turns to train on are."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if train_on == "last":
+        turns = [i for i in turns if i == len(messages) - 1]
+    if not turns:
+        return ChatError("empty_mask", "no assistant turn" if train_on == "all" else "the last turn is not assistant's")
+    try:
+        text = _render(tokenizer, messages)
+        sentinel = "Sentinel"
+        while sentinel in text:
+            sentinel += "l"
+        return text, [_find_turn(tokenizer, messages, i, text, sentinel) for i in turns]
+    except ChatError as error:
+        return error
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = False) -> str:
+    """The text of a conversation; `ask` opens the assistant's next turn."""
+    turns = cast(list[dict[str, str]], list(messages))
+    try:
+        return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # what template code can raise
+        raise ChatError("template_error", " ".join(str(error).split())) from None
+
+
+def _find_turn(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, text: str, sentinel: str
+) -> _Turn:
+    where = f"turn {turn} of {len(messages)}"
+    if not messages[turn]["content"].strip():
+        raise ChatError("empty_response", f"{where} has no text")
+    swapped = list(messages)
+    swapped[turn] = {"role": "assistant", "content": sentinel}
+    parts = _render(tokenizer, swapped).split(sentinel)
+    if len(parts) != 2:
+        raise ChatError("no_mask", f"the template writes {where} {len(parts) - 1} times")
+    before, after = parts
+    start, end = len(before), len(text) - len(after)
+    if not (text.startswith(before) and text.endswith(after)):
+        raise ChatError("no_mask", f"the template writes other things around {where} depending on its text")
+    if start >= end:
+        raise ChatError("empty_response", f"the template leaves nothing of {where}")
+    if text[start:end] not in messages[turn]["content"]:
+        raise ChatError("no_mask", f"the template rewrites {where}: {text[start : min(end, start + 20)]!r}")
+    # Mistral's `[/INST] Hello`: the space before the answer is the assistant's where the question to it ends before it.
+    if before.endswith(" ") and turn > 0 and not _render(tokenizer, messages[:turn], ask=True).endswith(" "):
+        start = len(before.rstrip(" "))
+    if turn == len(messages) - 1:
+        return _Turn(start, end, closing=after)
+    *_, closing = _render(tokenizer, swapped[: turn + 1]).split(sentinel)
+    return _Turn(start, end, closing)
+
+
+def _mask_turns(
+    text: str, turns: list[_Turn], ids: list[int], offsets: list[tuple[int, int]], *, special: set[int]
+) -> Encoded | ChatError:
+    tokens = np.array(ids, dtype=np.int32)
+    # Where each token ends, in characters. Where it starts follows: tokenizers with `trim_offsets` leave leading spaces
+    # out, so that a token of only spaces covers nothing, but they are its own. The tokens of one character (an emoji
+    # is several) share its end.
+    ends = np.maximum.accumulate([end for _, end in offsets])
+    loss_mask = np.zeros(len(tokens), dtype=bool)
+    for turn in turns:
+        first = np.searchsorted(ends, turn.start, side="right")  # the first token that reaches into the turn
+        behind = text[turn.end :]
+        position = turn.end + len(behind) - len(behind.lstrip())
+        last = np.searchsorted(ends, position, side="right")
+        if last == len(tokens) or ids[last] not in special:
+            return ChatError("no_mask", f"no special token ends the turn, but {text[position : position + 20]!r}")
+        # A token that only the next turn brings (`[INST]`, say) starts that turn and does not end this one.
+        if not turn.closing.lstrip().startswith(text[position : ends[last]]):
+            return ChatError("no_mask", f"{text[position : ends[last]]!r} starts the next turn, and nothing ends this")
+        loss_mask[first : last + 1] = True
+    return Encoded(tokens, loss_mask)

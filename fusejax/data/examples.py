@@ -1,0 +1,194 @@
+"""A data set as tokens: every example that can be trained on, and for every other one the reason why not."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from transformers import PreTrainedTokenizerBase
+
+from fusejax.cli import UserError
+from fusejax.data.chat import ChatError, Encoded, TrainOn, encode_conversations
+from fusejax.data.records import Kind, Message, PreferencePair, Record, RecordError, Shards
+
+CHUNK = 512
+"""Examples tokenised at once: the tokenizer spreads a chunk over all cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """An example left out, and why.
+
+    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `prompt_too_long`, `identical_pair` (chosen and
+    rejected have the same tokens, as far as they are kept); `detail` says what was found.
+    """
+
+    id: str
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+    """The kept examples, in the order of the source: one sequence each (sft), or chosen then rejected (dpo)."""
+
+    kind: Kind
+    tokens: Int32[np.ndarray, "T"]
+    """All sequences, one after the other."""
+    loss_mask: Bool[np.ndarray, "T"]
+    """True where a token is a target; never for the first of a sequence, which nothing predicts."""
+    offsets: Int64[np.ndarray, "S+1"]
+    """Sequence s is `tokens[offsets[s]:offsets[s + 1]]`."""
+    ids: list[str]
+    """Of the kept examples."""
+    kept: Int64[np.ndarray, "N"]
+    """Their indices in the source."""
+    rejected: list[Rejection]
+    truncated: int
+    """Kept examples that lost target tokens at `max_length`."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def sequences_per_example(self) -> int:
+        return 2 if self.kind == "dpo" else 1
+
+    @functools.cached_property
+    def lengths(self) -> Int64[np.ndarray, "N"]:
+        """Tokens of each example, for pairs of both sequences."""
+        return np.diff(self.offsets).reshape(len(self), -1).sum(1)
+
+    @functools.cached_property
+    def target_lengths(self) -> Int64[np.ndarray, "N"]:
+        """Target tokens of each example, for pairs of both sequences."""
+        before = np.concatenate([[0], np.cumsum(self.loss_mask, dtype=np.int64)])
+        return np.diff(before[self.offsets]).reshape(len(self), -1).sum(1)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that a model gets to see: it changes with the records, the tokenizer, its template, a limit."""
+        digest = hashlib.sha256(self.kind.encode())
+        for array in (self.tokens, self.loss_mask, self.offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def sequence(self, index: int) -> tuple[Int32[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+        """Tokens and loss mask of sequence `index`; example i has sequences i (sft), or 2i and 2i + 1 (dpo)."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.tokens[span], self.loss_mask[span]
+
+    def summary(self) -> str:
+        """One line: how many examples are kept, cut and rejected, with reasons."""
+        reasons = Counter(rejection.reason for rejection in self.rejected)
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        rejected = f"{len(self.rejected):,} rejected" + (f" ({why})" if why else "")
+        return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {self.truncated:,} cut, {rejected}"
+
+
+def tokenize(
+    source: Shards, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int | None = None
+) -> Tokenized:
+    """Tokenises a data set with the tokenizer's own chat template.
+
+    Args:
+      source: the examples.
+      tokenizer: from `fusejax.data.chat.load_tokenizer`.
+      max_length: tokens a sequence; what is longer is cut there, at the end, and counted.
+      max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
+
+    Raises:
+      UserError: not one example can be kept.
+    """
+    prompt_limit = max_length - 1 if max_prompt_length is None else max_prompt_length
+    train_on: TrainOn = "last" if source.kind == "dpo" else "all"
+    kept: list[int] = []
+    ids: list[str] = []
+    sequences: list[Encoded] = []
+    rejected: list[Rejection] = []
+    truncated = 0
+    for start in range(0, len(source), CHUNK):
+        records: list[tuple[int, Record]] = []
+        for index in range(start, min(start + CHUNK, len(source))):
+            record = _read(source, index)
+            if isinstance(record, Rejection):
+                rejected.append(record)
+            else:
+                records.append((index, record))
+        conversations = [turns for _, record in records for turns in _conversations(record)]
+        encoded = iter(encode_conversations(tokenizer, conversations, train_on=train_on))
+        for index, record in records:
+            whole = [next(encoded) for _ in _conversations(record)]
+            fitted = _fit(record, whole, max_length, prompt_limit)
+            if isinstance(fitted, Rejection):
+                rejected.append(fitted)
+                continue
+            kept.append(index)
+            ids.append(record.id)
+            sequences.extend(fitted.sequences)
+            truncated += fitted.truncated
+    if not kept:
+        raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
+    return Tokenized(
+        kind=source.kind,
+        tokens=np.concatenate([sequence.tokens for sequence in sequences]),
+        loss_mask=np.concatenate([sequence.loss_mask for sequence in sequences]),
+        offsets=np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)], dtype=np.int64),
+        ids=ids,
+        kept=np.array(kept, dtype=np.int64),
+        rejected=rejected,
+        truncated=truncated,
+    )
+
+
+class _Fitted(NamedTuple):
+    sequences: list[Encoded]
+    truncated: bool
+
+
+def _read(source: Shards, index: int) -> Record | Rejection:
+    try:
+        record = source[index]
+    except RecordError as error:
+        return Rejection(f"#{index}", "bad_record", str(error))
+    if isinstance(record, PreferencePair):
+        scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
+        for name, score in scores.items():
+            if not math.isfinite(score):
+                return Rejection(record.id, "non_finite_score", f"{name} is {score}")
+    return record
+
+
+def _conversations(record: Record) -> list[list[Message]]:
+    if isinstance(record, PreferencePair):
+        return [record.prompt + record.chosen, record.prompt + record.rejected]
+    return [record.messages]
+
+
+def _fit(record: Record, whole: list[Encoded | ChatError], max_length: int, prompt_limit: int) -> _Fitted | Rejection:
+    """The sequences of one example within the limits, or why they cannot be used."""
+    sequences, truncated = [], False
+    for encoded in whole:
+        if isinstance(encoded, ChatError):
+            return Rejection(record.id, encoded.reason, encoded.detail)
+        tokens, loss_mask = encoded
+        prompt_length = int(loss_mask.argmax())
+        if prompt_length > prompt_limit:
+            return Rejection(record.id, "prompt_too_long", f"{prompt_length} tokens, at most {prompt_limit}")
+        loss_mask[0] = False
+        truncated |= bool(loss_mask[max_length:].any())
+        # Copies, so that the whole of a long conversation is not kept alive by its beginning.
+        sequences.append(Encoded(tokens[:max_length].copy(), loss_mask[:max_length].copy()))
+    if isinstance(record, PreferencePair) and np.array_equal(sequences[0].tokens, sequences[1].tokens):
+        return Rejection(record.id, "identical_pair", f"chosen and rejected are the same{' when cut' * truncated}")
+    return _Fitted(sequences, truncated)
+
+
+def _commonest(rejected: list[Rejection]) -> str:
+    (reason, count), *_ = Counter(rejection.reason for rejection in rejected).most_common(1)
+    example = next(rejection for rejection in rejected if rejection.reason == reason)
+    return f"{reason} ({count}), for example {example.id!r}: {example.detail}"

@@ -1,0 +1,157 @@
+"""Packed batches of a tokenised data set, made ahead of time by Grain.
+
+A *step* is what the optimizer sees: exactly `batch_size` examples, in as many rows as they need. A *microbatch* is
+what a device program sees: a fixed number of rows, so that one compiled program serves all steps; the last microbatch
+of a step is filled up with empty rows. Each host assembles only its own rows of every microbatch. Everything follows
+from the step number, so resuming is starting there.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import grain.python as grain
+import numpy as np
+
+from fusejax.data.examples import Tokenized
+from fusejax.data.packing import PackingPlan, Row, plan_eval
+
+Microbatch = dict[str, np.ndarray]
+"""Arrays of R rows by L tokens:
+
+    tokens       int32 [R, L]; 0 where there is padding
+    positions    int32 [R, L]; from 0 in each sequence
+    segment_ids  int32 [R, L]; counts the sequences of a row from 1; 0 is padding
+    loss_mask    bool [R, L]; True where `tokens` is a target, so never at the first token of a sequence
+    pair_ids     int32 [R, P]; dpo only: the examples of the row, -1 where there are no more. The k-th of them (from 0)
+                 has segment 2k + 1 for chosen and 2k + 2 for rejected
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step's examples; the counts are those of all hosts together."""
+
+    step: int
+    """From 0."""
+    epoch: float
+    """Passes over the data set when this step is done."""
+    microbatches: list[Microbatch]
+    examples: int
+    tokens: int
+    target_tokens: int
+    rows: int
+    """Rows with examples in them."""
+
+
+def max_examples_per_row(row_length: int) -> int:
+    """P: bounds the size of `pair_ids`, which costs a little packing only where examples average under 16 tokens."""
+    return max(1, row_length // 16)
+
+
+def train_batches(
+    tokenized: Tokenized,
+    *,
+    batch_size: int,
+    row_length: int,
+    seed: int,
+    rows: int,
+    num_steps: int,
+    start_step: int = 0,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[StepBatch]:
+    """Batches of steps `start_step` to `num_steps`, prepared in threads.
+
+    Args:
+      tokenized: the data set.
+      batch_size: examples (pairs) a step, over all hosts.
+      row_length: tokens a row.
+      seed: of the order of examples.
+      rows: R of a microbatch over all hosts: rows a device times devices.
+      num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
+      start_step: the first step to make, after a resume.
+      host_index: whose rows to make: hosts share every microbatch's rows in order.
+      num_hosts: a divisor of `rows`.
+
+    Raises:
+      UserError: fewer examples than `batch_size`, or one longer than `row_length`.
+    """
+    limit = max_examples_per_row(row_length)
+    plan = PackingPlan(
+        tokenized.lengths, batch_size=batch_size, row_length=row_length, max_examples_per_row=limit, seed=seed
+    )
+
+    def batch(step: int) -> StepBatch:
+        packed = plan.rows(step)
+        examples = np.concatenate(packed)
+        return StepBatch(
+            step=step,
+            epoch=(step + 1) * batch_size / len(tokenized),
+            microbatches=[
+                assemble(tokenized, part, row_length) for part in _microbatch_rows(packed, rows, host_index, num_hosts)
+            ],
+            examples=len(examples),
+            tokens=int(tokenized.lengths[examples].sum()),
+            target_tokens=int(tokenized.target_lengths[examples].sum()),
+            rows=len(packed),
+        )
+
+    steps = grain.MapDataset.range(start_step, num_steps).map(batch)
+    return _made_ahead(steps, ahead=4)
+
+
+def eval_batches(
+    tokenized: Tokenized, *, row_length: int, rows: int, host_index: int = 0, num_hosts: int = 1
+) -> Iterator[Microbatch]:
+    """Microbatches that hold every example exactly once, in an order of their own: arguments as in `train_batches`."""
+    packed = plan_eval(tokenized.lengths, row_length=row_length, max_examples_per_row=max_examples_per_row(row_length))
+    parts = _microbatch_rows(packed, rows, host_index, num_hosts)
+    batches = grain.MapDataset.source(parts).map(lambda part: assemble(tokenized, part, row_length))
+    return _made_ahead(batches, ahead=8)
+
+
+def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
+    """Iterates with threads that prepare the next batches, and raises whatever went wrong in them."""
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)
+    with contextlib.closing(iter(batches.to_iter_dataset(options))) as iterator:
+        # Counted, for a StopIteration that escapes from a thread would otherwise look like the end of the data.
+        for _ in range(len(batches)):
+            yield next(iterator)
+
+
+def _microbatch_rows(packed: list[Row], rows: int, host_index: int, num_hosts: int) -> list[list[Row]]:
+    """This host's rows of each microbatch; what the last one lacks is filled up with empty rows."""
+    if rows % num_hosts:
+        raise ValueError(f"{rows} rows cannot be shared evenly by {num_hosts} hosts")
+    share = rows // num_hosts
+    filled = packed + [[]] * (-len(packed) % rows)
+    starts = range(host_index * share, len(filled), rows)
+    return [filled[start : start + share] for start in starts]
+
+
+def assemble(tokenized: Tokenized, rows: list[Row], row_length: int) -> Microbatch:
+    """The arrays of the given rows of examples."""
+    shape = (len(rows), row_length)
+    tokens = np.zeros(shape, np.int32)
+    positions = np.zeros(shape, np.int32)
+    segment_ids = np.zeros(shape, np.int32)
+    loss_mask = np.zeros(shape, bool)
+    pair_ids = np.full((len(rows), max_examples_per_row(row_length)), -1, np.int32)
+    for r, examples in enumerate(rows):
+        pair_ids[r, : len(examples)] = examples
+        each = tokenized.sequences_per_example
+        sequences = [example * each + i for example in examples for i in range(each)]
+        start = 0
+        for segment, sequence in enumerate(sequences, 1):
+            ids, mask = tokenized.sequence(sequence)
+            span = slice(start, start + len(ids))
+            tokens[r, span] = ids
+            positions[r, span] = np.arange(len(ids))
+            segment_ids[r, span] = segment
+            loss_mask[r, span] = mask
+            start += len(ids)
+    microbatch = {"tokens": tokens, "positions": positions, "segment_ids": segment_ids, "loss_mask": loss_mask}
+    if tokenized.kind == "dpo":
+        microbatch["pair_ids"] = pair_ids
+    return microbatch

@@ -1,0 +1,310 @@
+"""The one thing that the data pipeline and the trainer share: what an example is, and the shards that hold examples.
+
+A record is a `tf.train.Example` whose features are named after the fields: text as UTF-8 bytes, message lists as JSON
+bytes, scores as floats. Never token ids, so one data set serves every target model. Shards are ArrayRecord or TFRecord
+files `{split}-00000-of-00008.{arrayrecord,tfrecord}`; `manifest.json` beside them holds counts, where the data came
+from and a SHA-256 for each shard, and reading checks it. Imports neither JAX nor torch.
+
+    write_shards("data/sft", "train", examples, kind="sft", num_shards=8, manifest={"config": ...})
+    examples = open_shards("data/sft/train")
+    examples[17].messages
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, overload
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from google.protobuf.message import DecodeError
+
+from fusejax.cli import UserError
+from fusejax.data import tf_example, tfrecord
+
+Kind = Literal["sft", "dpo"]
+Format = Literal["arrayrecord", "tfrecord"]
+SCHEMA_VERSION = 1
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+ROLES = ("system", "user", "assistant")
+
+
+class RecordError(Exception):
+    """A record that does not hold what its kind must hold; the reader counts it and goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTExample:
+    """A conversation to imitate: every assistant turn is a target."""
+
+    id: str
+    dataset: str
+    domain: str
+    source_model: str
+    messages: list[Message]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """Two answers of `source_model` to one prompt; `chosen` and `rejected` hold the turns after it, mostly one."""
+
+    id: str
+    dataset: str
+    domain: str
+    source_model: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    chosen_score: float
+    rejected_score: float
+
+
+Record = SFTExample | PreferencePair
+CLASSES: dict[Kind, type[SFTExample] | type[PreferencePair]] = {"sft": SFTExample, "dpo": PreferencePair}
+
+
+def encode(record: Record) -> bytes:
+    """The record as serialised `tf.train.Example`.
+
+    Raises:
+      RecordError: a field has the wrong type, a turn is malformed, or a text is not valid Unicode.
+    """
+    example = tf_example.Example()
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        _check(record.id, field, value)
+        feature = example.features.feature[field.name]
+        try:
+            if field.type is float:
+                feature.float_list.value.append(value)
+            elif field.type is str:
+                feature.bytes_list.value.append(value.encode())
+            else:
+                feature.bytes_list.value.append(json.dumps(value, ensure_ascii=False).encode())
+        except UnicodeEncodeError as error:
+            raise RecordError(f"record {record.id!r}: {field.name} is not valid Unicode: {error.reason}") from None
+    return example.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes, kind: Kind) -> Record:
+    """The inverse of `encode`. Scores come back in float32 precision; features of other names are ignored.
+
+    Raises:
+      RecordError: not a `tf.train.Example`, or a field is missing or malformed.
+    """
+    try:
+        features = tf_example.Example.FromString(data).features.feature
+    except DecodeError:
+        raise RecordError("not a tf.train.Example") from None
+    name = _text(features, "id") if "id" in features else "?"
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(CLASSES[kind]):
+        if field.name not in features:
+            raise RecordError(f"record {name!r}: no field {field.name!r}")
+        if field.type is float:
+            values[field.name] = _only(features[field.name].float_list.value, field.name)
+        elif field.type is str:
+            values[field.name] = _text(features, field.name)
+        else:
+            try:
+                values[field.name] = json.loads(_text(features, field.name))
+            except json.JSONDecodeError:
+                raise RecordError(f"record {name!r}: {field.name} is not JSON") from None
+        _check(name, field, values[field.name])
+    return CLASSES[kind](**values)
+
+
+def write_shards(
+    directory: str | Path,
+    split: str,
+    examples: Iterable[Record],
+    *,
+    kind: Kind,
+    format: Format = "arrayrecord",
+    num_shards: int,
+    manifest: dict[str, Any],
+) -> Path:
+    """Writes the examples, in order, as one split of a data set, and returns the path of its `manifest.json`.
+
+    Shards are written under temporary names and renamed when all are whole; an earlier version of the split, whatever
+    its format or number of shards, is replaced. Other splits of the directory stay.
+
+    Args:
+      directory: where the shards lie; made if need be.
+      split: the name to read them by: `open_shards(f"{directory}/{split}")`.
+      examples: all of `kind`.
+      num_shards: files to spread them over, evenly; there can be empty ones.
+      manifest: what else `manifest.json` should say, under keys of the caller's choice (config, models, sampling).
+
+    Raises:
+      RecordError: an example cannot be encoded; nothing is written then.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    examples = list(examples)
+    if wrong := next((example for example in examples if type(example) is not CLASSES[kind]), None):
+        raise TypeError(f"a data set of kind {kind} cannot hold {wrong!r}")
+
+    entries, renames = [], []
+    try:
+        for index in range(num_shards):
+            start, stop = (len(examples) * i // num_shards for i in (index, index + 1))
+            target = directory / f"{split}-{index:05d}-of-{num_shards:05d}.{format}"
+            temporary = target.with_name(f".{target.name}.partial")
+            renames.append((temporary, target))
+            _write_shard(temporary, map(encode, examples[start:stop]), format)
+            entries.append({"file": target.name, "sha256": _sha256(temporary), "examples": stop - start})
+        for temporary, target in renames:
+            temporary.replace(target)
+    finally:
+        for temporary, _ in renames:
+            temporary.unlink(missing_ok=True)
+
+    path = directory / "manifest.json"
+    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    splits = old.get("splits", {})
+    stale = {entry["file"] for entry in splits.get(split, {}).get("shards", [])} - {e["file"] for e in entries}
+    splits[split] = {
+        "kind": kind,
+        "format": format,
+        "examples": len(examples),
+        "by_dataset": _counts(example.dataset for example in examples),
+        "by_domain": _counts(example.domain for example in examples),
+        "by_source_model": _counts(example.source_model for example in examples),
+        "shards": entries,
+    }
+    new = {**old, **manifest, "schema_version": SCHEMA_VERSION, "splits": splits}
+    temporary = path.with_name(".manifest.json.partial")
+    temporary.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
+    return path
+
+
+class Shards(Sequence[Record]):
+    """The examples of one split, read and decoded when asked for. Threads may share it.
+
+    Indexing raises `RecordError` for a record that is whole on disk but malformed.
+    """
+
+    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: list[Sequence[bytes]]):
+        self.name = name
+        """As given to `open_shards`."""
+        self.kind: Kind = kind
+        self.fingerprint = fingerprint
+        """A hash of the contents of all shards: what a cache computed from this data set is keyed by."""
+        self._readers = readers
+        self._locations = [(reader, i) for reader in readers for i in range(len(reader))]
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        reader, position = self._locations[index]
+        return decode(reader[position], self.kind)
+
+
+def open_shards(source: str | Path) -> Shards:
+    """Opens `DIR/SPLIT`: the shards that `DIR/manifest.json` lists for that split.
+
+    Raises:
+      UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples.
+    """
+    directory, split = Path(source).parent, Path(source).name
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        version, splits = manifest["schema_version"], manifest["splits"]
+    except OSError:
+        hint = f"; give {source}/SPLIT" if (Path(source) / "manifest.json").exists() else ""
+        raise UserError(f"data {source}: no manifest.json in {directory}{hint}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"data {source}: {directory}/manifest.json is not a data set's manifest: {error!r}") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"data {source}: schema version {version}, but this program reads {SCHEMA_VERSION}")
+    if split not in splits:
+        raise UserError(f"data {source}: no split {split!r} in {directory}, which has {', '.join(splits) or 'none'}")
+    entry = splits[split]
+    for shard in entry["shards"]:
+        path = directory / shard["file"]
+        if not path.exists():
+            raise UserError(f"data {source}: shard {path} is missing: write the data set again")
+        if _sha256(path) != shard["sha256"]:
+            raise UserError(f"data {source}: shard {path} is truncated or altered (SHA-256): write the data set again")
+    if not entry["examples"]:
+        raise UserError(f"data {source}: the data set is empty")
+    paths = [directory / shard["file"] for shard in entry["shards"] if shard["examples"]]
+    try:
+        readers: list[Any]
+        if entry["format"] == "arrayrecord":
+            readers = [ArrayRecordDataSource([str(path) for path in paths])]
+        else:
+            readers = [tfrecord.Reader(path) for path in paths]
+    except tfrecord.CorruptError as error:
+        raise UserError(f"data {source}: {error}") from None
+    hashes = "".join(shard["sha256"] for shard in entry["shards"])
+    return Shards(str(source), entry["kind"], hashlib.sha256(hashes.encode()).hexdigest(), readers)
+
+
+def _write_shard(path: Path, records: Iterable[bytes], format: Format) -> None:
+    if format == "tfrecord":
+        tfrecord.write(path, records)
+        return
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record a chunk: fast random access
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(collections.Counter(values).items()))
+
+
+def _check(name: str, field: dataclasses.Field, value: Any) -> None:
+    if field.type in (str, float):
+        # A whole number is a fine score; anything else must be what it says.
+        if not isinstance(value, (int, float) if field.type is float else str) or isinstance(value, bool):
+            raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {field.type.__name__}")
+        return
+    if not isinstance(value, list) or not value:
+        raise RecordError(f"record {name!r}: {field.name} is not a list of at least one turn")
+    for turn in value:
+        if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
+            raise RecordError(f"record {name!r}: a turn of {field.name} has not exactly the keys role and content")
+        if turn["role"] not in ROLES or not isinstance(turn["content"], str):
+            raise RecordError(f"record {name!r}: a turn of {field.name} has role {turn['role']!r} or no text")
+
+
+def _text(features: Any, name: str) -> str:
+    try:
+        return _only(features[name].bytes_list.value, name).decode()
+    except UnicodeDecodeError:
+        raise RecordError(f"{name} is not UTF-8") from None
+
+
+def _only(values: Any, name: str) -> Any:
+    if len(values) != 1:
+        raise RecordError(f"{name} has {len(values)} values, not one")
+    return values[0]

@@ -1,0 +1,143 @@
+"""What of a data set is kept, what is cut, and what is rejected for which reason."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fusejax.cli import UserError
+from fusejax.data import examples
+from fusejax.data.chat import encode_conversation
+from fusejax.data.examples import Rejection, tokenize
+from fusejax.data.records import PreferencePair, SFTExample, Shards, encode, open_shards, write_shards
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def sft(name: str, *messages: dict[str, str]) -> SFTExample:
+    return SFTExample(name, "set", "math", "source", list(messages) or [turn("user", "Hi"), turn("assistant", name)])
+
+
+def pair(name: str, chosen="yes", rejected="no", prompt="Hi", scores=(1.0, 0.5)) -> PreferencePair:
+    sides = [turn("user", prompt)], [turn("assistant", chosen)], [turn("assistant", rejected)]
+    return PreferencePair(name, "set", "math", "source", *sides, *scores)
+
+
+def shards(*records: SFTExample | PreferencePair | bytes) -> Shards:
+    """As opened, without files; bytes stand for a record that someone else wrote."""
+    kind = "dpo" if any(isinstance(record, PreferencePair) for record in records) else "sft"
+    data = [record if isinstance(record, bytes) else encode(record) for record in records]
+    return Shards("data/train", kind, "fingerprint", [data])
+
+
+def test_sft(tokenizer, monkeypatch):
+    monkeypatch.setattr(examples, "CHUNK", 2)
+    multi = [turn("user", "Hi"), turn("assistant", "a"), turn("user", "And?"), turn("assistant", "b 😀")]
+    records = [sft("one"), sft("two", *multi), sft("three"), sft("four"), sft("five")]
+    tokenized = tokenize(shards(*records), tokenizer, max_length=100)
+    assert tokenized.ids == ["one", "two", "three", "four", "five"] and tokenized.kept.tolist() == [0, 1, 2, 3, 4]
+    for i, record in enumerate(records):
+        tokens, mask = tokenized.sequence(i)
+        expected = encode_conversation(tokenizer, record.messages)
+        assert np.array_equal(tokens, expected.tokens) and np.array_equal(mask, expected.loss_mask)
+        assert (tokenized.lengths[i], tokenized.target_lengths[i]) == (len(tokens), mask.sum())
+    assert tokenized.tokens.dtype == np.int32 and tokenized.loss_mask.dtype == bool
+    assert len(tokenized) == 5 and not tokenized.rejected and not tokenized.truncated
+
+
+def test_pairs(tokenizer):
+    record = pair("a", chosen="The answer is 42.")
+    earlier = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "?")]
+    longer = PreferencePair("b", "s", "d", "m", earlier, record.chosen, record.rejected, 1.0, 0.5)
+    tokenized = tokenize(shards(record, longer), tokenizer, max_length=100)
+    assert tokenized.kind == "dpo" and len(tokenized) == 2 and tokenized.sequences_per_example == 2
+    for i, (prompt, answer) in enumerate((r.prompt, a) for r in (record, longer) for a in (r.chosen, r.rejected)):
+        tokens, mask = tokenized.sequence(i)
+        assert np.array_equal(tokens, encode_conversation(tokenizer, prompt + answer).tokens)
+        assert tokenizer.decode(tokens[mask]) == answer[0]["content"] + "<|im_end|>"  # never earlier answers
+    lengths = [len(tokenized.sequence(i)[0]) for i in range(4)]
+    assert tokenized.lengths.tolist() == [lengths[0] + lengths[1], lengths[2] + lengths[3]]
+
+
+def test_every_rejection_has_its_reason(tokenizer):
+    records = [
+        pair("good"),
+        pair("same", chosen="yes", rejected="yes"),
+        pair("nan", scores=(math.nan, 0.0)),
+        pair("infinite", scores=(0.0, -math.inf)),
+        pair("long prompt", prompt="Hello " * 100),
+        pair("empty", rejected=" "),
+        pair("same when cut", chosen="a" + " b" * 100 + "c", rejected="a" + " b" * 100 + "d"),
+        encode(sft("an sft record")),
+        b"\xff\xffgarbage",
+        PreferencePair("no answer", "s", "d", "m", [turn("user", "a")], [turn("user", "b")], [turn("user", "c")], 1, 0),
+        pair("cut", rejected="a" + " b" * 100),
+    ]
+    tokenized = tokenize(shards(*records), tokenizer, max_length=80, max_prompt_length=60)
+    assert tokenized.ids == ["good", "cut"] and tokenized.kept.tolist() == [0, 10] and tokenized.truncated == 1
+    assert {rejection.id: rejection.reason for rejection in tokenized.rejected} == {
+        "same": "identical_pair",
+        "nan": "non_finite_score",
+        "infinite": "non_finite_score",
+        "long prompt": "prompt_too_long",
+        "empty": "empty_response",
+        "same when cut": "identical_pair",
+        "#7": "bad_record",
+        "#8": "bad_record",
+        "no answer": "empty_mask",
+    }
+    assert all(rejection.detail for rejection in tokenized.rejected)
+    assert "identical_pair 2" in tokenized.summary() and "9 rejected" in tokenized.summary()
+
+
+def test_limits_are_exact(tokenizer):
+    (record,) = (sft("x", turn("user", "Hello " * 5), turn("assistant", "The answer is 42.")),)
+    whole, mask = encode_conversation(tokenizer, record.messages)
+    prompt, end = int(mask.argmax()), int(mask.nonzero()[0][-1]) + 1
+
+    def run(**limits):
+        return tokenize(shards(record, sft("short", turn("user", ""), turn("assistant", "a"))), tokenizer, **limits)
+
+    assert run(max_length=100, max_prompt_length=prompt).ids == ["x", "short"]
+    assert run(max_length=100, max_prompt_length=prompt - 1).rejected == [
+        Rejection("x", "prompt_too_long", f"{prompt} tokens, at most {prompt - 1}")
+    ]
+    assert run(max_length=prompt + 1).ids == ["x", "short"]  # one target left
+    assert run(max_length=prompt).ids == ["short"]
+    cut = run(max_length=end - 1)
+    assert cut.truncated == 1 and np.array_equal(cut.sequence(0)[0], whole[: end - 1])
+    assert run(max_length=end).truncated == 0  # what follows the end of the turn is no loss
+
+
+def test_the_first_token_is_no_target(tokenizer, monkeypatch):
+    template = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    tokenized = tokenize(shards(sft("x", turn("assistant", "Hello"))), tokenizer, max_length=9)
+    assert not tokenized.loss_mask[0] and tokenized.loss_mask[1:].all()
+
+
+def test_all_rejected(tokenizer):
+    records = [sft("a", turn("user", "Hi")), sft("b", turn("user", "Hi")), sft("c", turn("assistant", ""))]
+    message = r"data data/train: all 3 examples are rejected, as empty_mask \(2\), for example 'a': no assistant turn"
+    with pytest.raises(UserError, match=message):
+        tokenize(shards(*records), tokenizer, max_length=80)
+
+
+def test_fingerprint(tokenizer, monkeypatch):
+    def fingerprint(name="a", max_length=80):
+        return tokenize(shards(sft(name)), tokenizer, max_length=max_length).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first and fingerprint(max_length=60) == first  # nothing was cut
+    assert len({first, fingerprint(name="b"), fingerprint(max_length=38)}) == 3
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("helpful", "helpless"))
+    assert fingerprint() != first
+
+
+def test_from_files(tokenizer, tmp_path):
+    records = [pair(f"id{i}", chosen=f"yes {i}") for i in range(20)]
+    write_shards(tmp_path, "train", records, kind="dpo", format="tfrecord", num_shards=3, manifest={})
+    tokenized = tokenize(open_shards(tmp_path / "train"), tokenizer, max_length=80)
+    assert tokenized.ids == [record.id for record in records]

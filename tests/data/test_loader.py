@@ -1,0 +1,170 @@
+"""What a device program gets: every token where it belongs, on any number of hosts, from any step."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusejax.data import loader
+from fusejax.data.examples import Tokenized
+from fusejax.data.loader import eval_batches, max_examples_per_row, train_batches
+from fusejax.data.packing import num_steps
+
+
+def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
+    """Sequences of the given lengths; tokens count on over all, so that each is known by its value."""
+    each = 2 if kind == "dpo" else 1
+    total = sum(lengths)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    mask = np.arange(total) % 3 != 0
+    mask[offsets[:-1]] = False
+    ids = [f"id{i}" for i in range(len(lengths) // each)]
+    return Tokenized(kind, np.arange(1, total + 1, dtype=np.int32), mask, offsets, ids, np.arange(len(ids)), [], 0)
+
+
+@st.composite
+def problems(draw):
+    kind = draw(st.sampled_from(["sft", "dpo"]))
+    each = 2 if kind == "dpo" else 1
+    count = draw(st.integers(1, 30))
+    data = tokenized(draw(st.lists(st.integers(1, 20), min_size=count * each, max_size=count * each)), kind)
+    row_length = draw(st.integers(int(data.lengths.max()), 80))
+    num_hosts = draw(st.integers(1, 3))
+    options = {"row_length": row_length, "rows": num_hosts * draw(st.integers(1, 3))}
+    return data, options, draw(st.integers(1, count)), num_hosts
+
+
+def sequences(data: Tokenized, microbatches):
+    """Takes microbatches apart: yields (example, which of its sequences) after checking every array."""
+    each = data.sequences_per_example
+    starts = {int(data.tokens[start]): i for i, start in enumerate(data.offsets[:-1])}
+    for microbatch in microbatches:
+        assert {name: array.dtype for name, array in microbatch.items()} == {
+            "tokens": np.int32,
+            "positions": np.int32,
+            "segment_ids": np.int32,
+            "loss_mask": bool,
+        } | ({"pair_ids": np.int32} if data.kind == "dpo" else {})
+        for row in range(len(microbatch["tokens"])):
+            tokens, positions, segments, mask = (
+                microbatch[name][row] for name in ("tokens", "positions", "segment_ids", "loss_mask")
+            )
+            used = int((segments > 0).sum())
+            assert not tokens[used:].any() and not positions[used:].any() and not mask[used:].any()
+            for segment in range(1, segments.max() + 1):
+                (where,) = np.nonzero(segments == segment)
+                sequence = starts[int(tokens[where[0]])]
+                ids, expected = data.sequence(sequence)
+                assert np.array_equal(tokens[where], ids) and np.array_equal(mask[where], expected)
+                assert np.array_equal(positions[where], np.arange(len(ids)))
+                assert np.array_equal(where, np.arange(where[0], where[0] + len(ids)))
+                assert not mask[where[0]]
+                if each == 2:
+                    assert sequence % 2 == (segment - 1) % 2
+                    assert microbatch["pair_ids"][row, (segment - 1) // 2] == sequence // 2
+                yield sequence // each
+            if each == 2:
+                pairs = microbatch["pair_ids"][row]
+                assert (pairs >= 0).sum() * 2 == segments.max()
+                assert pairs.shape == (max_examples_per_row(len(tokens)),)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_train_batches(problem):
+    data, options, batch_size, num_hosts = problem
+    steps = num_steps(len(data), batch_size, 2)
+    options |= {"batch_size": batch_size, "seed": 0, "num_steps": steps}
+    batches = list(train_batches(data, **options))
+    assert [batch.step for batch in batches] == list(range(steps))
+    seen = []
+    for batch in batches:
+        examples = list(sequences(data, batch.microbatches))[:: data.sequences_per_example]
+        assert len(examples) == batch.examples == batch_size
+        assert (
+            batch.tokens
+            == sum((m["segment_ids"] > 0).sum() for m in batch.microbatches)
+            == data.lengths[examples].sum()
+        )
+        assert batch.target_tokens == sum(m["loss_mask"].sum() for m in batch.microbatches)
+        assert batch.rows == sum(m["segment_ids"].any(1).sum() for m in batch.microbatches)
+        assert len(batch.microbatches) == -(-batch.rows // options["rows"])
+        assert all(m["tokens"].shape == (options["rows"], options["row_length"]) for m in batch.microbatches)
+        assert batch.epoch == (batch.step + 1) * batch_size / len(data)
+        seen += examples
+    assert set(np.bincount(seen, minlength=len(data))) <= {2, 3}
+
+    # The hosts' shares put together are the whole, and all hosts tell the same counts.
+    hosts = [list(train_batches(data, **options, host_index=i, num_hosts=num_hosts)) for i in range(num_hosts)]
+    for batch, *shares in zip(batches, *hosts, strict=True):
+        assert {(s.step, s.examples, s.tokens, s.target_tokens, s.rows) for s in shares} == {
+            (batch.step, batch.examples, batch.tokens, batch.target_tokens, batch.rows)
+        }
+        assert_equal(batch.microbatches, [join(parts) for parts in zip(*(s.microbatches for s in shares), strict=True)])
+
+    # Begun in the middle, a run goes on as if it had never stopped.
+    start = steps // 2
+    resumed = list(train_batches(data, **options, start_step=start))
+    for batch, again in zip(batches[start:], resumed, strict=True):
+        assert batch.step == again.step
+        assert_equal(batch.microbatches, again.microbatches)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_eval_batches(problem):
+    data, options, _, num_hosts = problem
+    batches = list(eval_batches(data, **options))
+    examples = list(sequences(data, batches))
+    assert sorted(examples) == sorted(list(range(len(data))) * data.sequences_per_example)
+    assert all(batch["tokens"].shape == (options["rows"], options["row_length"]) for batch in batches)
+    hosts = [list(eval_batches(data, **options, host_index=i, num_hosts=num_hosts)) for i in range(num_hosts)]
+    assert_equal(batches, [join(parts) for parts in zip(*hosts, strict=True)])
+
+
+def join(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_worked_example():
+    data = tokenized([3, 2, 2, 2], "dpo")
+    (batch,) = train_batches(data, batch_size=2, row_length=32, seed=0, rows=2, num_steps=1)
+    (microbatch,) = batch.microbatches
+    order = microbatch["pair_ids"][0].tolist()
+    assert sorted(order) == [0, 1]
+    assert microbatch["pair_ids"][1].tolist() == [-1, -1]
+    first = {0: [1] * 3 + [2] * 2 + [3] * 2 + [4] * 2, 1: [1] * 2 + [2] * 2 + [3] * 3 + [4] * 2}[order[0]]
+    assert microbatch["segment_ids"].tolist() == [first + [0] * 23, [0] * 32]
+    assert (batch.examples, batch.rows, batch.tokens, batch.epoch) == (2, 1, 9, 1.0)
+
+
+@pytest.mark.parametrize("error", [OSError, StopIteration, IndexError])
+def test_a_failure_is_no_end(monkeypatch, error):
+    """An error while a batch is made must reach the training loop, not end the data as if the run were done."""
+    data = tokenized([4] * 12)
+    assemble = loader.assemble
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise error("disk on fire")
+        return assemble(*arguments)
+
+    monkeypatch.setattr(loader, "assemble", fail)
+    batches = train_batches(data, batch_size=2, row_length=64, seed=0, rows=1, num_steps=6)
+    with pytest.raises((error, RuntimeError)) as caught:
+        list(batches)
+    assert "disk on fire" in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_uneven_hosts():
+    data = tokenized([4] * 4)
+    with pytest.raises(ValueError, match="3 rows cannot be shared evenly by 2 hosts"):
+        next(train_batches(data, batch_size=2, row_length=8, seed=0, rows=3, num_steps=1, num_hosts=2))
