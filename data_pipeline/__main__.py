@@ -1,0 +1,37 @@
+"""python -m data_pipeline {prompts|sample|score|select|write|run|report} --config FILE [key.path=value ...]"""
+
+import argparse
+import sys
+
+from data_pipeline import prompts, report, sample, score, select, write
+from data_pipeline.config import PipelineConfig
+from fusejax import cli
+
+STAGES = {
+    "prompts": prompts.run,
+    "sample": sample.run,
+    "score": score.run,
+    "select": select.run,
+    "write": write.run,
+    "report": report.run,
+}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline", description=__doc__)
+    parser.add_argument("stage", choices=[*STAGES, "run"], help="`run` is all of them in order")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="--config FILE [key.path=value ...]")
+    stage = parser.parse_args(arguments[:1]).stage
+    options = cli.config_parser(f"data_pipeline {stage}", f"stage {stage} of the data pipeline").parse_args(
+        arguments[1:]
+    )
+    config = cli.load_config(PipelineConfig, options.config, options.overrides)
+    if stage == "run":
+        # Before hours of sampling, not after.
+        select.require_rewards(config, domains=None)
+    for name in STAGES if stage == "run" else [stage]:
+        STAGES[name](config)
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,157 @@
+"""The whole of a data set's making as typed, validated values. Every field is read somewhere; there are no others."""
+
+from typing import Literal, get_args
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from fusejax.cli import ConfigModel
+
+Domain = Literal["instruction", "math", "code", "chinese"]
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+PairSource = Literal["best", "random", "widest"]
+
+
+class ColumnsConfig(ConfigModel):
+    """Our column -> the column of the file. Unset ones are looked for under our own name."""
+
+    id: str | None = None
+    messages: str | None = None
+    """A list of `{role, content}`, ending in a user turn."""
+    prompt: str | None = None
+    """Where there are no messages: the text of one user turn."""
+    answer: str | None = None
+    tests: str | None = None
+
+
+class PromptsConfig(ConfigModel):
+    path: str
+    """A file (.jsonl, .jsonl.gz, .parquet) or the Hub id of a data set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    dataset: str
+    """The data set's name in records and reports."""
+    domain: Domain
+    limit: PositiveInt | None = None
+    """Keep so many prompts, chosen by the seed."""
+    columns: ColumnsConfig = ColumnsConfig()
+
+
+class SourceConfig(ConfigModel):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the files and the records' `source_model`."""
+    model: str
+    """Directory or Hub id of a Hugging Face checkpoint with a chat template."""
+    temperature: NonNegativeFloat = 0.8
+    """0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    repetition_penalty: PositiveFloat = 1.0
+    domains: tuple[Domain, ...] = DOMAINS
+
+
+class SamplerConfig(ConfigModel):
+    backend: Literal["transformers"] = "transformers"
+    batch_size: PositiveInt = 64
+    chunk_size: PositiveInt = 1024
+    """Requests a part file: what a killed run loses at most."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class SamplesPerPrompt(ConfigModel):
+    instruction: PositiveInt = 5
+    math: PositiveInt = 5
+    code: PositiveInt = 8
+    chinese: PositiveInt = 1
+
+
+class ScorerConfig(ConfigModel):
+    reward: str | None = None
+    """`module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class with that method."""
+    correctness: Literal["math_verify", "code"] | None = None
+    """Gives the verdict; without it the verdict is the reward's."""
+    timeout_seconds: PositiveFloat = 5.0
+    """Of a verification (math: wall time; code: CPU time of all tests of an answer)."""
+    memory_mb: PositiveInt = 1024
+    """Of a verification."""
+
+
+class ScorersConfig(ConfigModel):
+    instruction: ScorerConfig = ScorerConfig()
+    math: ScorerConfig = ScorerConfig(correctness="math_verify")
+    code: ScorerConfig = ScorerConfig(correctness="code")
+    chinese: ScorerConfig = ScorerConfig()
+    workers: PositiveInt | None = None
+    """Processes that verify. Default: one a core."""
+
+
+class _Margins(ConfigModel):
+    min_margin: float | None = Field(0.01, ge=0)
+    max_margin: float | None = Field(0.1, ge=0)
+    """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "_Margins":
+        if self.min_margin is not None and self.max_margin is not None and self.min_margin > self.max_margin:
+            raise ValueError(f"min_margin {self.min_margin} exceeds max_margin {self.max_margin}")
+        return self
+
+
+class InstructionSelection(_Margins):
+    sft_fraction: float = Field(0.4, ge=0, le=1)
+    """Of each data set's prompts with a valid pair; the others serve DPO."""
+    pair_source: PairSource = "best"
+    """Which source's pair, of those valid: with the best chosen answer, a seeded random one, or the widest margin."""
+
+
+class MathSelection(_Margins):
+    pair_source: PairSource = "best"
+
+
+class CodeSelection(_Margins):
+    min_margin: float | None = Field(None, ge=0)
+    max_margin: float | None = Field(None, ge=0)
+    same_source: bool = True
+    """Whether both answers of a pair must come from one source."""
+    pair_source: PairSource = "best"
+
+
+class ChineseSelection(ConfigModel):
+    source: str | None = None
+    """The one source whose answers are used. Default: any."""
+
+
+class SelectionConfig(ConfigModel):
+    instruction: InstructionSelection = InstructionSelection()
+    math: MathSelection = MathSelection()
+    code: CodeSelection = CodeSelection()
+    chinese: ChineseSelection = ChineseSelection()
+
+
+class WriteConfig(ConfigModel):
+    format: Literal["arrayrecord", "tfrecord"] = "arrayrecord"
+    num_shards: PositiveInt = 8
+    eval_fraction: float = Field(0.01, ge=0, lt=1)
+    """Of each domain's selected prompts, at least one prompt a domain unless 0; the same prompts for sft and dpo."""
+
+
+class PipelineConfig(ConfigModel):
+    output_dir: str
+    seed: int = 0
+    prompts: list[PromptsConfig] = Field(min_length=1)
+    sources: list[SourceConfig] = Field(min_length=1)
+    sampler: SamplerConfig = SamplerConfig()
+    samples_per_prompt: SamplesPerPrompt = SamplesPerPrompt()
+    max_new_tokens: PositiveInt = 4096
+    scorers: ScorersConfig = ScorersConfig()
+    selection: SelectionConfig = SelectionConfig()
+    write: WriteConfig = WriteConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "PipelineConfig":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: a name occurs twice in {', '.join(names)}")
+        wanted = self.selection.chinese.source
+        if wanted is not None and wanted not in names:
+            raise ValueError(f"selection.chinese.source: {wanted!r} is none of the sources {', '.join(names)}")
+        return self

@@ -1,0 +1,196 @@
+"""Stage `prompts`: files and Hub data sets to one checked table, `prompts.parquet`.
+
+Every record either becomes a row or a line of `rejected/prompts.jsonl` with its reason.
+"""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pydantic
+
+from data_pipeline import store
+from data_pipeline.config import PipelineConfig, PromptsConfig
+from fusejax.cli import UserError
+
+_MESSAGE = pl.Struct([pl.Field("role", pl.String), pl.Field("content", pl.String)])
+_COLUMNS: dict[str, Any] = {
+    "id": pl.String,
+    "dataset": pl.String,
+    "domain": pl.String,
+    "messages": pl.List(_MESSAGE),
+    "answer": pl.String,
+    "tests": pl.List(pl.String),
+}
+SCHEMA = pl.Schema(_COLUMNS)
+LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+class Rejected(Exception):
+    """A record that cannot serve as a prompt: a short constant reason, and what is wrong in particular."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `prompts.parquet` and `rejected/prompts.jsonl`.
+
+    Raises:
+      UserError: a file is missing or unreadable, has no such column, or yields no prompt.
+    """
+    output = Path(config.output_dir)
+    table, rejected = output / "prompts.parquet", output / "rejected" / "prompts.jsonl"
+    inputs = store.fingerprint(
+        config.model_dump(mode="json", include={"prompts", "seed", "scorers"}),
+        *(Path(entry.path) for entry in config.prompts if Path(entry.path).is_file()),
+    )
+    store.once(output, "prompts", inputs, [table, rejected], lambda: _read_all(config, table, rejected))
+
+
+def _read_all(config: PipelineConfig, table: Path, rejected_path: Path) -> str:
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    ids: set[str] = set()
+    texts: set[str] = set()
+    for entry in config.prompts:
+        of_entry: list[dict[str, Any]] = []
+        unseen = set(entry.columns.model_dump(exclude_none=True).values())
+        count = 0
+        for count, (where, record) in enumerate(_records(entry), 1):
+            if isinstance(record, dict):
+                unseen -= record.keys()
+            try:
+                row = _prompt(record, entry, default_id=f"{entry.dataset}-{count - 1}", config=config)
+                content = f"{row['domain']}\0{json.dumps(row['messages'], ensure_ascii=False)}"
+                if row["id"] in ids:
+                    raise Rejected("duplicate_id", row["id"])
+                if content in texts:
+                    raise Rejected("duplicate_prompt", row["id"])
+            except Rejected as error:
+                rejected.append({"where": where, "reason": error.reason, "detail": error.detail, "record": record})
+                continue
+            ids.add(row["id"])
+            texts.add(content)
+            of_entry.append(row)
+        if not count:
+            raise UserError(f"prompts: {entry.path}: empty data set")
+        if unseen:
+            raise UserError(f"prompts: {entry.path}: no record has the column {min(unseen)!r}")
+        if not of_entry:
+            reason, _ = Counter(line["reason"] for line in rejected).most_common(1)[0]
+            raise UserError(f"prompts: {entry.path}: all {count} records are rejected, mostly for {reason}")
+        if entry.limit is not None and entry.limit < len(of_entry):
+            chosen = sorted(of_entry, key=lambda row: store.rank(config.seed, "limit", row["id"]))[: entry.limit]
+            chosen_ids = {row["id"] for row in chosen}
+            of_entry = [row for row in of_entry if row["id"] in chosen_ids]
+        kept.extend(of_entry)
+    lines = (json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in rejected)
+    store.write_text(rejected_path, "".join(lines).encode(errors="replace").decode())
+    store.write_parquet(pl.DataFrame(kept, schema=SCHEMA), table)
+    reasons = Counter(line["reason"] for line in rejected)
+    return f"{len(kept):,} prompts, {len(rejected):,} rejected" + (f" {dict(reasons)}" if reasons else "")
+
+
+def _records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
+    """Pairs of (where, record); a line that is no JSON comes as its text."""
+    path = Path(entry.path)
+    if path.is_dir():
+        raise UserError(f"prompts: {path} is a directory; give a file ({', '.join(LOCAL_SUFFIXES)}) or a Hub id")
+    if path.name.endswith((".jsonl", ".jsonl.gz")) and path.exists():
+        try:
+            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield f"{path}:{number}", _json(line)
+        except (OSError, EOFError) as error:
+            raise UserError(f"prompts: {path}: cannot be read: {store.one_line(error)}") from None
+    elif path.suffix == ".parquet" and path.exists():
+        rows = store.read_parquet(path, [], made_by="prompts").iter_rows(named=True)
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows))
+    elif path.exists():
+        raise UserError(f"prompts: {path}: unknown kind of file; known are {', '.join(LOCAL_SUFFIXES)}")
+    elif path.is_absolute() or path.name.endswith(LOCAL_SUFFIXES) or len(path.parts) > 2:
+        raise UserError(f"prompts: {path}: no such file")
+    else:
+        yield from _hub_records(entry)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line.decode(errors="replace").rstrip("\n")
+
+
+def _hub_records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
+    import datasets  # Slow to import, and only here.
+
+    try:
+        rows = datasets.load_dataset(entry.path, split=entry.split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        problem = store.one_line(error)
+        raise UserError(f"prompts: {entry.path}: no such file, nor a data set that the Hub gives: {problem}") from None
+    yield from ((f"{entry.path}:{entry.split}:{number}", row) for number, row in enumerate(rows))
+
+
+class _Message(pydantic.BaseModel):
+    role: str
+    content: str
+
+
+_MESSAGES = pydantic.TypeAdapter(list[_Message])
+
+
+def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: PipelineConfig) -> dict[str, Any]:
+    """A row of `SCHEMA`, or `Rejected`."""
+    if not isinstance(record, dict):
+        raise Rejected("bad_json" if isinstance(record, str) else "not_an_object")
+    values = {ours: record.get(theirs or ours) for ours, theirs in entry.columns.model_dump().items()}
+    messages = values["messages"]
+    if messages is None:
+        text = values["prompt"]
+        if not isinstance(text, str) or not text.strip():
+            raise Rejected("no_prompt")
+        messages = [{"role": "user", "content": text}]
+    try:
+        messages = [message.model_dump() for message in _MESSAGES.validate_python(messages)]
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        raise Rejected("bad_messages", f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    roles = [message["role"] for message in messages]
+    if set(roles) - {"system", "user", "assistant"}:
+        raise Rejected("bad_messages", f"roles {', '.join(roles)}")
+    if not roles or roles[-1] != "user" or not messages[-1]["content"].strip():
+        raise Rejected("no_user_turn", f"roles {', '.join(roles)}")
+    answer, tests = values["answer"], values["tests"]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if answer is not None and not isinstance(answer, str):
+        raise Rejected("bad_answer", f"{type(answer).__name__}, not text")
+    tests = [tests] if isinstance(tests, str) else tests
+    if tests is not None and not (isinstance(tests, list) and all(isinstance(test, str) for test in tests)):
+        raise Rejected("bad_tests", "not a list of texts")
+    correctness = getattr(config.scorers, entry.domain).correctness
+    if correctness == "math_verify" and not (answer and answer.strip()):
+        raise Rejected("no_answer")
+    if correctness == "code" and not tests:
+        raise Rejected("no_tests")
+    row = {
+        "id": default_id if values["id"] is None else str(values["id"]),
+        "dataset": entry.dataset,
+        "domain": entry.domain,
+        "messages": messages,
+        "answer": answer,
+        "tests": tests,
+    }
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Rejected("bad_unicode") from None
+    return row

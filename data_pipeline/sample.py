@@ -1,0 +1,137 @@
+"""Stage `sample`: every source answers every prompt of its domains, to `samples/{source}.parquet`.
+
+Answers are stored under a key: the hash of model, sampling parameters, conversation and seed. A run asks only for keys
+that are not there yet, chunk by chunk in part files, so a killed run goes on where it was, and more prompts or another
+source cost only their own answers. The seed is a hash of (run seed, prompt, source, sample index), never a count.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from data_pipeline import store
+from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.samplers import checkpoint
+from data_pipeline.samplers.base import Request, Sampler, open_sampler
+from fusejax.cli import UserError
+
+SCHEMA = pl.Schema(
+    {
+        "key": pl.String,
+        "prompt_id": pl.String,
+        "source": pl.String,
+        "sample_index": pl.Int64,
+        "seed": pl.Int64,
+        "text": pl.String,
+        "finish_reason": pl.String,
+        "error": pl.String,
+        "prompt_tokens": pl.Int64,
+        "completion_tokens": pl.Int64,
+        "model": pl.String,
+        "model_fingerprint": pl.String,
+        "temperature": pl.Float64,
+        "top_p": pl.Float64,
+        "repetition_penalty": pl.Float64,
+        "max_new_tokens": pl.Int64,
+        "engine": pl.String,
+    }
+)
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `samples/{source}.parquet` for each source.
+
+    Raises:
+      UserError: no prompts, a source that cannot be loaded, or a samples file of another maker in the way.
+    """
+    output = Path(config.output_dir)
+    prompts = store.read_parquet(output / "prompts.parquet", list(PROMPTS_SCHEMA), made_by="prompts")
+    # Sampling takes long: a source that cannot be found should be known before the first one is asked.
+    directories = {source.name: checkpoint.locate(source.model) for source in config.sources}
+    for source in config.sources:
+        _sample_source(config, source, prompts, checkpoint.fingerprint(directories[source.name]))
+
+
+def _sample_source(config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, model: str) -> None:
+    final = Path(config.output_dir) / "samples" / f"{source.name}.parquet"
+    parts = final.parent / ".parts" / source.name
+    wanted = _requests(config, source, prompts, model)
+    if not wanted:
+        raise UserError(f"sources: {source.name}: no prompt in its domains {', '.join(source.domains)}")
+    step = f"sample {source.name}"
+    stored = _stored(final)
+    if stored is not None and stored["key"].to_list() == list(wanted):
+        print(f"{step}: up to date: {len(wanted):,} answers", flush=True)
+        return
+    frames = [frame for frame in (stored, *map(_stored, sorted(parts.glob("*.parquet")))) if frame is not None]
+    known = pl.concat([frame.filter(pl.col("key").is_in(list(wanted))) for frame in frames]) if frames else None
+    present = set() if known is None else set(known["key"])
+    sampler: Sampler | None = None
+    keys = list(wanted)
+    progress = tqdm(total=len(keys), initial=len(present), desc=step, unit="answer", disable=None)
+    for start in range(0, len(keys), config.sampler.chunk_size):
+        # Chunks are cut from all keys, not from the missing ones, so that resuming changes no batch.
+        chunk = [key for key in keys[start : start + config.sampler.chunk_size] if key not in present]
+        if not chunk:
+            continue
+        if sampler is None:
+            sampler = open_sampler(config.sampler, source, config.max_new_tokens)
+        answers = sampler.generate([wanted[key][1] for key in chunk])
+        rows = [
+            {"key": key, **wanted[key][0], **vars(answer), "engine": sampler.engine}
+            for key, answer in zip(chunk, answers, strict=True)
+        ]
+        frame = pl.DataFrame(rows, schema=SCHEMA)
+        store.write_parquet(frame, parts / f"{store.fingerprint(chunk)[:32]}.parquet")
+        known = frame if known is None else pl.concat([known, frame])
+        progress.update(len(chunk))
+    progress.close()
+    assert known is not None
+    order = pl.DataFrame({"key": keys})
+    result = order.join(known.unique("key", keep="first"), on="key", how="left", maintain_order="left")
+    store.write_parquet(result.select(SCHEMA.names()), final)
+    shutil.rmtree(parts, ignore_errors=True)
+    finished = dict(result["finish_reason"].value_counts().sort("finish_reason").iter_rows())
+    print(
+        f"{step}: {len(keys):,} answers, {len(keys) - len(present):,} of them new; finished by {finished}", flush=True
+    )
+
+
+def _requests(
+    config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, model: str
+) -> dict[str, tuple[dict[str, Any], Request]]:
+    """Key -> (the row's columns known beforehand, the request), ordered by prompt and sample index."""
+    sampling = {
+        **source.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
+        "max_new_tokens": config.max_new_tokens,
+    }
+    requests: dict[str, tuple[dict[str, Any], Request]] = {}
+    for prompt in prompts.filter(pl.col("domain").is_in(source.domains)).iter_rows(named=True):
+        content = store.fingerprint(model, sampling, prompt["messages"])
+        for index in range(getattr(config.samples_per_prompt, prompt["domain"])):
+            seed = store.rank(config.seed, "sample", prompt["id"], source.name, str(index))
+            row = {
+                "prompt_id": prompt["id"],
+                "source": source.name,
+                "sample_index": index,
+                "seed": seed,
+                "model": source.model,
+                "model_fingerprint": model,
+                **sampling,
+            }
+            requests[store.fingerprint(content, seed)] = row, Request(prompt["messages"], seed)
+    return requests
+
+
+def _stored(path: Path) -> pl.DataFrame | None:
+    """Answers of an earlier run; None where there are none."""
+    if not path.exists():
+        return None
+    try:
+        return store.read_parquet(path, SCHEMA.names(), made_by="sample").select(SCHEMA.names())
+    except UserError as error:
+        raise UserError(f"{error}; it is not of this stage: move it away to sample anew") from None

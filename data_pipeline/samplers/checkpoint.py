@@ -1,0 +1,50 @@
+"""Where a source model lies, and a fingerprint of what lies there."""
+
+import hashlib
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from data_pipeline.store import one_line
+from fusejax.cli import UserError
+
+WHOLE = 2**20
+"""Files up to so many bytes are hashed whole, of larger ones that much of head and tail: 145 GB are not read twice."""
+
+
+def locate(model: str) -> Path:
+    """The directory of a local checkpoint, or of the Hub's snapshot of one.
+
+    Raises:
+      UserError: neither exists.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"model {model}: the directory has no config.json")
+        return path
+    if path.exists() or path.is_absolute() or len(path.parts) != 2:
+        raise UserError(f"model {model}: no such directory")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        problem = one_line(error)
+        raise UserError(f"model {model}: no such directory, nor a model that the Hub gives: {problem}") from None
+
+
+def fingerprint(directory: Path) -> str:
+    """Changes when a file of the checkpoint changes: names, sizes, and contents (large files: head and tail)."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(WHOLE))
+            if size > WHOLE:
+                file.seek(max(WHOLE, size - WHOLE))
+                digest.update(file.read())
+    return digest.hexdigest()

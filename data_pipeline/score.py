@@ -1,0 +1,106 @@
+"""Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
+
+It reads `prompts.parquet` and whatever files `samples/` holds, so it judges answers that another program wrote there
+just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from data_pipeline import scorers, store
+from data_pipeline.config import DOMAINS, PipelineConfig
+from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.scorers.base import Item, Score, Scorer
+from fusejax.cli import UserError
+
+COLUMNS = pl.Schema({"reward": pl.Float64, "verdict": pl.String, "extracted": pl.String, "detail": pl.String})
+NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
+CHUNK = 8192
+"""Answers a part file: what a killed run loses at most."""
+
+Scorers = dict[str, tuple[Scorer | None, Scorer | None]]
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `scores/{source}.parquet` for each file of `samples/`.
+
+    Raises:
+      UserError: no prompts, no samples, a column is missing, or a reward's import path leads nowhere.
+    """
+    output = Path(config.output_dir)
+    prompts_path = output / "prompts.parquet"
+    prompts = store.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    files = sorted((output / "samples").glob("*.parquet"))
+    if not files:
+        raise UserError(f"{output / 'samples'}: no *.parquet there; run the stage 'sample' first")
+    unknown = sorted(set(prompts["domain"]) - set(DOMAINS))
+    if unknown:
+        raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
+    judges = {domain: scorers.build(config.scorers, domain) for domain in sorted(set(prompts["domain"]))}
+    kinds = {domain: [judge and judge.fingerprint for judge in pair] for domain, pair in judges.items()}
+    rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
+    for file in files:
+        store.check_parquet(file, NEEDED, made_by="sample")
+        inputs = store.fingerprint(kinds, prompts_path, file)
+        final = output / "scores" / file.name
+        parts = final.parent / ".parts" / f"{file.stem}-{inputs[:16]}"
+        work = _Work(file, final, parts, rows, judges)
+        store.once(output, f"score {file.stem}", inputs, [final], work.run)
+
+
+class _Work:
+    """The scoring of one file, chunk by chunk; part files of a killed run are taken as they are."""
+
+    def __init__(self, file: Path, final: Path, parts: Path, prompts: dict[str, dict[str, Any]], judges: Scorers):
+        self._file, self._final, self._parts = file, final, parts
+        self._prompts, self._judges = prompts, judges
+
+    def run(self) -> str:
+        samples = store.read_parquet(self._file, NEEDED, made_by="sample")
+        samples = samples.drop([column for column in COLUMNS if column in samples.columns])
+        if samples.is_empty():
+            raise UserError(f"{self._file}: empty data set")
+        frames = []
+        progress = tqdm(total=len(samples), desc=f"score {self._file.stem}", unit="answer", disable=None)
+        for start in range(0, len(samples), CHUNK):
+            part = self._parts / f"{start:010d}.parquet"
+            if part.exists():
+                frames.append(pl.read_parquet(part))
+            else:
+                frames.append(self._score(samples.slice(start, CHUNK)))
+                store.write_parquet(frames[-1], part)
+            progress.update(len(frames[-1]))
+        progress.close()
+        scores = pl.concat(frames)
+        store.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())
+        unscored = int((~scores["reward"].is_finite()).sum())
+        return f"{len(scores):,} answers; verdicts {verdicts}" + (
+            f"; {unscored:,} rewards not finite" if unscored else ""
+        )
+
+    def _score(self, samples: pl.DataFrame) -> pl.DataFrame:
+        scores: list[Score] = [Score(detail="no_such_prompt")] * len(samples)
+        by_domain: dict[str, list[int]] = {}
+        items: dict[int, Item] = {}
+        for index, sample in enumerate(samples.iter_rows(named=True)):
+            prompt = self._prompts.get(sample["prompt_id"])
+            if sample["finish_reason"] == "error":
+                scores[index] = Score(detail="not_sampled")
+            elif prompt is not None:
+                items[index] = Item(prompt, sample["text"] or "")
+                by_domain.setdefault(prompt["domain"], []).append(index)
+        for domain, indices in by_domain.items():
+            batch = [items[index] for index in indices]
+            reward, correctness = self._judges[domain]
+            rewards = reward.score(batch) if reward else [Score()] * len(batch)
+            verdicts = correctness.score(batch) if correctness else rewards
+            for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
+                details = dict.fromkeys(score.detail for score in (judged, rewarded) if score.detail)
+                scores[index] = Score(rewarded.reward, judged.verdict, judged.extracted, "; ".join(details) or None)
+        return pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)

@@ -1,0 +1,21 @@
+"""What judges answers. Each scorer fulfils `base.Scorer`; `build` makes those that a domain's config names."""
+
+from data_pipeline.config import ScorersConfig
+from data_pipeline.scorers.base import Scorer
+
+
+def build(config: ScorersConfig, domain: str) -> tuple[Scorer | None, Scorer | None]:
+    """The domain's (reward scorer, correctness scorer), each None where the config names none.
+
+    Raises:
+      UserError: the reward's import path leads nowhere.
+    """
+    from data_pipeline.scorers.code import CodeScorer
+    from data_pipeline.scorers.math import MathScorer
+    from data_pipeline.scorers.programmatic import ProgrammaticScorer
+
+    wanted = getattr(config, domain)
+    reward = ProgrammaticScorer(wanted.reward, f"scorers.{domain}.reward") if wanted.reward else None
+    kinds = {None: None, "math_verify": MathScorer, "code": CodeScorer}
+    kind = kinds[wanted.correctness]
+    return reward, kind(wanted, config.workers) if kind else None

@@ -1,0 +1,106 @@
+"""Worker processes with a hard time limit, for functions that hang, eat memory or crash."""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+START_SECONDS = 120.0
+"""For a worker to import what it needs."""
+
+
+class WorkerPool:
+    """Maps a function over tasks in processes; a task that takes too long is given up and its process killed.
+
+    Args:
+      function: importable by name; its module is imported once in a server process from which workers fork.
+      timeout: seconds a task.
+      memory_mb: address space of a worker; beyond it the function gets a MemoryError.
+      workers: processes. Default: one a core.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], *, timeout: float, memory_mb: int, workers: int | None = None):
+        self._function, self._timeout, self._memory = function, timeout, memory_mb
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([function.__module__])
+        self._size = workers or os.cpu_count() or 1
+        self._workers: dict[Connection, BaseProcess] = {}
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in list(self._workers):
+            self._stop(connection)
+
+    def map(self, tasks: Sequence[Any]) -> list[Any]:
+        """Results in order; "timeout" or "crashed" in place of a result, so the function should not return strings."""
+        results: list[Any] = ["crashed"] * len(tasks)
+        waiting = deque(enumerate(tasks))
+        running: dict[Connection, tuple[int | None, float]] = {}  # Task (None: starting) and deadline of each worker.
+        for _ in range(min(self._size, len(tasks))):
+            running[self._start()] = None, time.monotonic() + START_SECONDS
+        while running:
+            soonest = min(deadline for _, deadline in running.values())
+            for connection in wait(list(running), timeout=max(0.0, soonest - time.monotonic())):
+                assert isinstance(connection, Connection)
+                index, _ = running.pop(connection)
+                try:
+                    result = connection.recv()
+                except EOFError:  # The process died: its task keeps "crashed".
+                    self._replace(connection, running, index)
+                    continue
+                if index is not None:
+                    results[index] = result
+                if waiting:
+                    following, task = waiting.popleft()
+                    connection.send(task)
+                    running[connection] = following, time.monotonic() + self._timeout
+            for connection, (index, deadline) in list(running.items()):
+                if time.monotonic() >= deadline:
+                    del running[connection]
+                    if index is not None:
+                        results[index] = "timeout"
+                    self._replace(connection, running, index)
+        return results
+
+    def _replace(
+        self, connection: Connection, running: dict[Connection, tuple[int | None, float]], index: int | None
+    ) -> None:
+        self._stop(connection)
+        if index is None:
+            raise RuntimeError("a worker process could not start")
+        running[self._start()] = None, time.monotonic() + START_SECONDS
+
+    def _start(self) -> Connection:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(self._function, self._memory, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers[ours] = process
+        return ours
+
+    def _stop(self, connection: Connection) -> None:
+        process = self._workers.pop(connection)
+        process.kill()
+        process.join()
+        connection.close()
+
+
+def _work(function: Callable[[Any], Any], memory_mb: int, connection: Connection) -> None:
+    limit = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        connection.send(None)  # Ready.
+        while True:
+            task = connection.recv()
+            try:
+                connection.send(function(task))
+            except MemoryError:
+                connection.send("out_of_memory")

@@ -1,0 +1,102 @@
+"""Files between stages: written whole or not at all, read with a clear error, redone only when their inputs changed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from fusejax.cli import UserError
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    write_atomically(path, frame.write_parquet)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` gets a temporary path, renamed to `path` once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_parquet(path: Path, columns: Sequence[str], made_by: str) -> pl.DataFrame:
+    """All columns of a table that must have at least `columns`.
+
+    Raises:
+      UserError: no such file, no Parquet, or a column is missing.
+    """
+    check_parquet(path, columns, made_by)
+    try:
+        return pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
+
+
+def check_parquet(path: Path, columns: Sequence[str], made_by: str) -> None:
+    """Raises the errors of `read_parquet` that the file's metadata shows, without reading the rows."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run the stage {made_by!r} first")
+    try:
+        present = pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; columns are {', '.join(present)}")
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of JSON values and of the contents of files given as `Path`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def once(output_dir: Path, step: str, inputs: str, outputs: Sequence[Path], work: Callable[[], str]) -> None:
+    """Runs `work` and prints the summary that it returns, unless it ran before with the same inputs.
+
+    Args:
+      output_dir: the run's directory; `.state/{step}.json` there remembers.
+      step: name of the stage, or of a part of it.
+      inputs: a `fingerprint` of everything that the outputs depend on.
+      outputs: files that exist when the step is done.
+    """
+    state = output_dir / ".state" / f"{step}.json"
+    if state.exists() and all(path.exists() for path in outputs):
+        done = json.loads(state.read_text())
+        if done["inputs"] == inputs:
+            print(f"{step}: up to date: {done['summary']}", flush=True)
+            return
+    state.unlink(missing_ok=True)
+    summary = work()
+    write_text(state, json.dumps({"inputs": inputs, "summary": summary}, ensure_ascii=False))
+    print(f"{step}: {summary}", flush=True)
+
+
+def rank(seed: int, *names: str) -> int:
+    """A random 63-bit number that depends on the arguments alone: the same on any machine, in any order."""
+    key = "\0".join((str(seed), *names)).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " ..."

@@ -1,0 +1,143 @@
+"""Programs that pass, fail, cheat and misbehave."""
+
+import time
+
+import pytest
+
+from data_pipeline.config import ScorerConfig
+from data_pipeline.scorers.base import Item, Score
+from data_pipeline.scorers.code import CodeScorer, analyse, extract
+
+TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
+GOOD = "def add(a, b):\n    return a + b\n"
+
+# Writes a report of its own to every open file and leaves; it cannot know the nonce.
+FORGED = """
+import sys
+os = sys.modules['os']
+for fd in range(16):
+    try:
+        os.write(fd, b'{"failed": null, "nonce": ""}')
+    except OSError:
+        pass
+os._exit(0)
+"""
+
+
+def judge(code: str, tests: list[str] | None = None, *, fenced: bool = True, **config: float) -> Score:
+    scorer = CodeScorer(ScorerConfig(correctness="code", **{"timeout_seconds": 1, **config}), workers=1)
+    text = f"Here:\n```python\n{code}\n```\nDone." if fenced else code
+    return scorer.score([Item({"tests": TESTS if tests is None else tests}, text)])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\nx = 1\n```", "x = 1\n"),
+        ("```python\ndef f(): pass\n```\n```python\nprint(f())\n```", "def f(): pass\n"),
+        ("```py\ndef f(): pass\n```\n```\noutput\n```", "def f(): pass\n"),
+        ("1. First\n   ```python\n   def f():\n       pass\n   ```", "def f():\n    pass\n"),
+        ("```\ndef f(): pass\n```", "def f(): pass\n"),
+        ("def f():\n    return 1", "def f():\n    return 1"),
+        ("```java\nclass A {}\n```", None),
+        ("I would define f.", None),
+        ("def of a function: it maps", None),
+    ],
+)
+def test_extract(text: str, code: str | None):
+    assert extract(text) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        (GOOD, None),
+        ("def f(:", "syntax_error"),
+        ("def f():\n    return undefined", "undefined_name: undefined"),
+        ("import os", "import_not_allowed: os"),
+        ("from subprocess import run", "import_not_allowed: subprocess"),
+        ("from . import x", "import_not_allowed: ."),
+        ("from math import *\nx = sqrt(2)", None),
+        ("def f(a, *b, c=1, **d):\n    return [x for x in b if (y := x)] + [a, c, d, y]", None),
+        ("try:\n    pass\nexcept ValueError as e:\n    print(e)", None),
+        ("match 1:\n    case [a, *b] | {'k': a, **b}:\n        print(a, b)\n    case c:\n        print(c)", None),
+        ("class A:\n    def f(self):\n        return __class__", None),
+    ],
+)
+def test_analyse(code: str, problem: str | None):
+    found = analyse(code)
+    assert found == problem if problem is None or ":" in problem else found is not None and found.startswith(problem)
+
+
+def test_correct_and_wrong():
+    assert judge(GOOD) == Score(verdict="correct", extracted=GOOD + "\n", detail="passed")
+    failed = judge("def add(a, b):\n    return 3")
+    assert (failed.verdict, failed.detail) == ("wrong", "failed_test: test_2: AssertionError: ")
+    assert judge("def add(a, b):\n    raise KeyError(a)").detail == "failed_test: test_1: KeyError: 1"
+    assert judge(GOOD, ["assert add(1, 2) == 3\nassert add(1, 1) == 3"]).verdict == "wrong"
+
+
+def test_setting_comes_before_the_program_and_counts_as_known():
+    code = "def first(xs: List[int]) -> Optional[int]:\n    return xs[0] if xs else None"
+    setting = "from typing import *\nfrom math import *"
+    assert judge(code, [setting, "def check(f):\n    assert f([1]) == 1", "check(first)"]).verdict == "correct"
+    assert judge(code, ["assert first([1]) == 1"]).detail == "undefined_name: Optional"
+    # `check` asserts, so it runs after the program: an answer cannot replace it.
+    cheat = "def first(xs):\n    return 0\ndef check(f):\n    pass"
+    assert judge(cheat, [setting, "def check(f):\n    assert f([1]) == 1", "check(first)"]).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys\nsys.exit(0)", "error"),
+        ("raise SystemExit", "error"),
+        ("import sys\ndef add(a, b):\n    sys.exit(0)", "failed_test"),
+        ("import sys\ndef add(a, b):\n    sys.modules['os']._exit(0)", "ended_early"),
+        ("def add(a, b):\n    print('{\"failed\": null}')\n    return 0", "failed_test"),
+        (FORGED, "ended_early"),
+        ("def add(a, b):\n    while True:\n        pass", "timeout"),
+        ("x = 'a' * (8 * 2**30)", "error"),
+        ("def add(a, b):\n    return add(a, b)", "failed_test"),
+        ("def add(a, b):\n    return input()", "failed_test"),
+    ],
+)
+def test_wrong_for_misbehaving(code: str, reason: str):
+    score = judge(code)
+    assert score.verdict == "wrong" and score.detail is not None
+    assert score.detail.startswith(reason), score.detail
+
+
+def test_unknown_where_it_cannot_be_found_out():
+    assert judge("import numpy\n" + GOOD).detail == "import_not_allowed: numpy"
+    assert judge("import numpy\n" + GOOD).verdict == "unknown"
+    assert (judge(GOOD, []).verdict, judge(GOOD, []).detail) == ("unknown", "no_tests")
+    broken = judge(GOOD, ["assert add(1,"])
+    assert broken.verdict == "unknown" and broken.detail is not None and broken.detail.startswith("bad_test")
+    started = time.monotonic()
+    assert judge("import time\ntime.sleep(60)", timeout_seconds=0.1).detail == "wall_timeout"
+    assert time.monotonic() - started < 10
+
+
+def test_no_code_is_wrong():
+    assert (judge("I cannot.", fenced=False).verdict, judge("I cannot.", fenced=False).detail) == ("wrong", "no_code")
+
+
+def test_prints_dataclasses_and_main_guards_do_no_harm():
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nprint('x' * 10**6)\n"
+        "@dataclass\nclass P:\n    x: int\n" + GOOD + "if __name__ == '__main__':\n    raise ValueError"
+    )
+    assert judge(code).verdict == "correct"
+
+
+def test_equal_programs_run_once(monkeypatch: pytest.MonkeyPatch):
+    from data_pipeline.scorers import sandbox
+
+    calls: list[str] = []
+    run = sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda code, *rest, **more: calls.append(code) or run(code, *rest, **more))
+    scorer = CodeScorer(ScorerConfig(correctness="code"), workers=2)
+    items = [Item({"tests": TESTS}, f"```python\n{GOOD}```")] * 3
+    assert [score.verdict for score in [*scorer.score(items), *scorer.score(items)]] == ["correct"] * 6
+    assert len(calls) == 1

@@ -1,0 +1,150 @@
+"""Verdicts on mathematical answers: what plain Math-Verify gets wrong, and its authors' labels on GSM8K."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.config import ScorerConfig
+from data_pipeline.scorers import math_answers, math_worker
+from data_pipeline.scorers.base import Item
+from data_pipeline.scorers.math import MathScorer, compare_exactly
+from data_pipeline.scorers.workers import WorkerPool
+from tests.data_pipeline.helpers import misbehave
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{12} and then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}} is it", r"\{1, 2\}"),
+        (r"\boxed{3} wait, \boxed{\frac{1}{", "3"),  # Cut off: the last box that closes.
+        ("He has 3 + 4 = 7.\n#### 7", "7"),
+        ("#### 1,234\n", "1,234"),
+        ("She pays $5.\nA: 12.50", "12.50"),
+        ("**Final Answer: 9**", None),
+        ("The answer is $x+1$.", "x+1"),
+        ("So the answer is 42.", "42"),
+        ("所以答案是 15。", "15"),
+        ("It costs $3 and then $1,250.75 in all.", "$1,250.75"),
+        ("That leaves -5", "-5"),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_extract(text: str, answer: str | None):
+    if text.startswith("**"):
+        answer = "9"
+    assert math_answers.extract(text) == answer
+
+
+def verdict(gold: str, found: str) -> str:
+    """Both steps, without a process."""
+    decided = compare_exactly(gold, found)
+    return str(decided.verdict if decided else math_worker.verify((gold, found))[0])
+
+
+@pytest.mark.parametrize(
+    ("gold", "found"),
+    [
+        ("18", "18.0"),
+        ("1000", "1,000"),
+        ("1000", r"1\,000"),
+        ("1000", "1{,}000"),
+        ("5", r"\$5"),
+        ("12.5", "$12.50"),
+        (r"\frac12", "0.5"),
+        (r"\frac{1}{2}", "1/2"),
+        (r"1\frac{1}{2}", "3/2"),
+        ("50%", "0.5"),
+        (r"50\%", "50"),
+        ("A", r"\textbf{(A)}"),
+        ("90", r"90^\circ"),
+        (r"[0,1)", r"0 \le x < 1"),
+        (r"0 \le x < 1", r"[0,1)"),
+        (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
+        ("x^2+2x+1", "(x+1)^2"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        (r"\text{Evelyn}", "evelyn"),
+        ("2^{10}", "1024"),
+        (r"3\times10^{4}", "30000"),
+    ],
+)
+def test_correct(gold: str, found: str):
+    assert verdict(gold, found) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "found"),
+    [
+        ("18", "-18"),
+        ("18", "180"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+        ("0.0000001", "0.0000002"),
+        ("10^{-7}", r"2\times10^{-7}"),
+        (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
+        (r"1-\frac{1}{e}", r"1+\frac{1}{e}"),
+        (r"\sqrt{2}", r"\sqrt{3}"),
+        ("x+1", "x+2"),
+        (r"\text{even}", r"\text{odd}"),
+        (r"[0,1)", r"[0,1]"),
+    ],
+)
+def test_wrong(gold: str, found: str):
+    assert verdict(gold, found) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("gold", "found"),
+    [
+        (r"\frac{1}{3}", "0.3333"),  # Rounded: who can tell whether that was allowed.
+        ("33.33", r"\frac{100}{3}"),
+        (r"\{1,2\}", "x^2+1"),  # A set against an expression.
+        ("7", r"\text{seven apples}"),
+    ],
+)
+def test_unknown(gold: str, found: str):
+    assert verdict(gold, found) == "unknown"
+
+
+def test_scorer_asks_the_worker_only_where_needed():
+    scorer = MathScorer(ScorerConfig(correctness="math_verify", timeout_seconds=20), workers=1)
+    pairs = [("7", r"\boxed{7}"), ("A: 7", "A: 8"), (r"\sqrt{8}", r"\boxed{2\sqrt{2}}"), ("7", "no idea")]
+    scores = scorer.score([Item({"answer": gold}, text) for gold, text in pairs])
+    assert [(score.verdict, score.detail) for score in scores] == [
+        ("correct", "same_text"),
+        ("wrong", "other_number"),
+        ("correct", "same_value"),
+        ("unknown", "no_final_answer"),
+    ]
+    assert scores[2].extracted == r"2\sqrt{2}"
+
+
+def test_a_comparison_that_takes_too_long_is_unknown():
+    scorer = MathScorer(ScorerConfig(correctness="math_verify", timeout_seconds=1), workers=1)
+    (score,) = scorer.score([Item({"answer": r"x^{1000}+1"}, r"\boxed{(x+1)^{(10^{9})}(x-1)^{(9^{9^{9}})}}")])
+    assert score.verdict == "unknown"
+
+
+def test_worker_pool_survives_hanging_crashing_and_hungry_tasks():
+    with WorkerPool(misbehave, timeout=1.0, memory_mb=1024, workers=2) as pool:
+        results = pool.map(["a", "hang", "crash", "eat", "b", "c"])
+    assert results == [("A",), "timeout", "crashed", "out_of_memory", ("B",), ("C",)]
+
+
+@pytest.mark.skipif("FUSEJAX_DATA" not in os.environ, reason="FUSEJAX_DATA names no directory with GSM8K solutions")
+def test_gsm8k_labels():
+    items, labels = [], []
+    with gzip.open(Path(os.environ["FUSEJAX_DATA"]) / "math_gsm8k_model_solutions.jsonl.gz") as lines:
+        for line in lines:
+            problem = json.loads(line)
+            for solution in problem.values():
+                if isinstance(solution, dict):
+                    items.append(Item({"answer": problem["ground_truth"]}, solution["solution"]))
+                    labels.append(solution["is_correct"])
+    scores = MathScorer(ScorerConfig(correctness="math_verify"), workers=2).score(items)
+    agreed = sum((score.verdict == "correct") == label for score, label in zip(scores, labels, strict=True))
+    assert len(labels) == 2636
+    assert agreed / len(labels) >= 0.99
