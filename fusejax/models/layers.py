@@ -1,0 +1,88 @@
+"""The decoder's building blocks. A leading `stack` axis of parameters is added here and sliced off by the scan.
+
+Every parameter is drawn with standard deviation 1 / sqrt(fan-in); norms start as the identity and biases at zero.
+Parameters are kept in `param_dtype` and cast to their input's dtype where they are used.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Shape = tuple[int, ...]
+
+
+def precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Float32 means float32: accelerators otherwise round the factors of a product to fewer bits."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalisation over channels, in float32."""
+
+    def __init__(self, size: int, *, eps: float, offset: float, stack: Shape = (), param_dtype: jnp.dtype):
+        self.eps, self.offset = eps, offset
+        self.scale = nnx.Param(jnp.full((*stack, size), 1 - offset, param_dtype))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * (self.scale[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A linear map from the axes `inputs` to the axes `outputs`, with kernel [*inputs, *outputs]."""
+
+    def __init__(
+        self,
+        inputs: Shape,
+        outputs: Shape,
+        *,
+        bias: bool = False,
+        stack: Shape = (),
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs = len(inputs)
+        std = 1 / math.sqrt(math.prod(inputs))
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, *inputs, *outputs), param_dtype))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((*stack, *outputs), param_dtype))
+        self.has_bias = bias
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        axes = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
+        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (axes, ((), ())), precision=precision(x.dtype))
+        return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+
+class Embedder(nnx.Module):
+    """Token ids to vectors, times `scale`."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        size: int,
+        *,
+        scale: float,
+        param_dtype: jnp.dtype,
+        compute_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.scale, self.compute_dtype = scale, compute_dtype
+        draw = jax.random.normal(rngs.params(), (vocab_size, size), param_dtype)
+        self.embedding = nnx.Param(draw / math.sqrt(size))
+
+    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        vectors = jnp.take(self.embedding[...], tokens, axis=0).astype(self.compute_dtype)
+        return vectors if self.scale == 1 else vectors * jnp.asarray(self.scale, self.compute_dtype)
+
+
+class Head(nnx.Module):
+    """The output projection of models that do not reuse the embedding, laid out as the embedding is: [V, D]."""
+
+    def __init__(self, vocab_size: int, size: int, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+        draw = jax.random.normal(rngs.params(), (vocab_size, size), param_dtype)
+        self.embedding = nnx.Param(draw / math.sqrt(size))

@@ -1,0 +1,192 @@
+"""What is read from config.json, for published configs of transformers 4 and for those that transformers 5 writes."""
+
+import math
+
+import numpy as np
+import pytest
+import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from fusejax.cli import UserError
+from fusejax.models.config import DecoderConfig, Llama3Scaling
+from fusejax.models.rotary import frequencies
+from tests.models import tiny_checkpoints as tiny
+
+# As published (transformers 4), without the keys that do not matter here.
+LLAMA_32_1B = {
+    "model_type": "llama",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 128256,
+}
+QWEN_25_7B = {
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+# No tie_word_embeddings: transformers' default for the family says True.
+GEMMA_2_9B = {
+    "model_type": "gemma2",
+    "attention_bias": False,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "vocab_size": 256000,
+}
+MISTRAL_LARGE = {
+    "model_type": "mistral",
+    "attention_dropout": 0.0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 12288,
+    "intermediate_size": 28672,
+    "num_attention_heads": 96,
+    "num_hidden_layers": 88,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32768,
+}
+
+
+def test_llama():
+    config = DecoderConfig.from_hf(LLAMA_32_1B)
+    assert config.tie_embeddings
+    assert config.pattern == (None,)
+    assert config.num_layers == 16
+    assert config.rope_theta == 500_000
+    assert config.rope_scaling == Llama3Scaling(32, 1, 4, 8192)
+    assert not config.qkv_bias
+
+
+def test_qwen2():
+    config = DecoderConfig.from_hf(QWEN_25_7B)
+    assert config.qkv_bias
+    assert config.pattern == (None,)
+    assert config.head_dim == 128
+    assert not config.tie_embeddings
+
+
+def test_qwen2_with_a_window_in_its_upper_layers():
+    values = QWEN_25_7B | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
+    assert DecoderConfig.from_hf(values | {"num_hidden_layers": 4}).windows == (None, None, None, 64)
+
+
+def test_gemma2():
+    config = DecoderConfig.from_hf(GEMMA_2_9B)
+    assert config.tie_embeddings
+    assert config.pattern == (4096, None)
+    assert config.num_layers == 42
+    assert (config.attention_softcap, config.logits_softcap) == (50, 30)
+    assert config.embedding_scale == math.sqrt(3584)
+    assert config.attention_scale == 1 / 16
+    assert config.norm_offset == 1
+
+
+def test_gemma2_with_an_odd_number_of_layers_has_no_repetition():
+    config = DecoderConfig.from_hf(GEMMA_2_9B | {"num_hidden_layers": 3})
+    assert config.pattern == config.windows == (4096, None, 4096)
+
+
+def test_mistral():
+    assert DecoderConfig.from_hf(MISTRAL_LARGE).pattern == (None,)
+    assert DecoderConfig.from_hf(MISTRAL_LARGE | {"sliding_window": 4096}).pattern == (4096,)
+
+
+@pytest.mark.parametrize("published", [LLAMA_32_1B, QWEN_25_7B, GEMMA_2_9B, MISTRAL_LARGE])
+def test_what_transformers_5_writes_means_the_same(published):
+    rewritten = transformers.AutoConfig.for_model(**published).to_dict()
+    assert "rope_parameters" in rewritten
+    assert DecoderConfig.from_hf(rewritten) == DecoderConfig.from_hf(published)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_configs_of_the_test_checkpoints_are_told_apart(family):
+    config = tiny.reference(family).config.to_dict()
+    others = [tiny.reference(other).config.to_dict() for other in tiny.FAMILIES if other != family]
+    assert DecoderConfig.from_hf(config) not in [DecoderConfig.from_hf(other) for other in others]
+
+
+def test_llama3_frequencies_at_full_size():
+    config = transformers.AutoConfig.for_model(**LLAMA_32_1B)
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    np.testing.assert_allclose(frequencies(DecoderConfig.from_hf(LLAMA_32_1B)), expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"vocab_size": "many"}, "vocab_size 'many'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads 5"),
+        ({"head_dim": 63}, "head_dim 63"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"layer_types": ["sliding_attention"] * 16}, "layer_types"),
+    ],
+)
+def test_what_is_not_supported_is_named(changes, named):
+    with pytest.raises(UserError, match=named):
+        DecoderConfig.from_hf(LLAMA_32_1B | changes)
+
+
+def test_layer_types_must_fit():
+    with pytest.raises(UserError, match="each of 42 layers"):
+        DecoderConfig.from_hf(GEMMA_2_9B | {"layer_types": ["full_attention"]})
+    with pytest.raises(UserError, match="no sliding_window"):
+        DecoderConfig.from_hf(GEMMA_2_9B | {"sliding_window": None})
