@@ -1,0 +1,56 @@
+"""Where each parameter and each batch lies on the mesh: one table from parameter name to mesh axes."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fusejax.cli import UserError
+
+# The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Kernels are [inputs,
+# outputs], with heads and their width as two axes: `tensor` splits heads and the MLP's inner channels.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"embedder\.embedding|lm_head\.embedding", PartitionSpec("tensor", "fsdp")),
+    (r"blocks\.\d+\.attention\.(query|key|value)\.kernel", PartitionSpec(None, "fsdp", "tensor", None)),
+    (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor", None)),
+    (r"blocks\.\d+\.attention\.output\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"blocks\.\d+\.mlp\.(gate|up)\.kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks\.\d+\.mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks\.\d+\.\w+_norm\.scale", PartitionSpec(None, None)),
+    (r"final_norm\.scale", PartitionSpec(None)),
+)
+
+BATCH = PartitionSpec(("data", "fsdp"))
+"""Rows of a batch are split over both axes."""
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of the parameter called `name` (its path, joined by dots).
+
+    Raises:
+      UserError: an axis of the mesh does not divide the size that it would split.
+      KeyError: no rule matches; whoever adds a parameter adds its rule.
+    """
+    spec = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), None)
+    if spec is None:
+        raise KeyError(f"no sharding rule matches the parameter {name}")
+    for size, axis in zip(shape, spec, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UserError(f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, shape {shape}, along size {size}")
+    return NamedSharding(mesh, spec)
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """`parameter_sharding` of every array (or shape) in nested dictionaries."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: parameter_sharding(".".join(str(key.key) for key in path), array.shape, mesh), params
+    )

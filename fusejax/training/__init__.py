@@ -1,0 +1,1 @@
+"""The training loop and what it holds: state, step, optimizer, checkpoints, reference pass, metrics."""

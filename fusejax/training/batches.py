@@ -1,0 +1,47 @@
+"""From the loader's rows to arrays on the mesh."""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fusejax.config import TrainConfig
+from fusejax.data.examples import Tokenized
+from fusejax.data.loader import StepBatch, eval_batches, train_batches
+from fusejax.distributed.sharding import batch_sharding, replicated
+from fusejax.training.step import Microbatch
+
+
+class Batches:
+    """The run's batches. Every host makes its own rows; together they are global arrays, split over the mesh."""
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized]):
+        self._config, self._data = config, data
+        self._sharding = batch_sharding(mesh)
+        self.everywhere = replicated(mesh)
+        self._layout = {
+            "row_length": config.row_length,
+            "rows": config.packing.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
+            "host_index": jax.process_index(),
+            "num_hosts": jax.process_count(),
+        }
+
+    def train(self, start_step: int, num_steps: int) -> Iterator[StepBatch]:
+        """Steps `start_step` to `num_steps`, as on this host; `put` moves their microbatches to the devices."""
+        return train_batches(
+            self._data["train"],
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            start_step=start_step,
+            num_steps=num_steps,
+            **self._layout,
+        )
+
+    def once(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+        """Microbatches that hold every example of a split exactly once."""
+        return eval_batches(self._data[split], **self._layout)
+
+    def put(self, rows: Mapping[str, np.ndarray]) -> Microbatch:
+        """This host's rows as part of global arrays."""
+        return {name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in rows.items()}

@@ -1,0 +1,66 @@
+"""What a run was made from, as hashes. A rerun or a sidecar that was made from anything else is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from fusejax.cli import UserError
+from fusejax.config import TrainConfig
+from fusejax.files import write_text
+
+# Keys that change neither what is computed nor its order.
+_FREE_KEYS = ("output_dir", "mesh", "checkpoint.keep", "packing.rows_per_device", "remat", "preference.reference")
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary, the rules and the chat template: of all that decides a conversation's token ids."""
+    rules = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(json.dumps([rules, tokenizer.get_chat_template()]).encode()).hexdigest()
+
+
+def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **data: str) -> dict[str, str]:
+    """What decides the run's token sequences, besides the model; `data` maps a split to its shards' fingerprint."""
+    return {
+        **{f"{split} data": fingerprint for split, fingerprint in data.items()},
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "max_length": str(config.max_length),
+        "max_prompt_length": str(config.prompt_limit),
+    }
+
+
+def claim(output_dir: Path, config: TrainConfig, data: dict[str, str]) -> None:
+    """Marks `output_dir` as this run's, or finds that it already is.
+
+    A run that has no checkpoint yet has nothing to lose, and gives way.
+
+    Raises:
+      UserError: it holds checkpoints of a run with another configuration or other data.
+    """
+    path = output_dir / "run.yaml"
+    mine = {"config": config.model_dump(), "data": data}
+    if not path.exists() or not any((output_dir / "checkpoints").glob("[0-9]*")):
+        write_text(path, yaml.safe_dump(mine, sort_keys=False))
+        return
+    found = yaml.safe_load(path.read_text())
+    old, new = _flatten(found["config"]), _flatten(mine["config"])
+    differing = [key for key in new if new[key] != old.get(key) and not key.startswith(_FREE_KEYS)]
+    differing += [f"the {key}" for key in data if data[key] != found["data"].get(key)]
+    if differing:
+        raise UserError(
+            f"{output_dir} holds a run that differs in {', '.join(differing)}; "
+            "choose another output_dir, or delete that run to start afresh"
+        )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

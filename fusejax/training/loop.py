@@ -1,0 +1,225 @@
+"""A training run from configuration to last checkpoint. `train` reads as the story of the run.
+
+A run may die at any moment: the same command goes on from its last checkpoint and ends bit-identical to a run that
+never died, because the data order is a function of the step number alone and everything else is in the checkpoint.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from fusejax.cli import note
+from fusejax.config import TrainConfig
+from fusejax.data.chat import load_tokenizer
+from fusejax.data.examples import Tokenized, tokenize
+from fusejax.data.loader import StepBatch
+from fusejax.data.packing import num_steps
+from fusejax.data.records import Shards, open_shards
+from fusejax.distributed.mesh import make_mesh
+from fusejax.distributed.sharding import parameter_shardings, replicated
+from fusejax.files import write_text
+from fusejax.models import huggingface
+from fusejax.training import tokens
+from fusejax.training.batches import Batches
+from fusejax.training.checkpoints import Checkpoints
+from fusejax.training.identity import claim, data_identity
+from fusejax.training.metrics import MetricsLog
+from fusejax.training.optimizer import make_optimizer, make_schedule
+from fusejax.training.reference import Reference, references
+from fusejax.training.start import StartingModel, fingerprint
+from fusejax.training.state import Params, TrainState, abstract_state, init_state, state_shardings
+from fusejax.training.step import Accumulator, Microbatch, accumulate, apply, make_loss, means, zero_accumulator
+
+
+def train(config: TrainConfig) -> None:
+    """Runs `config` to its end, from wherever an earlier attempt stopped.
+
+    Raises:
+      UserError: the model, the data or `output_dir` cannot be what the configuration says; or the run diverged.
+    """
+    output_dir = Path(config.output_dir)
+    start = StartingModel(config.model)
+    tokenizer = load_tokenizer(start.directory)
+    mesh = make_mesh(config.mesh)
+
+    shards = {split: open_shards(path) for split, path in config.data if path is not None}
+    identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
+    data = {split: _tokenize(config, split, records, tokenizer, identity) for split, records in shards.items()}
+    steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
+    steps = min(steps, config.max_steps or steps)
+
+    claim(output_dir, config, identity)
+    _keep_model_files(start.directory, output_dir / "model")
+    for split, tokenized in data.items():
+        tokens.save(_tokens_file(config, split), identity, tokenized)
+    _write_rejected(output_dir / "rejected.jsonl", data)
+    with Checkpoints(output_dir, keep=config.checkpoint.keep) as checkpoints:
+        first_step = max(checkpoints.steps(), default=0)
+        if first_step == steps:
+            note(f"{output_dir} is complete: {steps} steps")
+            return
+        graph, shapes = start.graph(compute_dtype=config.dtype.compute, remat=config.remat)
+        optimizer = make_optimizer(config.optimizer, steps)
+        batches = Batches(config, mesh, data)
+        load_start = functools.cache(lambda: start.load(mesh, dtype=config.dtype.params))
+        if first_step == 0:
+            write_text(output_dir / "model" / "fingerprint", fingerprint(load_start()))
+        found = _references(config, identity, graph, load_start, batches, data) if config.preference else {}
+        if first_step:
+            note(f"going on after step {first_step} of {steps}")
+            state = checkpoints.restore(abstract_state(shapes, optimizer, mesh))
+        else:
+            state = init_state(load_start(), optimizer, mesh)
+        load_start.cache_clear()
+        _run_steps(config, mesh, graph, optimizer, state, batches, found, checkpoints, steps)
+        checkpoints.wait()
+        note(f"{output_dir}: {steps} steps done, best checkpoint {checkpoints.best_step()}")
+
+
+def _run_steps(
+    config: TrainConfig,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: Batches,
+    found: dict[str, Reference],
+    checkpoints: Checkpoints,
+    steps: int,
+) -> None:
+    """Takes `state` from its step to step `steps`, logging every step and saving as configured."""
+    loss = make_loss(config.preference)
+    layout: Any = Accumulator(parameter_shardings(state.params, mesh), replicated(mesh))  # type: ignore[arg-type]
+    state_layout = state_shardings(state, optimizer, mesh)
+    # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
+    add = jax.jit(functools.partial(accumulate, loss, graph), donate_argnums=1, out_shardings=layout)
+    update = jax.jit(
+        functools.partial(apply, optimizer),
+        donate_argnums=(0, 1),
+        out_shardings=(state_layout, layout, replicated(mesh)),
+    )
+    evaluate = jax.jit(lambda params, rows: loss(nnx.merge(graph, params), rows), out_shardings=replicated(mesh))
+    learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, steps))(jnp.arange(steps)))
+    accumulator = None
+    first_step = int(state.step)
+
+    def put(split: str, rows: Mapping[str, np.ndarray]) -> Microbatch:
+        return batches.put({**rows, **found[split].at(rows["pair_ids"])} if found else rows)
+
+    def evaluation(params: Params) -> dict[str, float]:
+        """The means of the losses and rewards over the evaluation data, each named `eval_*`; {} without such data."""
+        if config.data.eval is None:
+            return {}
+        sums = [evaluate(params, put("eval", rows)) for rows in batches.once("eval")]
+        totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
+        return {f"eval_{name}": value for name, value in means(totals).items()}
+
+    with MetricsLog(Path(config.output_dir), start_step=first_step, num_steps=steps, title=config.task) as log:
+        pending: tuple[StepBatch, Any] | None = None
+
+        def write(batch: StepBatch, metrics: Any, extra: dict[str, float] | None = None) -> None:
+            """Waits for a step's metrics and logs them."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            log.write(
+                {
+                    "step": batch.step + 1,
+                    "epoch": batch.epoch,
+                    **values,
+                    "learning_rate": float(learning_rates[batch.step]),
+                    "examples": batch.examples,
+                    "tokens": batch.tokens,
+                    "target_tokens": batch.target_tokens,
+                }
+                | (extra or {})
+            )
+
+        for batch in batches.train(first_step, steps):
+            with jax.transfer_guard("disallow"):  # what is copied, is copied on purpose
+                for rows in batch.microbatches:
+                    on_devices = put("train", rows)
+                    if accumulator is None:
+                        accumulator = zero_accumulator(loss, graph, state.params, on_devices, layout)
+                    accumulator = add(state.params, accumulator, on_devices)
+                state, accumulator, metrics = update(state, accumulator)
+            # Metrics are fetched a step late: the devices already work on the next step while the host waits.
+            if pending:
+                write(*pending)
+            pending = batch, metrics
+            if (batch.step + 1) % config.checkpoint.every_steps == 0 or batch.step + 1 == steps:
+                scores = evaluation(state.params)
+                write(*pending, scores)
+                pending = None
+                checkpoints.save(state, scores)
+
+
+def _references(
+    config: TrainConfig,
+    identity: dict[str, str],
+    graph: nnx.GraphDef,
+    load_start: Callable[[], Params],
+    batches: Batches,
+    data: dict[str, Tokenized],
+) -> dict[str, Reference]:
+    """The reference pass, or its sidecar."""
+    assert config.preference is not None
+    output_dir = Path(config.output_dir)
+    made_from = {
+        "model": (output_dir / "model" / "fingerprint").read_text(),
+        "compute dtype": config.dtype.compute,
+        **identity,
+        **{f"{split} tokens": tokenized.fingerprint for split, tokenized in data.items()},
+    }
+    return references(
+        Path(config.preference.reference or output_dir / "reference.npz"),
+        made_from,
+        graph,
+        load_start,
+        batches,
+        {split: len(tokenized) for split, tokenized in data.items()},
+    )
+
+
+def _tokens_file(config: TrainConfig, split: str) -> Path:
+    return Path(config.output_dir) / "tokens" / f"{split}.npz"
+
+
+def _tokenize(
+    config: TrainConfig, split: str, records: Shards, tokenizer: PreTrainedTokenizerBase, identity: dict[str, str]
+) -> Tokenized:
+    """The tokens of an earlier attempt at this run, or new ones."""
+    tokenized = tokens.load(_tokens_file(config, split), identity)
+    if tokenized is None:
+        note(f"tokenizing {records.name}")
+        tokenized = tokenize(
+            records, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length
+        )
+    note(f"{split}: {tokenized.summary()}")
+    return tokenized
+
+
+def _write_rejected(path: Path, data: Mapping[str, Tokenized]) -> None:
+    """The examples that are not trained on, as JSON lines with their reasons."""
+    lines = [
+        json.dumps({"split": split, "id": each.id, "reason": each.reason, "detail": each.detail}, ensure_ascii=False)
+        for split, tokenized in data.items()
+        for each in tokenized.rejected
+    ]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _keep_model_files(source: Path, target: Path) -> None:
+    """Copies what an export needs beside the weights, so that the run's folder is complete in itself."""
+    target.mkdir(parents=True, exist_ok=True)
+    huggingface.copy_tokenizer(source, target)
+    shutil.copy(source / "config.json", target / "config.json")

@@ -1,0 +1,118 @@
+"""The reference pass: each response's log-probability under the starting model, computed once, before training.
+
+What it finds is kept in a small sidecar file, so that one model is in memory during DPO and a rerun starts at once.
+The sidecar names what it was computed from, and is refused for anything else.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from fusejax.cli import UserError
+from fusejax.files import replacing
+from fusejax.training.batches import Batches
+from fusejax.training.state import Params
+from fusejax.training.step import pair_logprobs
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Summed log-probabilities in nats, by index into the tokenised data set; float32 [N]."""
+
+    chosen: Float[np.ndarray, "N"]
+    rejected: Float[np.ndarray, "N"]
+
+    @classmethod
+    def empty(cls, size: int) -> "Reference":
+        """NaN everywhere: a pair that the pass missed would make the loss NaN, not slightly wrong."""
+        return cls(np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32))
+
+    def fill(self, pair_ids: Int[np.ndarray, "R P"], chosen: np.ndarray, rejected: np.ndarray) -> None:
+        filled = pair_ids >= 0
+        self.chosen[pair_ids[filled]] = chosen[filled]
+        self.rejected[pair_ids[filled]] = rejected[filled]
+
+    def at(self, pair_ids: Int[np.ndarray, "R P"]) -> dict[str, Float[np.ndarray, "R P"]]:
+        """The arrays that a microbatch with these pairs needs; 0 in empty slots."""
+        filled = pair_ids >= 0
+        return {
+            "reference_chosen": np.where(filled, self.chosen[pair_ids], np.float32(0)),
+            "reference_rejected": np.where(filled, self.rejected[pair_ids], np.float32(0)),
+        }
+
+
+def references(
+    path: Path,
+    identity: dict[str, str],
+    graph: nnx.GraphDef,
+    load_params: Callable[[], Params],
+    batches: Batches,
+    sizes: dict[str, int],
+) -> dict[str, Reference]:
+    """The reference of each split: read from the sidecar at `path`, or else computed and written there.
+
+    Args:
+      identity: what it is computed from: fingerprints of model, data and tokenizer, and the length limits.
+      graph: the decoder, to be completed by `load_params()`, which is called only if something is computed.
+      sizes: pairs in each split.
+    """
+    if path.exists():
+        return load(path, identity)
+    params = load_params()
+    pass_ = jax.jit(
+        lambda params, batch: (batch["pair_ids"], *pair_logprobs(nnx.merge(graph, params), batch)),
+        # On every device, so that every host has every pair.
+        out_shardings=batches.everywhere,
+    )
+    found = {split: Reference.empty(size) for split, size in sizes.items()}
+    for split, reference in found.items():
+        with tqdm(total=sizes[split], desc=f"reference, {split}", unit="pair", dynamic_ncols=True) as progress:
+            for rows in batches.once(split):
+                reference.fill(*jax.device_get(pass_(params, batches.put(rows))))
+                progress.update(int((rows["pair_ids"] >= 0).sum()))
+    save(path, identity, found)
+    return found
+
+
+def save(path: Path, identity: dict[str, str], found: dict[str, Reference]) -> None:
+    arrays = {f"{split}.chosen": reference.chosen for split, reference in found.items()}
+    arrays |= {f"{split}.rejected": reference.rejected for split, reference in found.items()}
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, identity=np.array(json.dumps(identity)), **arrays)
+
+
+def load(path: Path, identity: dict[str, str]) -> dict[str, Reference]:
+    """Reads the sidecar.
+
+    Args:
+      identity: what this run would compute it from; see `references`.
+
+    Raises:
+      UserError: the file is damaged, or was computed from anything else; the line names what differs.
+    """
+    try:
+        with np.load(path) as file:
+            found = json.loads(str(file["identity"]))
+            arrays = {name: file[name] for name in file.files if name != "identity"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a reference sidecar, or damaged ({error}); delete it to compute it again"
+        ) from None
+    differing = [key for key in identity if found.get(key) != identity[key]]
+    if differing:
+        raise UserError(
+            f"{path}: computed for another {', another '.join(differing)}; "
+            "delete it, or set preference.reference to another file"
+        )
+    return {
+        split: Reference(arrays[f"{split}.chosen"], arrays[f"{split}.rejected"])
+        for split in sorted({name.rpartition(".")[0] for name in arrays})
+    }

@@ -1,0 +1,91 @@
+"""Where a run's parameters come from: a Hugging Face checkpoint, or the checkpoints of another run."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from fusejax.cli import UserError
+from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
+from fusejax.models import huggingface
+from fusejax.models.decoder import Decoder, Remat
+from fusejax.training.checkpoints import Checkpoints
+from fusejax.training.state import Params
+
+
+class StartingModel:
+    """A model to start from, named as in the key `model` of a run.
+
+    Args:
+      source: directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of a run.
+
+    Raises:
+      UserError: it is neither, or its architecture is not one that the decoder has.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self.is_run = (Path(source) / "checkpoints").is_dir() and (Path(source) / "model").is_dir()
+        self.directory = Path(source) / "model" if self.is_run else huggingface.resolve(source)
+        """Holds `config.json` and the tokenizer; of a Hugging Face checkpoint, the weights too."""
+        self.config = huggingface.read_config(self.directory)
+
+    def graph(self, *, compute_dtype: str, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
+        """The decoder without arrays: its graph, and its parameters as shapes."""
+        decoder = nnx.eval_shape(
+            lambda: Decoder(self.config, rngs=nnx.Rngs(0), compute_dtype=jnp.dtype(compute_dtype), remat=remat)
+        )
+        graph, state = nnx.split(decoder, nnx.Param)
+        return graph, nnx.to_pure_dict(state)
+
+    def load(self, mesh: Mesh, *, dtype: str, step: int | None = None) -> Params:
+        """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.
+
+        Raises:
+          UserError: the weights are damaged, or are not those of the architecture; no such step.
+        """
+        if not self.is_run:
+            decoder = huggingface.load(
+                str(self.directory),
+                param_dtype=jnp.dtype(dtype),
+                shardings=lambda name, shape: parameter_sharding(name, shape, mesh),
+            )
+            return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
+        _, shapes = self.graph(compute_dtype=dtype)
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding),
+            shapes,
+            parameter_shardings(shapes, mesh),
+        )
+        with Checkpoints(self.source) as checkpoints:
+            steps = checkpoints.steps()
+            if step is not None and step not in steps:
+                raise UserError(f"{self.source}: no checkpoint of step {step}; there are {steps}")
+            return checkpoints.restore_params(abstract, checkpoints.best_step() if step is None else step)
+
+
+def fingerprint(params: Params) -> str:
+    """A hash of every bit of the parameters, the same however they are stored or laid out over devices.
+
+    Each array's words are weighted by their position and added modulo 2^32: a sum that any order of devices gives
+    alike. Names, dtypes, shapes and sums are then hashed with SHA-256.
+    """
+    digest = hashlib.sha256()
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape} {int(_weighted_sum(array)):08x}\n".encode())
+    return digest.hexdigest()
+
+
+@jax.jit
+def _weighted_sum(array: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(array, jnp.uint32 if array.dtype == jnp.float32 else jnp.uint16)
+    total = words.astype(jnp.uint32)
+    for axis in range(array.ndim):
+        # Odd weights, another sequence for each axis, so that neither exchanged rows nor columns go unnoticed.
+        weights = (jnp.arange(array.shape[axis], dtype=jnp.uint32) * jnp.uint32(2654435761 + 2 * axis)) | jnp.uint32(1)
+        total = total * jax.lax.expand_dims(weights, [d for d in range(array.ndim) if d != axis])
+    return jnp.sum(total, dtype=jnp.uint32)

@@ -1,0 +1,57 @@
+"""What an optimizer step changes, and how it is laid out over the mesh."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from fusejax.distributed.sharding import parameter_shardings, replicated
+
+Params = dict[str, Any]
+"""A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
+
+
+class TrainState(NamedTuple):
+    step: Int[Array, ""]
+    """Optimizer steps done."""
+    params: Params
+    optimizer: optax.OptState
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step. The parameters' arrays are taken over, not copied."""
+    init = _initializer(optimizer)
+    shardings = state_shardings(jax.eval_shape(init, params), optimizer, mesh)
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state for parameters of which only the shapes need be known."""
+    shapes = jax.eval_shape(_initializer(optimizer), params)
+    shardings = state_shardings(shapes, optimizer, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A `TrainState` of shardings: moments lie as their parameters do, counters on every device."""
+    params = parameter_shardings(state.params, mesh)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.optimizer,
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return TrainState(replicated(mesh), params, moments)  # type: ignore[arg-type]
+
+
+def _initializer(optimizer: optax.GradientTransformation):
+    def init(params: Params) -> TrainState:
+        # Moments are float32 even for bfloat16 parameters: a second moment in bfloat16 stops moving.
+        in_float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(in_float32))
+
+    return init

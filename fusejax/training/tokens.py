@@ -1,0 +1,36 @@
+"""The run's token sequences, kept beside its checkpoints.
+
+A resumed run must train on the very same tokens, and some chat templates write today's date into them. So they are
+made once, and read again after a restart, which also spares the time.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fusejax.data.examples import Rejection, Tokenized
+from fusejax.files import replacing
+
+
+def save(path: Path, identity: dict[str, str], tokenized: Tokenized) -> None:
+    """Keeps a split's tokens, together with what they were made from."""
+    fields = {field.name: getattr(tokenized, field.name) for field in dataclasses.fields(tokenized)}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    header = {name: value for name, value in fields.items() if name not in arrays} | {"identity": identity}
+    header["rejected"] = [dataclasses.asdict(rejection) for rejection in tokenized.rejected]
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
+
+
+def load(path: Path, identity: dict[str, str]) -> Tokenized | None:
+    """The tokens kept at `path`; None if there are none, or if they were made from anything else."""
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        header = json.loads(str(file["header"]))
+        if header.pop("identity") != identity:
+            return None
+        header["rejected"] = [Rejection(**rejection) for rejection in header["rejected"]]
+        return Tokenized(**header, **{name: file[name] for name in file.files if name != "header"})

@@ -1,0 +1,3 @@
+from tests.tiny_runs import world
+
+__all__ = ["world"]

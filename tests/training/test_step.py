@@ -1,0 +1,150 @@
+"""One optimizer step: the same result however the batch falls into rows and microbatches."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import AutoModelForCausalLM
+
+from fusejax.config import OptimizerConfig, PreferenceConfig
+from fusejax.data.chat import load_tokenizer
+from fusejax.data.examples import tokenize
+from fusejax.data.loader import assemble
+from fusejax.data.records import open_shards
+from fusejax.distributed.mesh import make_mesh
+from fusejax.training.optimizer import make_optimizer, make_schedule
+from fusejax.training.start import StartingModel
+from fusejax.training.state import TrainState, init_state
+from fusejax.training.step import Accumulator, accumulate, apply, make_loss, pair_logprobs
+from tests.tiny_runs import run_config
+
+
+class Setup:
+    def __init__(self, world, task):
+        config = run_config(world, world / "unused", task)
+        self.mesh = make_mesh(config.mesh)
+        start = StartingModel(config.model)
+        self.graph, _ = start.graph(compute_dtype="float32")
+        self.params = start.load(self.mesh, dtype="float32")
+        tokenizer = load_tokenizer(start.directory)
+        self.data = tokenize(open_shards(config.data.train), tokenizer, max_length=64)
+        self.loss = make_loss(config.preference)
+
+    def gradients(self, microbatches):
+        """Mean gradients and sums of a batch given as microbatches, each a list of rows of examples."""
+        total = None
+        for rows, row_length in microbatches:
+            batch = dict(assemble(self.data, rows, row_length))
+            if "pair_ids" in batch:
+                # Any reference does: here one that is not the policy, so that the gradients are not special.
+                filled = batch["pair_ids"] >= 0
+                batch["reference_chosen"] = np.where(filled, -20.0 - batch["pair_ids"] % 5, 0).astype(np.float32)
+                batch["reference_rejected"] = np.where(filled, -40.0 + batch["pair_ids"] % 3, 0).astype(np.float32)
+            if total is None:
+                sums = jax.eval_shape(lambda b=batch: self.loss(nnx.merge(self.graph, self.params), b))
+                total = Accumulator(*jax.tree.map(lambda x: jnp.zeros(x.shape), (self.params, sums)))
+            total = accumulate(self.loss, self.graph, self.params, total, batch)
+        return jax.tree.map(lambda x: x / total.sums["count"], total)
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_rows_and_microbatches_change_nothing(world, task):
+    setup = Setup(world, task)
+    one_row_each = setup.gradients([([[i]], 128) for i in range(8)])
+    packed = setup.gradients([([[0, 3], [5]], 256), ([[1, 2, 6], []], 256), ([[7, 4]], 256)])
+    for name, value in one_row_each.sums.items():
+        np.testing.assert_allclose(packed.sums[name], value, rtol=1e-5, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), packed.gradients, one_row_each.gradients
+    )
+
+
+def test_sft_loss_is_that_of_transformers(world):
+    """The mean over all target tokens of the batch, not of means over sequences or microbatches."""
+    setup = Setup(world, "sft")
+    ours = setup.gradients([([[0, 1]], 128), ([[2]], 128), ([[3]], 128)])
+    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    total, count = 0.0, 0
+    for i in range(4):
+        tokens, mask = setup.data.sequence(i)
+        labels = torch.tensor(np.where(mask, tokens, -100), dtype=torch.long)[None]
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor(tokens, dtype=torch.long)[None], labels=labels).loss
+        total, count = total + loss.item() * mask.sum(), count + mask.sum()
+    assert float(ours.sums["loss"]) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
+    setup = Setup(world, "dpo")
+    decoder = nnx.merge(setup.graph, setup.params)
+    alone = [pair_logprobs(decoder, assemble(setup.data, [[i]], 128)) for i in range(4)]
+    packed = pair_logprobs(decoder, assemble(setup.data, [[2, 0], [3, 1], []], 512))
+    for side in range(2):
+        expected = [[alone[2][side][0, 0], alone[0][side][0, 0]], [alone[3][side][0, 0], alone[1][side][0, 0]]]
+        np.testing.assert_allclose(packed[side][:2, :2], np.array(expected), rtol=1e-5)
+        np.testing.assert_array_equal(packed[side][2], 0)
+        np.testing.assert_array_equal(packed[side][:2, 2:], 0)
+
+
+@pytest.mark.parametrize("length_normalized", [False, True])
+def test_dpo_starts_at_log_2(world, length_normalized):
+    setup = Setup(world, "dpo")
+    batch = dict(assemble(setup.data, [[0, 1], [2]], 256))
+    chosen, rejected = pair_logprobs(nnx.merge(setup.graph, setup.params), batch)
+    batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
+    loss = make_loss(PreferenceConfig(beta=10.0, length_normalized=length_normalized))
+    sums = loss(nnx.merge(setup.graph, setup.params), batch)
+    assert float(sums["count"]) == 3
+    assert float(sums["loss"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_adamw_and_clipping_agree_with_torch():
+    """Three steps on one matrix, gradients above and below the norm limit, weight decay on."""
+    config = OptimizerConfig(
+        learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=1.0
+    )
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 5)).astype(np.float32)
+    gradients = [scale * rng.normal(size=(4, 5)).astype(np.float32) for scale in (3.0, 0.01, 1.0)]
+
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    transformation = make_optimizer(config, 3)
+    params = {"w": jnp.asarray(start)}
+    state = TrainState(jnp.int32(0), params, transformation.init(params))
+    for gradient in gradients:
+        theirs.grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        optimizer.step()
+        sums = {"count": jnp.float32(2), "loss": jnp.float32(1)}
+        # The step divides the summed gradient by the count.
+        state, zeroed, metrics = apply(transformation, state, Accumulator({"w": jnp.asarray(2 * gradient)}, sums))
+        assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+        assert float(metrics["loss"]) == 0.5
+        assert not np.any(zeroed.gradients["w"])
+    assert int(state.step) == 3
+    np.testing.assert_allclose(state.params["w"], theirs.detach().numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_moments_are_float32_for_bfloat16_parameters(world):
+    setup = Setup(world, "sft")
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), setup.params)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
+    state = init_state(params, optimizer, setup.mesh)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim > 0]
+    assert {x.dtype for x in moments} == {jnp.dtype(jnp.float32)}
+
+
+def test_schedule():
+    schedule = make_schedule(OptimizerConfig(learning_rate=2.0, warmup_ratio=0.1), 20)
+    rates = [float(schedule(step)) for step in range(20)]
+    assert rates[:3] == pytest.approx([2 / 3, 4 / 3, 2.0])  # two steps of warm-up, then the peak
+    assert rates[2:] == pytest.approx([1 + math.cos(math.pi * i / 18) for i in range(18)], abs=1e-6)
+    assert rates[-1] > 0
+    without = make_schedule(OptimizerConfig(learning_rate=2.0, warmup_ratio=0.0, schedule="linear"), 4)
+    assert [float(without(step)) for step in range(4)] == pytest.approx([2.0, 1.5, 1.0, 0.5])
