@@ -1,0 +1,63 @@
+"""The models of an evaluation, one after another: answers, verdicts, results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from fusejax.cli import UserError, note
+from fusejax.config import EvaluateConfig
+from fusejax.evaluation.answers import answer, read_prompts
+from fusejax.evaluation.results import Results, accuracies, standard_error
+from fusejax.files import replacing, write_text
+
+
+def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
+    """Answers every prompt with every model, has the answers scored, writes `results.json`.
+
+    The data pipeline judges, in a process of its own and over its own files: it needs packages that training does not,
+    and so the evaluation judges exactly as the selection of the training data did. Answers and verdicts stay in
+    `OUTPUT_DIR/answers/`.
+
+    Returns:
+      The results, and each model's standard error.
+
+    Raises:
+      UserError: the prompts or a model cannot be loaded, or the scoring fails.
+    """
+    output_dir = Path(config.output_dir)
+    judged = output_dir / "answers"
+    prompts = read_prompts(config.prompts)
+    with replacing(judged / "prompts.parquet") as file:
+        prompts.write_parquet(file)
+    for name, source in config.models.items():
+        note(f"{name}: answering {len(prompts)} prompts with {source}")
+        frame = answer(
+            source,
+            name,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+        )
+        with replacing(judged / "samples" / f"{name}.parquet") as file:
+            frame.write_parquet(file)
+    _score(config.scoring, judged)
+    scores = {name: _judged(judged, name, prompts) for name in config.models}
+    results = accuracies(scores)
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results, {name: standard_error(frame) for name, frame in scores.items()}
+
+
+def _score(config: str, judged: Path) -> None:
+    command = [sys.executable, "-m", "data_pipeline", "score", "--config", config, f"output_dir={judged}"]
+    status = subprocess.run(command, stdout=sys.stderr).returncode
+    if status:
+        raise UserError(f"scoring failed with status {status}: {' '.join(command)}")
+
+
+def _judged(judged: Path, name: str, prompts: pl.DataFrame) -> pl.DataFrame:
+    scores = pl.read_parquet(judged / "scores" / f"{name}.parquet")
+    return prompts.select("id", "domain").join(scores, left_on="id", right_on="prompt_id", how="left")

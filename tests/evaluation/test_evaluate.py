@@ -1,0 +1,98 @@
+"""The evaluation from prompts to results, judged by the real data pipeline."""
+
+import json
+import math
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fusejax.evaluation.results import standard_error
+
+
+def score(prompt: dict, text: str) -> tuple[float, str]:
+    """The reward that the tests' data pipeline uses: an answer is right if it is what the prompt demands."""
+    return 0.1, "correct" if text == prompt["answer"] else "wrong"
+
+
+@pytest.fixture(scope="module")
+def greedy(world):
+    """What transformers' greedy generation answers to three prompts."""
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    answers = {}
+    for text in ("what is 1 plus 2", "what is 30 plus 4?", "user"):
+        tokens = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        new = model.generate(**tokens, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        answers[text] = tokenizer.decode(new[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def configure(world, folder, prompts):
+    pl.DataFrame(prompts).write_parquet(folder / "prompts.parquet")
+    pipeline = {
+        "output_dir": "replaced by the evaluation",
+        "prompts": [{"path": str(folder / "prompts.parquet"), "dataset": "test", "domain": "instruction"}],
+        "sources": [{"name": "any", "model": "any"}],
+        "scorers": {
+            "instruction": {"reward": "tests.evaluation.test_evaluate:score"},
+            "chinese": {"reward": "tests.evaluation.test_evaluate:score"},
+        },
+    }
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
+    config = {
+        "models": {"base": str(world / "model")},
+        "prompts": str(folder / "prompts.parquet"),
+        "scoring": str(folder / "pipeline.yaml"),
+        "output_dir": str(folder / "out"),
+        "max_new_tokens": 12,
+        "dtype": "float32",
+    }
+    (folder / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "fusejax.evaluate", "--config", str(folder / "evaluate.yaml")]
+
+
+def prompt(i, text, domain, answer):
+    messages = [{"role": "user", "content": text}]
+    return {"id": str(i), "dataset": "d", "domain": domain, "messages": messages, "answer": answer, "tests": None}
+
+
+def test_accuracy_of_the_answers_that_transformers_gives(world, greedy, tmp_path):
+    """Two of the three gold answers are what the model says, one is not."""
+    (one, said_one), (two, said_two), (three, said_three) = greedy.items()
+    prompts = [
+        prompt(0, one, "instruction", said_one),
+        prompt(1, two, "instruction", said_two + "!"),
+        prompt(2, three, "chinese", said_three),
+    ]
+    result = subprocess.run(configure(world, tmp_path, prompts), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results == {"base": {"chinese": 1.0, "instruction": 0.5, "average": 0.75}}
+    assert "75.0 ± " in result.stdout
+
+
+def test_mistakes_end_in_one_line(world, tmp_path):
+    command = configure(world, tmp_path, [prompt(0, "user", "instruction", "x")])
+    for override, message in (
+        ("prompts=/nowhere.parquet", "prompts /nowhere.parquet: no such file"),
+        ("models.sft=/nowhere/model", "model /nowhere/model"),
+        ("scoring=/nowhere.yaml", "/nowhere.yaml"),
+        ("batchsize=3", "did you mean 'batch_size'?"),
+    ):
+        result = subprocess.run([*command, override], capture_output=True, text=True)
+        assert result.returncode == 2, override
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_standard_error_of_the_average():
+    frame = pl.DataFrame({"domain": ["a"] * 4 + ["b"] * 4, "verdict": ["correct", "wrong"] * 2 + ["correct"] * 4})
+    assert standard_error(frame) == pytest.approx(math.sqrt(0.25 / 4) / 2)
