@@ -1,3 +1,12 @@
+"""What all tests share: a tiny checkpoint with data to train on, and one compilation cache for all processes."""
+
+import os
+from pathlib import Path
+
+# Before JAX is imported. Most of the tests' time is compilation, much of it of the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 from tests.tiny_runs import world
 
 __all__ = ["world"]

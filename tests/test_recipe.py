@@ -1,0 +1,61 @@
+"""The published recipe, as its configurations hold it."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.config import PipelineConfig
+from fusejax.cli import load_config
+from fusejax.config import TrainConfig
+from fusejax.data.packing import num_steps
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+# Target: Hub id, SFT and DPO learning rates, beta, length normalisation (FuseChat-3.0, README and model cards).
+TARGETS = {
+    "llama3.1-8b": ("meta-llama/Llama-3.1-8B-Instruct", 5e-6, 8e-7, 10, True),
+    "llama3.2-3b": ("meta-llama/Llama-3.2-3B-Instruct", 5e-6, 1e-6, 10, True),
+    "llama3.2-1b": ("meta-llama/Llama-3.2-1B-Instruct", 5e-6, 1e-6, 10, True),
+    "qwen2.5-7b": ("Qwen/Qwen2.5-7B-Instruct", 2e-6, 3e-7, 0.01, False),
+    "gemma2-9b": ("google/gemma-2-9b-it", 2e-6, 5e-7, 0.01, False),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_training_figures(target):
+    hub_id, sft_rate, dpo_rate, beta, length_normalized = TARGETS[target]
+    sft = load_config(TrainConfig, CONFIGS / "fusechat3" / f"{target}-sft.yaml", [])
+    dpo = load_config(TrainConfig, CONFIGS / "fusechat3" / f"{target}-dpo.yaml", [])
+    assert (sft.task, sft.model, sft.optimizer.learning_rate, sft.epochs) == ("sft", hub_id, sft_rate, 3)
+    assert (dpo.task, dpo.model, dpo.optimizer.learning_rate, dpo.epochs) == ("dpo", sft.output_dir, dpo_rate, 1)
+    assert dpo.preference is not None
+    assert (dpo.preference.beta, dpo.preference.length_normalized) == (beta, length_normalized)
+    assert dpo.preference.label_smoothing == 0
+    assert (dpo.prompt_limit, dpo.checkpoint.every_steps, dpo.checkpoint.keep) == (1800, 100, 2)
+    for run in (sft, dpo):
+        assert (run.batch_size, run.max_length) == (128, 2048)
+        optimizer = run.optimizer
+        assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.weight_decay) == ("adamw", 0.9, 0.999, 0)
+        assert (optimizer.schedule, optimizer.warmup_ratio) == ("cosine", 0.1)
+
+
+def test_steps():
+    assert num_steps(94_539, 128, 3) == 2_216
+    assert num_steps(64_128, 128, 1) == 501
+
+
+def test_data_figures():
+    data = load_config(PipelineConfig, CONFIGS / "fusechat3" / "data.yaml", [])
+    sampling = {source.model: (source.temperature, source.top_p, source.repetition_penalty) for source in data.sources}
+    assert sampling == {
+        "google/gemma-2-27b-it": (0.8, 0.95, 1.0),
+        "mistralai/Mistral-Large-Instruct-2407": (0.8, 0.95, 1.0),
+        "Qwen/Qwen2.5-72B-Instruct": (0.7, 0.8, 1.05),
+        "meta-llama/Llama-3.1-70B-Instruct": (0.8, 0.95, 1.0),
+        "Qwen/Qwen2.5-Math-72B-Instruct": (0.7, 0.8, 1.05),
+    }
+    assert data.samples_per_prompt.model_dump() == {"instruction": 5, "math": 5, "code": 8, "chinese": 1}
+    assert data.selection.instruction.sft_fraction == 0.4
+    for selection in (data.selection.instruction, data.selection.math):
+        assert (selection.min_margin, selection.max_margin) == (0.01, 0.1)
+    assert len(data.prompts) == 8
