@@ -9,14 +9,14 @@ answer written in other usual ways; plain Math-Verify (label first, as its READM
 Measured with Math-Verify 0.9.0; an unknown verdict counts as "not correct":
 
     how the answer ends            agreement    share  unknown  Math-Verify
-    as it stands (`A: 18`)        2636/2636  100.00%        0      100.00%
-    `\\boxed{18}`                  2636/2636  100.00%        0      100.00%
-    `#### 18`                     2636/2636  100.00%        0      100.00%
-    `The answer is $18.`          2636/2636  100.00%        0      100.00%
+    as it stands (`A: 18`)        2636/2636  100.00%        8      100.00%
+    `\\boxed{18}`                  2636/2636  100.00%        8      100.00%
+    `#### 18`                     2636/2636  100.00%        8      100.00%
+    `The answer is $18.`          2636/2636  100.00%        8      100.00%
 
-There is no disagreement to explain. These answers are numbers with a marker, where plain Math-Verify errs as little; it
-is on the answers in `tests/data_pipeline/test_math_scorer.py` (other notations, tiny and huge numbers, words) that the
-two part.
+There is no disagreement to explain: the unknown ones, all labelled wrong, may be roundings of the label. These answers
+are numbers with a marker, where plain Math-Verify errs as little; it is on the answers in
+`tests/data_pipeline/test_math_scorer.py` (other notations, tiny and huge numbers, words) that the two part.
 """
 
 import argparse

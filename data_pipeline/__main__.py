@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from data_pipeline import prompts, report, sample, score, select, write
+from data_pipeline import prompts, report, sample, score, scorers, select, write
 from data_pipeline.config import PipelineConfig
+from data_pipeline.samplers import checkpoint
 from fusejax import cli
 
 STAGES = {
@@ -29,6 +30,10 @@ def main(arguments: list[str]) -> None:
     if stage == "run":
         # Before hours of sampling, not after.
         select.require_rewards(config, domains=None)
+        for domain in sorted({entry.domain for entry in config.prompts}):
+            scorers.build(config.scorers, domain)
+        for source in config.sources:
+            checkpoint.locate(source.model)
     for name in STAGES if stage == "run" else [stage]:
         STAGES[name](config)
 

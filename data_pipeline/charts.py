@@ -79,7 +79,10 @@ def histograms(
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title, size)
         if everything.size:
-            edges = np.histogram_bin_edges(everything, bins=40)
+            low, high = everything.min(), everything.max()
+            if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for 40 bins between.
+                low, high = low - 0.5 * max(1, abs(low)), high + 0.5 * max(1, abs(high))
+            edges = np.linspace(low, high, 41)
             for index, (name, data) in enumerate(values.items()):
                 if data.size:
                     heights = np.histogram(data, edges)[0] / data.size

@@ -10,6 +10,7 @@ from fusejax.cli import ConfigModel
 Domain = Literal["instruction", "math", "code", "chinese"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 PairSource = Literal["best", "random", "widest"]
+Correctness = Literal["math_verify", "code"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -20,6 +21,8 @@ class ColumnsConfig(ConfigModel):
     """A list of `{role, content}`, ending in a user turn."""
     prompt: str | None = None
     """Where there are no messages: the text of one user turn."""
+    input: str | None = None
+    """What the instruction in `prompt` is about, in Alpaca-like sets: follows it after a blank line."""
     answer: str | None = None
     tests: str | None = None
 
@@ -33,7 +36,7 @@ class PromptsConfig(ConfigModel):
     """The data set's name in records and reports."""
     domain: Domain
     limit: PositiveInt | None = None
-    """Keep so many prompts, chosen by the seed."""
+    """Draw so many of the valid prompts, by the seed, before they are asked; selection drops some of them later."""
     columns: ColumnsConfig = ColumnsConfig()
 
 
@@ -67,7 +70,7 @@ class SamplesPerPrompt(ConfigModel):
 class ScorerConfig(ConfigModel):
     reward: str | None = None
     """`module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class with that method."""
-    correctness: Literal["math_verify", "code"] | None = None
+    correctness: Correctness | None = None
     """Gives the verdict; without it the verdict is the reward's."""
     timeout_seconds: PositiveFloat = 5.0
     """Of a verification (math: wall time; code: CPU time of all tests of an answer)."""
@@ -75,10 +78,18 @@ class ScorerConfig(ConfigModel):
     """Of a verification."""
 
 
+class MathScorerConfig(ScorerConfig):
+    correctness: Correctness = "math_verify"
+
+
+class CodeScorerConfig(ScorerConfig):
+    correctness: Correctness = "code"
+
+
 class ScorersConfig(ConfigModel):
     instruction: ScorerConfig = ScorerConfig()
-    math: ScorerConfig = ScorerConfig(correctness="math_verify")
-    code: ScorerConfig = ScorerConfig(correctness="code")
+    math: MathScorerConfig = MathScorerConfig()
+    code: CodeScorerConfig = CodeScorerConfig()
     chinese: ScorerConfig = ScorerConfig()
     workers: PositiveInt | None = None
     """Processes that verify. Default: one a core."""
@@ -152,6 +163,14 @@ class PipelineConfig(ConfigModel):
         if len(set(names)) < len(names):
             raise ValueError(f"sources: a name occurs twice in {', '.join(names)}")
         wanted = self.selection.chinese.source
-        if wanted is not None and wanted not in names:
-            raise ValueError(f"selection.chinese.source: {wanted!r} is none of the sources {', '.join(names)}")
+        able = [source.name for source in self.sources if "chinese" in source.domains]
+        if wanted is not None and wanted not in able:
+            found = f"is none of the sources with the domain chinese ({', '.join(able) or 'none'})"
+            raise ValueError(f"selection.chinese.source: {wanted!r} {found}")
+        paths = {"output_dir": self.output_dir}
+        paths |= {f"prompts.{number}.path": entry.path for number, entry in enumerate(self.prompts)}
+        paths |= {f"sources.{number}.model": source.model for number, source in enumerate(self.sources)}
+        for key, path in paths.items():
+            if "://" in path:
+                raise ValueError(f"{key}: {path}: remote storage is not supported yet; give a local path")
         return self

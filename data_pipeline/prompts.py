@@ -5,10 +5,11 @@ Every record either becomes a row or a line of `rejected/prompts.jsonl` with its
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import polars as pl
 import pydantic
@@ -50,51 +51,74 @@ def run(config: PipelineConfig) -> None:
         config.model_dump(mode="json", include={"prompts", "seed", "scorers"}),
         *(Path(entry.path) for entry in config.prompts if Path(entry.path).is_file()),
     )
-    store.once(output, "prompts", inputs, [table, rejected], lambda: _read_all(config, table, rejected))
+
+    def work() -> str:
+        reasons: Counter[str] = Counter()
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", encoding="utf-8", errors="replace") as file:
+                store.write_parquet(_read_all(config, file, reasons), table)
+
+        store.write_atomically(rejected, write)
+        count = len(pl.read_parquet(table, columns=["id"]))
+        return f"{count:,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
+
+    store.once(output, "prompts", inputs, [table, rejected], work)
 
 
-def _read_all(config: PipelineConfig, table: Path, rejected_path: Path) -> str:
+def _read_all(config: PipelineConfig, rejected: TextIO, reasons: Counter[str]) -> pl.DataFrame:
+    """The table; rejected records go to the file as they come, and are counted."""
     kept: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
     ids: set[str] = set()
     texts: set[str] = set()
+    entries_of: Counter[str] = Counter()
+
+    def reject(where: str, reason: str, detail: str, record: Any = None) -> None:
+        line = {"where": where, "reason": reason, "detail": detail, "record": record}
+        rejected.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        reasons[reason] += 1
+
     for entry in config.prompts:
-        of_entry: list[dict[str, Any]] = []
+        before = Counter(reasons)
+        # Another file of the same data set has ids of its own.
+        entries_of[entry.dataset] += 1
+        prefix = entry.dataset if entries_of[entry.dataset] == 1 else f"{entry.dataset}.{entries_of[entry.dataset]}"
+        of_entry: list[tuple[str, dict[str, Any]]] = []
         unseen = set(entry.columns.model_dump(exclude_none=True).values())
         count = 0
         for count, (where, record) in enumerate(_records(entry), 1):
             if isinstance(record, dict):
                 unseen -= record.keys()
             try:
-                row = _prompt(record, entry, default_id=f"{entry.dataset}-{count - 1}", config=config)
-                content = f"{row['domain']}\0{json.dumps(row['messages'], ensure_ascii=False)}"
+                row = _prompt(record, entry, default_id=f"{prefix}-{count - 1}", config=config)
+                content = store.fingerprint(row["domain"], row["messages"])
                 if row["id"] in ids:
                     raise Rejected("duplicate_id", row["id"])
                 if content in texts:
                     raise Rejected("duplicate_prompt", row["id"])
             except Rejected as error:
-                rejected.append({"where": where, "reason": error.reason, "detail": error.detail, "record": record})
+                reject(where, error.reason, error.detail, record)
                 continue
             ids.add(row["id"])
             texts.add(content)
-            of_entry.append(row)
+            of_entry.append((where, row))
         if not count:
             raise UserError(f"prompts: {entry.path}: empty data set")
         if unseen:
             raise UserError(f"prompts: {entry.path}: no record has the column {min(unseen)!r}")
         if not of_entry:
-            reason, _ = Counter(line["reason"] for line in rejected).most_common(1)[0]
+            reason, _ = (reasons - before).most_common(1)[0]
             raise UserError(f"prompts: {entry.path}: all {count} records are rejected, mostly for {reason}")
         if entry.limit is not None and entry.limit < len(of_entry):
-            chosen = sorted(of_entry, key=lambda row: store.rank(config.seed, "limit", row["id"]))[: entry.limit]
-            chosen_ids = {row["id"] for row in chosen}
-            of_entry = [row for row in of_entry if row["id"] in chosen_ids]
-        kept.extend(of_entry)
-    lines = (json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in rejected)
-    store.write_text(rejected_path, "".join(lines).encode(errors="replace").decode())
-    store.write_parquet(pl.DataFrame(kept, schema=SCHEMA), table)
-    reasons = Counter(line["reason"] for line in rejected)
-    return f"{len(kept):,} prompts, {len(rejected):,} rejected" + (f" {dict(reasons)}" if reasons else "")
+            ranked = sorted(row["id"] for _, row in of_entry)
+            ranked.sort(key=lambda prompt: store.rank(config.seed, "limit", prompt))
+            chosen = set(ranked[: entry.limit])
+            for where, row in of_entry:
+                if row["id"] not in chosen:
+                    reject(where, "over_limit", row["id"])
+            of_entry = [(where, row) for where, row in of_entry if row["id"] in chosen]
+        kept.extend(row for _, row in of_entry)
+    return pl.DataFrame(kept, schema=SCHEMA)
 
 
 def _records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
@@ -108,7 +132,7 @@ def _records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         yield f"{path}:{number}", _json(line)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"prompts: {path}: cannot be read: {store.one_line(error)}") from None
     elif path.suffix == ".parquet" and path.exists():
         rows = store.read_parquet(path, [], made_by="prompts").iter_rows(named=True)
@@ -151,12 +175,16 @@ def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: Pipel
     """A row of `SCHEMA`, or `Rejected`."""
     if not isinstance(record, dict):
         raise Rejected("bad_json" if isinstance(record, str) else "not_an_object")
-    values = {ours: record.get(theirs or ours) for ours, theirs in entry.columns.model_dump().items()}
+    columns = {ours: theirs or ours for ours, theirs in entry.columns.model_dump().items()}
+    # `input` is a common name with many meanings, so it is read only where the config names it.
+    values = {ours: record.get(theirs) for ours, theirs in (columns | {"input": entry.columns.input}).items()}
     messages = values["messages"]
     if messages is None:
         text = values["prompt"]
         if not isinstance(text, str) or not text.strip():
             raise Rejected("no_prompt")
+        if isinstance(values["input"], str) and values["input"].strip():
+            text = f"{text}\n\n{values['input']}"
         messages = [{"role": "user", "content": text}]
     try:
         messages = [message.model_dump() for message in _MESSAGES.validate_python(messages)]

@@ -79,8 +79,10 @@ class Facts:
             parts.append(pl.read_parquet(path, columns=[column for column in wanted if column in present]))
         answers = pl.concat(parts, how="diagonal")
         self.answers = answers.join(prompts.select(prompt_id="id", domain="domain"), on="prompt_id")
-        lines = rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else []
-        self.rejected = Counter(json.loads(line)["reason"] for line in lines)
+        self.rejected: Counter[str] = Counter()
+        if rejected.exists():
+            with rejected.open(encoding="utf-8", newline="\n") as lines:
+                self.rejected.update(json.loads(line)["reason"] for line in lines)
         self.domains = sorted(set(prompts["domain"]))
 
     def funnel(self) -> dict[str, dict[str, int]]:

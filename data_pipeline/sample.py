@@ -1,11 +1,11 @@
 """Stage `sample`: every source answers every prompt of its domains, to `samples/{source}.parquet`.
 
-Answers are stored under a key: the hash of model, sampling parameters, conversation and seed. A run asks only for keys
-that are not there yet, chunk by chunk in part files, so a killed run goes on where it was, and more prompts or another
-source cost only their own answers. The seed is a hash of (run seed, prompt, source, sample index), never a count.
+Answers are stored under a key: the hash of model, sampling parameters, conversation and seed. Chunk by chunk they go to
+part files in `samples/.answers/{source}/`, which only ever gets more: a run asks for the keys that are not there yet,
+so a killed run goes on where it was, nothing is asked twice, and answers that are not wanted now wait there. The seed
+is a hash of (run seed, prompt, source, sample index), never a count.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def run(config: PipelineConfig) -> None:
 
 def _sample_source(config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, model: str) -> None:
     final = Path(config.output_dir) / "samples" / f"{source.name}.parquet"
-    parts = final.parent / ".parts" / source.name
+    parts = final.parent / ".answers" / source.name
     wanted = _requests(config, source, prompts, model)
     if not wanted:
         raise UserError(f"sources: {source.name}: no prompt in its domains {', '.join(source.domains)}")
@@ -67,11 +67,20 @@ def _sample_source(config: PipelineConfig, source: SourceConfig, prompts: pl.Dat
     if stored is not None and stored["key"].to_list() == list(wanted):
         print(f"{step}: up to date: {len(wanted):,} answers", flush=True)
         return
-    frames = [frame for frame in (stored, *map(_stored, sorted(parts.glob("*.parquet")))) if frame is not None]
-    known = pl.concat([frame.filter(pl.col("key").is_in(list(wanted))) for frame in frames]) if frames else None
-    present = set() if known is None else set(known["key"])
-    sampler: Sampler | None = None
     keys = list(wanted)
+    is_wanted = pl.col("key").is_in(keys)
+    frames = [pl.DataFrame(schema=SCHEMA)]
+    kept: set[str] = set()
+    for part in sorted(parts.glob("*.parquet")):
+        frame = _read(part)
+        kept.update(frame["key"])
+        frames.append(frame.filter(is_wanted))
+    if stored is not None and not kept.issuperset(stored["key"]):
+        # Of a directory that came without its part files.
+        store.write_parquet(stored, parts / f"{store.fingerprint(stored['key'].to_list())[:32]}.parquet")
+        frames.append(stored.filter(is_wanted))
+    present = set().union(*(frame["key"] for frame in frames))
+    sampler: Sampler | None = None
     progress = tqdm(total=len(keys), initial=len(present), desc=step, unit="answer", disable=None)
     for start in range(0, len(keys), config.sampler.chunk_size):
         # Chunks are cut from all keys, not from the missing ones, so that resuming changes no batch.
@@ -87,14 +96,13 @@ def _sample_source(config: PipelineConfig, source: SourceConfig, prompts: pl.Dat
         ]
         frame = pl.DataFrame(rows, schema=SCHEMA)
         store.write_parquet(frame, parts / f"{store.fingerprint(chunk)[:32]}.parquet")
-        known = frame if known is None else pl.concat([known, frame])
+        frames.append(frame)
         progress.update(len(chunk))
     progress.close()
-    assert known is not None
+    known = pl.concat(frames)
     order = pl.DataFrame({"key": keys})
     result = order.join(known.unique("key", keep="first"), on="key", how="left", maintain_order="left")
     store.write_parquet(result.select(SCHEMA.names()), final)
-    shutil.rmtree(parts, ignore_errors=True)
     finished = dict(result["finish_reason"].value_counts().sort("finish_reason").iter_rows())
     print(
         f"{step}: {len(keys):,} answers, {len(keys) - len(present):,} of them new; finished by {finished}", flush=True
@@ -111,7 +119,7 @@ def _requests(
     }
     requests: dict[str, tuple[dict[str, Any], Request]] = {}
     for prompt in prompts.filter(pl.col("domain").is_in(source.domains)).iter_rows(named=True):
-        content = store.fingerprint(model, sampling, prompt["messages"])
+        content = store.fingerprint(model, sampling, config.sampler.dtype, prompt["messages"])
         for index in range(getattr(config.samples_per_prompt, prompt["domain"])):
             seed = store.rank(config.seed, "sample", prompt["id"], source.name, str(index))
             row = {
@@ -129,8 +137,10 @@ def _requests(
 
 def _stored(path: Path) -> pl.DataFrame | None:
     """Answers of an earlier run; None where there are none."""
-    if not path.exists():
-        return None
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> pl.DataFrame:
     try:
         return store.read_parquet(path, SCHEMA.names(), made_by="sample").select(SCHEMA.names())
     except UserError as error:

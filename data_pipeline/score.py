@@ -102,5 +102,11 @@ class _Work:
             verdicts = correctness.score(batch) if correctness else rewards
             for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
                 details = dict.fromkeys(score.detail for score in (judged, rewarded) if score.detail)
-                scores[index] = Score(rewarded.reward, judged.verdict, judged.extracted, "; ".join(details) or None)
+                detail = _storable("; ".join(details) or None)
+                scores[index] = Score(rewarded.reward, judged.verdict, _storable(judged.extracted), detail)
         return pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
+
+
+def _storable(text: str | None) -> str | None:
+    """Without lone surrogates, which an error's message can hold and UTF-8 cannot."""
+    return None if text is None else text.encode(errors="replace").decode()

@@ -64,6 +64,7 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
     """
     prompts = prompts.select(pl.col("id").alias("prompt_id"), "dataset", "domain")
     candidates = candidates.drop("dataset", "domain", strict=False).join(prompts, on="prompt_id")
+    candidates = candidates.with_columns(pl.col("reward").cast(pl.Float64))
     judged = candidates.with_columns(reason=_unusable())
     usable = judged.filter(pl.col("reason").is_null())
     parts = [
@@ -163,8 +164,8 @@ def pairs(
     """At most one pair a prompt: a source's best winner against its worst loser, where the margin is within bounds.
 
     Of several valid sources, `pair_source` decides: "best", the one with the best chosen answer; "widest", the one with
-    the widest margin; "random", a seeded one. Bounds are inclusive, and forgive rounding in the ninth decimal: 0.12 -
-    0.11 is 0.00999... in binary. Equal texts make no pair.
+    the widest margin; "random", a seeded one. Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is
+    0.00999... in binary, in the seventh already where rewards are float32. Equal texts make no pair.
     """
     group = ["prompt_id", "source"] if same_source else ["prompt_id"]
     answer = ["source", "sample_index", "reward", "text_hash"]
@@ -177,7 +178,7 @@ def pairs(
     chosen = ends(winners, True, "chosen")
     rejected = ends(losers, False, "rejected").drop("dataset", "domain")
     valid = chosen.join(rejected, on=group).with_columns(
-        margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(9)
+        margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(6)
     )
     valid = valid.filter(pl.col("chosen_text_hash") != pl.col("rejected_text_hash"))
     if min_margin is not None:

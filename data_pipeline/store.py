@@ -22,7 +22,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write` gets a temporary path, renamed to `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -85,7 +88,8 @@ def once(output_dir: Path, step: str, inputs: str, outputs: Sequence[Path], work
         if done["inputs"] == inputs:
             print(f"{step}: up to date: {done['summary']}", flush=True)
             return
-    state.unlink(missing_ok=True)
+    if state.exists():
+        state.unlink()
     summary = work()
     write_text(state, json.dumps({"inputs": inputs, "summary": summary}, ensure_ascii=False))
     print(f"{step}: {summary}", flush=True)

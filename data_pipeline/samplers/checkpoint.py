@@ -9,8 +9,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from data_pipeline.store import one_line
 from fusejax.cli import UserError
 
-WHOLE = 2**20
-"""Files up to so many bytes are hashed whole, of larger ones that much of head and tail: 145 GB are not read twice."""
+WHOLE = 2**22
+"""Files up to so many bytes are hashed whole, of larger ones that much in samples: 145 GB are not read twice."""
+SAMPLES = 64
 
 
 def locate(model: str) -> Path:
@@ -35,16 +36,24 @@ def locate(model: str) -> Path:
 
 
 def fingerprint(directory: Path) -> str:
-    """Changes when a file of the checkpoint changes: names, sizes, and contents (large files: head and tail)."""
+    """Changes when a file of the checkpoint changes: names, sizes, and contents.
+
+    Large files by samples spread over them, together with the name that the Hub's cache gives their contents, or else
+    the time of their last change.
+    """
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt", ".bin"):
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(WHOLE))
-            if size > WHOLE:
-                file.seek(max(WHOLE, size - WHOLE))
+            if size <= WHOLE:
                 digest.update(file.read())
+                continue
+            digest.update((path.resolve().name if path.is_symlink() else str(path.stat().st_mtime_ns)).encode())
+            length = WHOLE // SAMPLES
+            for sample in range(SAMPLES):
+                file.seek((size - length) * sample // (SAMPLES - 1))
+                digest.update(file.read(length))
     return digest.hexdigest()

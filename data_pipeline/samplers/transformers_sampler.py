@@ -25,6 +25,7 @@ from fusejax.cli import UserError
 
 SMALL_MODEL = 20_000_000
 """Parameters below which one CPU thread computes a step faster than several that wait for each other."""
+_THREADS = torch.get_num_threads()
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when the share of unfinished ones falls below this."""
 
@@ -179,8 +180,7 @@ def _load(directory: Path, source: SourceConfig, dtype: str) -> tuple[Any, Any]:
         raise UserError(f"sources: {source.name}: {directory} cannot be loaded: {one_line(error)}") from error
     if not tokenizer.chat_template:
         raise UserError(f"sources: {source.name}: the tokenizer in {directory} has no chat template")
-    if model.num_parameters() < SMALL_MODEL:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1 if model.num_parameters() < SMALL_MODEL else _THREADS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return tokenizer, model.to(device).eval()
 

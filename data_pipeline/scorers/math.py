@@ -3,11 +3,13 @@
 Cheap and certain comparisons come first, since Math-Verify says False both for "wrong" and for "not understood", and
 True where floating point cannot tell two numbers apart:
 
-1. the final answers of text and label (last balanced `\\boxed{}`, `#### N`, `A: N`, `answer is N`, final number);
-2. equal after normalising: correct; both words, or both exact rational numbers: their comparison decides;
+1. the final answers of text and label (last balanced `\\boxed{}`; `#### N`; the last of `A: N` and `answer is N`; the
+   last number: where prose leaves open which number is the answer, a mismatch is unknown);
+2. equal after normalising: correct; both words, choices or exact rational numbers: their comparison decides;
 3. otherwise Math-Verify in both orders, in a worker process that is killed at the time limit (see `math_worker`).
 """
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from importlib.metadata import version
@@ -15,9 +17,32 @@ from pathlib import Path
 
 from data_pipeline.config import ScorerConfig
 from data_pipeline.scorers import math_answers, math_worker
-from data_pipeline.scorers.base import Item, Score
+from data_pipeline.scorers.base import Item, Score, Verdict
+from data_pipeline.scorers.math_answers import Found
 from data_pipeline.scorers.workers import WorkerPool
 from data_pipeline.store import fingerprint
+
+Outcome = tuple[Verdict, str]
+_NOTHING = frozenset(
+    [
+        "all",
+        "always",
+        "dne",
+        "empty",
+        "false",
+        "impossible",
+        "infinite",
+        "infinity",
+        "never",
+        "none",
+        "nothing",
+        "true",
+        "undefined",
+        "yes",
+    ]
+)
+"""Words that others mean just as well."""
+_SUBSCRIPT = re.compile(r"(?<=[\d)}])_\{?(\d+)")
 
 
 class MathScorer:
@@ -25,7 +50,7 @@ class MathScorer:
 
     def __init__(self, config: ScorerConfig, workers: int | None):
         self._timeout, self._memory, self._workers = config.timeout_seconds, config.memory_mb, workers
-        self._known: dict[tuple[str, str], Score] = {}
+        self._known: dict[tuple[str, str], Outcome] = {}
         files = (Path(module.__file__ or "") for module in (math_answers, math_worker))
         self.fingerprint = fingerprint(version("math-verify"), self._timeout, self._memory, Path(__file__), *files)
 
@@ -34,62 +59,128 @@ class MathScorer:
         pairs = [self._pair(item) for item in items]
         hard: list[tuple[str, str]] = []
         for pair in pairs:
-            if pair is not None and pair not in self._known:
-                decided = compare_exactly(*pair)
-                self._known[pair] = decided or Score(verdict="unknown")
+            if pair is not None and (key := (pair[0], pair[1].answer)) not in self._known:
+                decided = compare_exactly(*key)
+                self._known[key] = decided or ("unknown", "not_compared")
                 if decided is None:
-                    hard.append(pair)
+                    hard.append(key)
         if hard:
             with WorkerPool(
                 math_worker.verify, timeout=self._timeout, memory_mb=self._memory, workers=self._workers
             ) as pool:
-                for pair, result in zip(hard, pool.map(hard), strict=True):
-                    if isinstance(result, str):  # "timeout", "crashed" or "out_of_memory".
-                        result = "unknown", result
-                    self._known[pair] = Score(None, result[0], pair[1], result[1])
+                for key, result in zip(hard, pool.map(hard), strict=True):
+                    # Text is "timeout", "crashed" or "out_of_memory".
+                    self._known[key] = ("unknown", result) if isinstance(result, str) else result
         return [
-            Score(verdict="unknown", detail="no_final_answer") if pair is None else self._known[pair] for pair in pairs
+            Score(verdict="unknown", detail="no_final_answer")
+            if pair is None
+            else _judged(*pair, *self._known[pair[0], pair[1].answer])
+            for pair in pairs
         ]
 
     @staticmethod
-    def _pair(item: Item) -> tuple[str, str] | None:
+    def _pair(item: Item) -> tuple[str, Found] | None:
         found = math_answers.extract(item.text)
         if found is None:
             return None
         # A label is a bare answer, or a worked solution that ends in one.
-        gold = item.prompt["answer"] or ""
-        return math_answers.extract(gold, marked_only=True) or gold.strip(), found
+        label = item.prompt["answer"] or ""
+        marked = math_answers.extract(label, marked_only=True)
+        return marked.answer if marked else label.strip(), found
 
 
-def compare_exactly(gold: str, found: str) -> Score | None:
-    """The verdict where text or exact numbers decide it, else None."""
+def _judged(gold: str, found: Found, verdict: Verdict, detail: str) -> Score:
+    """A mismatch counts only where it is certain that this was the answer."""
+    sure = found.trust == "stated" or (found.trust == "only" and math_answers.rational(gold) is not None)
+    if verdict == "wrong" and not sure:
+        verdict, detail = "unknown", f"unclear_answer: {detail}"
+    return Score(verdict=verdict, extracted=found.answer, detail=detail)
+
+
+def compare_exactly(gold: str, found: str) -> Outcome | None:
+    """(verdict, reason) where text or exact numbers decide it, else None."""
     if math_answers.normalize(gold) == math_answers.normalize(found):
-        return Score(verdict="correct", extracted=found, detail="same_text")
-    words = math_answers.words(gold), math_answers.words(found)
-    if words[0] and words[1]:
-        if words[0] == words[1]:
-            return Score(verdict="correct", extracted=found, detail="same_words")
-        # Words of the same letters may be products: abc and cba.
-        other = sorted(words[0]) != sorted(words[1])
-        return Score(verdict="wrong" if other else "unknown", extracted=found, detail="other_words")
-    if words[0] or words[1]:
-        return Score(verdict="unknown", extracted=found, detail="words_against_formula")
-    numbers = math_answers.rational(gold), math_answers.rational(found)
-    if numbers[0] is None or numbers[1] is None:
+        return "correct", "same_text"
+    decided = _compare_choices(gold, found) or _compare_words(gold, found)
+    if decided is not None:
+        return decided
+    if _SUBSCRIPT.findall(gold) != _SUBSCRIPT.findall(found):
+        return "unknown", "other_subscripts"
+    if {"(", "\\{"} == {_bracket(gold), _bracket(found)}:
+        return "unknown", "set_against_tuple"
+    (left, unit), (right, other) = math_answers.split_unit(gold), math_answers.split_unit(found)
+    same = math_answers.normalize(left) == math_answers.normalize(right)
+    decided = ("correct", "same_text") if same else _compare_numbers(left, right)
+    if unit == other:
+        return decided or (("unknown", "not_a_formula") if _unreadable(left, right) else None)
+    # 18 dollars are 1800 cents, and 5 m may be a product.
+    if (unit and other) or len((unit or other).rstrip("23")) == 1 or (decided and decided[0] == "wrong"):
+        return "unknown", "other_units"
+    return decided or ("unknown", "other_units")
+
+
+def _compare_choices(gold: str, found: str) -> Outcome | None:
+    """A letter of a multiple choice against a letter, with or without the text of the choice."""
+    left, right = math_answers.choice(gold), math_answers.choice(found)
+    if left and right:
+        # Two bare letters may be variables, but then they are others just as well.
+        return ("correct", "same_choice") if left[0] == right[0] else ("wrong", "other_choice")
+    if not left and not right:
         return None
-    if numbers[0] == numbers[1]:
-        return Score(verdict="correct", extracted=found, detail="same_number")
-    if math_answers.is_percentage(gold) != math_answers.is_percentage(found):
-        # 50 % against 0.5: the same value; a percent sign against none at all was equal above.
-        larger, smaller = sorted((abs(numbers[0]), abs(numbers[1])), reverse=True)
-        if smaller * 100 == larger and (numbers[0] > 0) == (numbers[1] > 0):
-            return Score(verdict="correct", extracted=found, detail="same_percentage")
-    if _is_rounding(found, numbers[1], numbers[0]) or _is_rounding(gold, numbers[0], numbers[1]):
-        return Score(verdict="unknown", extracted=found, detail="rounded")
-    return Score(verdict="wrong", extracted=found, detail="other_number")
+    (_, text), other = (left, found) if left else (right, gold)  # type: ignore[misc]
+    if text and math_answers.normalize(text) == math_answers.normalize(other):
+        return "correct", "same_text"
+    return "unknown", "choice_against_answer"
+
+
+def _compare_words(gold: str, found: str) -> Outcome | None:
+    left, right = math_answers.words(gold), math_answers.words(found)
+    if left is None and right is None:
+        return None
+    if left is None or right is None:
+        return "unknown", "words_against_formula"
+    if left.replace(" ", "") == right.replace(" ", ""):
+        return "correct", "same_words"
+    # Words of the same letters may be products, abc and cba; others may say the same: no solution, none.
+    comparable = " " not in left + right and not {left, right} & _NOTHING
+    alike = sorted(left) == sorted(right) or left.startswith(right) or right.startswith(left)
+    return ("wrong" if comparable and not alike else "unknown"), "other_words"
+
+
+def _compare_numbers(gold: str, found: str) -> Outcome | None:
+    left, right = math_answers.rational(gold), math_answers.rational(found)
+    if left is None or right is None:
+        return None
+    percent = math_answers.is_percentage(gold), math_answers.is_percentage(found)
+    if percent[0] != percent[1]:
+        share, number = (left / 100, right) if percent[0] else (right / 100, left)
+        if share == number:
+            return "correct", "same_percentage"
+        if share * 100 == number:  # The sign was left out, unless the number is a share: 0.5 is not 0.5 %.
+            return ("correct", "same_number") if abs(number) > 1 else ("unknown", "share_or_percentage")
+    elif left == right:
+        return "correct", "same_number"
+    if _is_rounding(found, right, left) or _is_rounding(gold, left, right):
+        return "unknown", "rounded"
+    return "wrong", "other_number"
 
 
 def _is_rounding(text: str, rounded: Fraction, exact: Fraction) -> bool:
-    """Whether `text`, of the value `rounded`, is `exact` cut or rounded to two or more decimals."""
+    """Whether `text`, of the value `rounded`, is `exact` cut or rounded to its decimals."""
     decimals = math_answers.decimals(text)
-    return decimals >= 2 and abs(rounded - exact) < Fraction(1, 10**decimals)
+    return decimals >= 1 and abs(rounded - exact) < Fraction(1, 10**decimals)
+
+
+def _bracket(answer: str) -> str:
+    """The bracket that opens a list."""
+    match = re.match(r"\(|\\\{", math_answers.normalize(answer))
+    return match.group() if match and "," in answer else ""
+
+
+def _unreadable(*answers: str) -> bool:
+    """Whether Math-Verify would read only some part: prose, or numbers side by side."""
+    return any(
+        math_answers.is_prose(answer)
+        or (math_answers.rational(answer) is None and re.search(r"(?<![_^\d])\d+ \d", math_answers.normalize(answer)))
+        for answer in answers
+    )

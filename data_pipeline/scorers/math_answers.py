@@ -2,111 +2,202 @@
 
 import re
 from fractions import Fraction
+from typing import Literal, NamedTuple
 
-# An optional sign and currency, digits with or without thousands separators, an optional fraction or decimal part.
+# An optional sign and currency, then a mixed number, or digits with or without thousands separators, a decimal part,
+# an exponent, a denominator, a percent sign. A sign after a number is an operator.
 _NUMBER = (
-    r"[-+−]?\s?\\?\$?\s?[-+−]?(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+(?!\d)|\d+)?"
-    r"(?:\.\d+|(?<=\d))(?:\s?/\s?\d+)?\s?\\?%?"
+    r"(?:(?<!\d )(?<![\d)}])[-+−]\s?)?(?:\\?[$£€]\s?[-+−]?)?"
+    r"(?:\d+ \d+/\d+|(?:(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?:\s?\\?%)?)"
 )
-_LAST_NUMBER = re.compile(_NUMBER)
-_MARKED_LINE = re.compile(r"^\s*(?:####|A:|(?:Final )?Answer:|答案[::])\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)
-_PHRASE = re.compile(
-    r"(?:answer\s+is|answer\s+would\s+be|答案(?:是|为))\s*:?\s*(\$[^$\n]+\$|" + _NUMBER + r"|[^\s.。]+)", re.IGNORECASE
+_CLEAN_NUMBER = re.compile(
+    r"(?<![\^_{\\*/+a-zA-Z\d.])" + _NUMBER + r"(?![\^({_a-zA-Z\d]|\s?[+*/×]|\s?\\[a-zA-Z])"
+)  # Alone, no part of a formula.
+_ANY_NUMBER = re.compile(_NUMBER)
+_HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
+_LINE = re.compile(
+    r"^[ \t]*\**(?:A|(?:[Ff]inal )?[Aa]nswer|Final Answer|答案)\**[ \t]*[::]\**[ \t]*(\S.*)$", re.MULTILINE
 )
-_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname|mathit)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
-_UNITS = re.compile(r"(?<=[\d}])(?:\^\{?\\circ\}?|\\degree|°)$")
+_PHRASE = re.compile(r"(?:answer[ \t]+(?:is|would[ \t]+be)|答案(?:是|为))[ \t]*[::]?[ \t]*(\S.*)$", re.M | re.I)
+_FORMULA = re.compile(r"(?:\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])(?!\d)")
+_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|mathit)\s*\{([^{}]*)\}")
+_SPACES = re.compile(r"\\[,;: ]|\\quad|\\qquad|~")
+_NOTHING = re.compile(r"\\!|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
+_DEGREES = re.compile(r"(?<=[\d}])(?:\^\{?\\circ\}?|\\degree|°)$")
+_BOXES = re.compile(r"\\f?boxed\s*(\{)|\\.|[{}]", re.DOTALL)
+_FUNCTIONS = r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|sqrt|and|for|with|times|plus|minus|over)\b"
+_UNIT = re.compile(
+    r"(?<=[\d})%])(?:\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*([^{}]+?)\s*\}|"
+    r"\s+((?:(?!" + _FUNCTIONS + r")(?:[A-Za-z]{3,}|[kcm]?m|[mk]?g|[hLs]|m[lL]|ft|in|mi|lbs?|oz|hrs?|of|sq)\.?"
+    r"(?:[ /]|$))+)"
+    r"|([\u4e00-\u9fff]{1,4}))"
+    r"\s*(?:\^\s*\{?([23])\}?)?$"
+)  # fmt: skip
 
 
-def extract(text: str, *, marked_only: bool = False) -> str | None:
+class Found(NamedTuple):
+    """A final answer. How much it can be trusted decides whether a mismatch is the answer's fault or the reader's."""
+
+    answer: str
+    trust: Literal["stated", "only", "guess"]
+    """In a box, after a marker or phrase; the only number there is; or one number among several."""
+
+
+def extract(text: str, *, marked_only: bool = False) -> Found | None:
     """The final answer that a text states, as it is written there; None where it states none.
 
     Args:
       text: a worked solution.
       marked_only: take only explicit forms (`\\boxed{}`, `####`, `A:`), not phrases or the last number.
 
-    >>> extract(r"so \\boxed{1} + \\boxed{\\frac{1}{2}} holds")
+    >>> extract(r"so \\boxed{1} + \\boxed{\\frac{1}{2}} holds").answer
     '\\\\frac{1}{2}'
-    >>> extract("He has 3 left.\\n#### 3")
-    '3'
+    >>> extract("He has 3 left, and 4 are gone.\\n#### 3")
+    Found(answer='3', trust='stated')
+    >>> extract("There are 3 left, and 4 are gone.")
+    Found(answer='4', trust='guess')
     """
     boxed = _last_boxed(text)
     if boxed is not None:
-        return boxed or None
-    lines = _MARKED_LINE.findall(text)
-    if lines:
-        return _trim(lines[-1]) or None
-    if marked_only:
+        return Found(boxed, "stated") if boxed else None
+    hashes = _HASHES.findall(text)
+    if hashes:
+        return _statement(hashes[-1])
+    marks = list(_LINE.finditer(text)) + ([] if marked_only else list(_PHRASE.finditer(text)))
+    if marks:
+        return _statement(max(marks, key=lambda match: match.start(1))[1])
+    return None if marked_only else _number_in(text)
+
+
+def _statement(text: str) -> Found | None:
+    """The answer in what follows a marker: the formula, number or word that it is, or the number in its prose."""
+    if formula := _FORMULA.match(text):
+        return Found(next(group for group in formula.groups() if group is not None).strip(), "stated")
+    sentence = _trim(re.split(r"[.!?](?=\s|\**$)|[。!?]", text, maxsplit=1)[0])
+    if not sentence:
         return None
-    phrases = _PHRASE.findall(text)
-    if phrases:
-        return _trim(phrases[-1]) or None
-    numbers = [match.group().strip() for match in _LAST_NUMBER.finditer(text) if re.search(r"\d", match.group())]
-    return numbers[-1] if numbers else None
+    return (_number_in(sentence) or Found(sentence, "guess")) if is_prose(sentence) else Found(sentence, "stated")
+
+
+def _number_in(text: str) -> Found | None:
+    """The last number, unless it is part of a formula."""
+    text = re.sub(r"\*\*(?!\d)|(?<!\d)\*\*", "", text)
+    numbers, clean = list(_ANY_NUMBER.finditer(text)), list(_CLEAN_NUMBER.finditer(text))
+    if not clean or clean[-1].end() != numbers[-1].end():
+        return None
+    alone = len({normalize(number.group()) for number in numbers}) == 1
+    return Found(clean[-1].group().strip(), "only" if alone else "guess")
 
 
 def _last_boxed(text: str) -> str | None:
     """Content of the last `\\boxed{...}` or `\\fbox{...}` whose braces balance."""
-    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            escaped = end > 0 and text[end - 1] == "\\"
-            depth += 0 if escaped else (text[end] == "{") - (text[end] == "}")
-            if depth == 0:
-                return text[start:end].strip()
-    return None
+    opened: list[tuple[int, bool]] = []
+    last: tuple[int, int] | None = None
+    for match in _BOXES.finditer(text):
+        token = match.group()
+        if token.endswith("{") and not token.startswith("\\{"):
+            opened.append((match.end(), match.group(1) is not None))
+        elif token == "}" and opened:
+            start, is_box = opened.pop()
+            if is_box and (last is None or start > last[0]):
+                last = start, match.start()
+    return None if last is None else text[slice(*last)].strip()
 
 
 def _trim(answer: str) -> str:
     answer = answer.strip().strip("*").rstrip(".。").strip()
-    dollars = re.fullmatch(r"\$([^$]+)\$", answer)
-    return dollars.group(1).strip() if dollars else answer
+    formula = _FORMULA.fullmatch(answer)
+    return next(group for group in formula.groups() if group is not None).strip() if formula else answer
 
 
 def normalize(answer: str) -> str:
     """Text that is equal for answers that differ in typography alone: spacing, wrappers, degree sign, letter brackets.
 
-    >>> normalize(r"\\textbf{(A)}"), normalize(r"1\\,000"), normalize(r"\\dfrac12")
-    ('A', '1000', '\\\\frac12')
+    A space between digits stays, unless it groups thousands.
+
+    >>> normalize(r"\\textbf{(A)}"), normalize(r"1\\,000"), normalize(r"\\dfrac12"), normalize("3 1/2")
+    ('A', '1000', '\\\\frac12', '3 1/2')
     """
-    answer = answer.strip().strip("$").strip()
-    answer = _SPACING.sub("", answer)
+    answer = _unwrapped(answer)
+    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("−", "-").replace("{,}", ",")
+    answer = re.sub(r"(?<![\d,.] )(?<![\d,.])\d{1,3}(?:[ ,]\d{3})+(?![\d,]| \d)", _joined, answer)
+    answer = re.sub(r"(?<!\d) | (?!\d)", "", answer).rstrip(".")
+    answer = re.sub(r"_\{(\w)\}", r"_\1", _DEGREES.sub("", answer))
+    letter = re.fullmatch(r"\(?([A-Z])\)?", answer)
+    return letter.group(1) if letter else answer
+
+
+def _joined(number: re.Match[str]) -> str:
+    return re.sub("[ ,]", "", number.group())
+
+
+def _unwrapped(answer: str) -> str:
+    """Without dollars, spacing commands and `\\text{}`; single spaces."""
+    answer = _NOTHING.sub("", _SPACES.sub(" ", answer.strip().strip("$")))
     previous = None
     while previous != answer:
         previous, answer = answer, _WRAPPERS.sub(r"\1", answer)
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("−", "-").replace("{,}", ",")
-    answer = re.sub(r"\s+", "", answer).rstrip(".")
-    answer = _UNITS.sub("", answer)
-    answer = re.sub(r"(?<!\d)(\d{1,3}(?:,\d{3})+)(?![\d,])(?<!\d\d\d\d)", lambda m: m.group().replace(",", ""), answer)
-    letter = re.fullmatch(r"\(?([A-Z])\)?", answer)
-    return letter.group(1) if letter else answer
+    return " ".join(answer.split())
 
 
 def words(answer: str) -> str | None:
     """The answer in lower case if it is words of a language and no formula.
 
-    >>> words("\\\\text{Evelyn}"), words("seven apples"), words("xy"), words(r"\\sqrt{2}")
-    ('evelyn', 'sevenapples', None, None)
+    >>> words("\\\\text{Evelyn}"), words("seven  apples"), words("xy"), words(r"\\sqrt{2}")
+    ('evelyn', 'seven apples', None, None)
     """
-    text = normalize(answer)
-    return text.lower() if re.fullmatch(r"[^\W\d_]{3,}", text) else None
+    text = _unwrapped(answer).rstrip(".").lower()
+    return text if re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", text) and re.search(r"[^\W\d_]{3}", text) else None
+
+
+def is_prose(answer: str) -> bool:
+    """Whether it is a sentence, or a number within words, rather than a formula, a word, or a number with its unit."""
+    text = re.sub(r"\\[a-zA-Z]+", " ", _unwrapped(split_unit(answer)[0]))
+    found = re.findall(r"[^\W\d_]{3,}", text)
+    return len(found) >= 2 or bool(found and re.search(r"\d", text))
+
+
+def split_unit(answer: str) -> tuple[str, str]:
+    """(the answer, the unit behind it, singular, "" if there is none).
+
+    >>> split_unit("18 dollars"), split_unit(r"5\\text{ km}"), split_unit("x+1")
+    (('18', 'dollar'), ('5', 'km'), ('x+1', ''))
+    """
+    answer = answer.strip().strip("$").strip()
+    match = _UNIT.search(answer)
+    if not match:
+        return answer, ""
+    unit = next(group for group in match.groups()[:3] if group is not None).strip(" .").lower()
+    singular = unit.removesuffix("s") if len(unit) > 2 else unit
+    return answer[: match.start()].strip(), singular + (match.group(4) or "")
+
+
+def choice(answer: str) -> tuple[str, str] | None:
+    """(letter, text) of an answer to a multiple choice: `B`, `(B)`, `(B) 5`, `B. 5`.
+
+    >>> choice("B"), choice("(B) 5"), choice("(x) 5")
+    (('B', ''), ('B', '5'), None)
+    """
+    match = re.fullmatch(r"\(?([A-H])\)?|(?:\(([A-H])\)|([A-H])[).:]) ?([\w$\\].*)", _unwrapped(answer))
+    return (match[1] or match[2] or match[3], match[4] or "") if match else None
 
 
 _FRACTION = re.compile(r"([-+]?)\\frac(?:\{([-+]?[\d.]+)\}\{([-+]?[\d.]+)\}|(\d)(\d))")
-_MIXED = re.compile(r"([-+]?)(\d+)\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))")
+_MIXED = re.compile(r"([-+]?)(\d+)(?:\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))| (\d+)/(\d+))")
 _RATIO = re.compile(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
-_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*|×)10\^\{?([-+]?\d{1,4})\}?")
 
 
 def rational(answer: str) -> Fraction | None:
     """The exact value of an answer that is one rational number; a currency or percent sign is set aside.
 
-    >>> rational("$1,234.50"), rational(r"-\\frac{3}{6}"), rational("x+1")
-    (Fraction(2469, 2), Fraction(-1, 2), None)
+    >>> rational("$1,234.50"), rational(r"-\\frac{3}{6}"), rational("3 1/2"), rational("1e6"), rational("x+1")
+    (Fraction(2469, 2), Fraction(-1, 2), Fraction(7, 2), Fraction(1000000, 1), None)
     """
     text = normalize(answer).replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "")
-    text = re.sub(r"^([-+]?)£|^([-+]?)€", r"\1", text)
+    text = re.sub(r"^([-+]?)[£€]", r"\1", text)
     text = re.sub(r"^[a-zA-Z]=", "", text)
     try:
         if match := _MIXED.fullmatch(text):

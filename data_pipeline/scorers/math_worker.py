@@ -32,12 +32,15 @@ def verify(pair: tuple[str, str]) -> tuple[Verdict, str]:
             return "correct", "math_verify"
     except Exception as error:  # Whatever sympy raises on strange input; a killed or crashed worker is seen outside.
         return "unknown", f"math_verify_failed: {type(error).__name__}"
+    if _is_rounding(left, right):
+        return "unknown", "rounded"
     return ("wrong", "math_verify") if _comparable(left, right) else ("unknown", "not_comparable")
 
 
 def _parse(answer: str) -> list[Any]:
     # `\mathrm{e}` is taken for a unit, and cut off with all that follows.
     answer = re.sub(r"\\(?:mathrm|text|operatorname)\s*(?:\{\s*([ei])\s*\}|\s([ei])(?![a-zA-Z]))", r"\1\2", answer)
+    answer = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}", answer)
     try:
         # In a box the whole answer is read or nothing; in `$...$` it may be some number within it.
         parsed = math_verify.parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)
@@ -59,6 +62,16 @@ def _same_constants(left: Any, right: Any) -> bool | None:
         return None
     scale = max(abs(a), abs(b))
     return bool(scale == 0 or abs(a - b) <= scale * sympy.Float(10, DIGITS) ** (10 - DIGITS))
+
+
+def _is_rounding(left: Any, right: Any) -> bool:
+    """Whether two constants, one of them a decimal number, are within a hundredth of each other: 3.46 and 2 sqrt(3)."""
+    if not all(isinstance(value, sympy.Expr) and value.is_number for value in (left, right)):
+        return False
+    a, b = left.evalf(), right.evalf()
+    if not (left.has(sympy.Float) or right.has(sympy.Float)) or not (a.is_comparable and b.is_comparable):
+        return False
+    return bool(abs(a - b) <= max(abs(a), abs(b)) / 100)
 
 
 def _comparable(left: Any, right: Any) -> bool:

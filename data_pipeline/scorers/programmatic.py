@@ -20,8 +20,9 @@ class ProgrammaticScorer:
             raise UserError(f"{key}: {path!r} is not of the form module:attribute")
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UserError(f"{key}: cannot import {module_name!r}: {one_line(error)}") from error
+        except Exception as error:  # Whatever the user's module raises.
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{key}: cannot import {module_name!r}: {problem}") from error
         if not hasattr(module, attribute):
             raise UserError(f"{key}: module {module_name!r} has no {attribute!r}")
         found: Any = getattr(module, attribute)

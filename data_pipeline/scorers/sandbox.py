@@ -45,7 +45,8 @@ def run(code: str, tests: list[str], limits: Limits, *, setting: str = "") -> Ou
     The verdict "correct" needs a report that bears this run's nonce, so ending early does not pass.
     """
     nonce = secrets.token_hex(16)
-    job = {"setting": setting, "code": code, "tests": tests, "nonce": nonce, **vars(limits)}
+    wall = 2 + WALL_FACTOR * limits.cpu_seconds
+    job = {"setting": setting, "code": code, "tests": tests, "nonce": nonce, "wall_seconds": wall, **vars(limits)}
     with tempfile.TemporaryDirectory(prefix="fusejax-", ignore_cleanup_errors=True) as directory:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(RUNNER)],
@@ -58,7 +59,7 @@ def run(code: str, tests: list[str], limits: Limits, *, setting: str = "") -> Ou
         )
         try:
             payload = json.dumps(job).encode()
-            output, _ = process.communicate(payload, timeout=2 + WALL_FACTOR * limits.cpu_seconds)
+            output, _ = process.communicate(payload, timeout=wall)
         except subprocess.TimeoutExpired:
             return Outcome("unknown", "wall_timeout")
         finally:
@@ -72,7 +73,10 @@ def run(code: str, tests: list[str], limits: Limits, *, setting: str = "") -> Ou
                     stream.close()
     report = _report(output[-MAX_REPORT_BYTES:], nonce)
     if report is not None:
-        return Outcome("correct", "passed") if report["failed"] is None else Outcome("wrong", report["failed"])
+        failed = report["failed"]
+        if failed is None:
+            return Outcome("correct", "passed")
+        return Outcome("unknown" if failed.startswith("bad_test") else "wrong", failed)
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return Outcome("wrong", "timeout")
     return Outcome("wrong", f"ended_early: exit status {process.returncode}")

@@ -53,14 +53,19 @@ class WorkerPool:
                 index, _ = running.pop(connection)
                 try:
                     result = connection.recv()
-                except EOFError:  # The process died: its task keeps "crashed".
+                except (EOFError, OSError):  # The process died: its task keeps "crashed".
                     self._replace(connection, running, index)
                     continue
                 if index is not None:
                     results[index] = result
                 if waiting:
                     following, task = waiting.popleft()
-                    connection.send(task)
+                    try:
+                        connection.send(task)
+                    except OSError:  # It died idle.
+                        waiting.appendleft((following, task))
+                        self._replace(connection, running, following)
+                        continue
                     running[connection] = following, time.monotonic() + self._timeout
             for connection, (index, deadline) in list(running.items()):
                 if time.monotonic() >= deadline:
@@ -80,7 +85,9 @@ class WorkerPool:
 
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self._function, self._memory, theirs), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(self._function, self._memory, self._timeout, theirs), daemon=True
+        )
         process.start()
         theirs.close()
         self._workers[ours] = process
@@ -93,13 +100,17 @@ class WorkerPool:
         connection.close()
 
 
-def _work(function: Callable[[Any], Any], memory_mb: int, connection: Connection) -> None:
+def _work(function: Callable[[Any], Any], memory_mb: int, timeout: float, connection: Connection) -> None:
     limit = memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         connection.send(None)  # Ready.
         while True:
             task = connection.recv()
+            # Should the pool's process die, nobody else would end a task that hangs.
+            spent = resource.getrusage(resource.RUSAGE_SELF)
+            allowed = int(spent.ru_utime + spent.ru_stime + timeout) + 5
+            resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))
             try:
                 connection.send(function(task))
             except MemoryError:

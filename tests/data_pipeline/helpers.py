@@ -87,6 +87,8 @@ def strange_reward(prompt: dict[str, Any], text: str) -> tuple[float, str]:
     """What users' code can do: fail, give NaN, give a verdict that is none."""
     if text == "fail":
         raise ZeroDivisionError("division by zero")
+    if text == "surrogate":
+        raise ValueError("\udcff")
     return (float("nan"), "correct") if text == "nan" else (0.1, "perhaps")
 
 

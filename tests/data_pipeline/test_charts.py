@@ -11,6 +11,7 @@ CHARTS = {
     "bars": lambda: charts.bars({"prompts": 12, "answers": 1234}, title="Flow"),
     "stacked": lambda: charts.stacked_bars({"math": {"a": 3, "b": 1}, "code": {"b": 0}}, title="Wins"),
     "histograms": lambda: charts.histograms({"a": [0.1, 0.2, math.nan], "b": []}, title="R", xlabel="reward"),
+    "close": lambda: charts.histograms({"a": [1e16, 1e16 + 2, 1e16]}, title="R", xlabel="reward"),
     "nothing": lambda: charts.histograms({"a": []}, title="R", xlabel="reward"),
     "lines": lambda: charts.lines({"sft": ([1, 2], [3.0, 2.0])}, title="Loss", xlabel="step", ylabel="loss"),
 }

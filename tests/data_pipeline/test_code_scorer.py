@@ -119,6 +119,70 @@ def test_unknown_where_it_cannot_be_found_out():
     assert time.monotonic() - started < 10
 
 
+LEETCODE = "import math\nclass Node:\n    def __init__(self, v):\n        self.v = v\ndef node(v):\n    return Node(v)"
+
+
+@pytest.mark.parametrize(
+    ("tests", "detail"),
+    [
+        (["def check(candidate):\n    assert candidate(1, 2) == 3"], "tests_check_nothing"),
+        (["add(1, 2) == 3"], "tests_check_nothing"),
+        (["print(add(1, 2))"], "tests_check_nothing"),
+        (["def test_add():\n    add(1, 2) == 3"], "tests_check_nothing"),
+        (["if __name__ == '__main__':\n    assert add(1, 2) == 3"], "tests_check_nothing"),
+        (["import math"], "no_tests"),
+        (["import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        assert False"], "bad_test"),
+        (["import numpy as np\nassert add(1, 2) == np.int64(3)"], "bad_test: setting: ModuleNotFoundError"),
+        (["x = 1 / 0", "assert add(1, 2) == 3"], "bad_test: setting: ZeroDivisionError"),
+    ],
+)
+def test_tests_that_cannot_tell_give_no_verdict(tests: list[str], detail: str):
+    for code in (GOOD, "def add(a, b):\n    return None"):
+        score = judge(code, tests)
+        assert score.verdict == "unknown" and score.detail is not None and score.detail.startswith(detail), score
+
+
+def test_what_a_test_imports_is_not_the_programs_fault():
+    score = judge(GOOD, ["assert add(1, 2) == 3", "import numpy"])
+    assert (score.verdict, score.detail) == (
+        "unknown", "bad_test: test_2: ModuleNotFoundError: No module named 'numpy'",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["def test_add():\n    assert add(1, 2) == 3"],
+        ["def test_add(verbose=False):\n    if add(1, 2) != 3:\n        raise ValueError"],
+        ["def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)"],
+        ["def equal(a, b):\n    assert a == b", "def check(f):\n    equal(f(1, 2), 3)", "check(add)"],
+        ["result = add(1, 2)", "assert result == 3"],
+        ["for a, b in [(1, 2)]:\n    assert add(a, b) == a + b"],
+        [LEETCODE, "assert add(node(1).v, math.floor(2.5)) == 3"],
+    ],
+)
+def test_tests_that_can_tell(tests: list[str]):
+    assert judge(GOOD, tests).verdict == "correct"
+    assert judge("def add(a, b):\n    return None", tests).verdict == "wrong"
+
+
+def test_the_block_that_defines_what_is_tested():
+    helper = "```python\nfrom math import floor\n```\n"
+    solution = "```python\ndef add(a, b):\n    return floor(a + b)\n```\n"
+    demonstration = "```python\nfrom solution import add\ndef test_add():\n    assert add(1, 2) == 4\ntest_add()\n```\n"
+    scorer = CodeScorer(ScorerConfig(correctness="code"), workers=1)
+    (score,) = scorer.score([Item({"tests": TESTS}, helper + solution + demonstration)])
+    assert score == Score(
+        None, "correct", "from math import floor\n\ndef add(a, b):\n    return floor(a + b)\n", "passed"
+    )
+
+
+def test_an_undefined_name_that_nothing_comes_by_does_no_harm():
+    assert judge(GOOD + "def unused():\n    return missing").verdict == "correct"
+    failed = judge("def add(a, b):\n    return a + missing")
+    assert (failed.verdict, failed.detail) == ("wrong", "undefined_name: missing")
+
+
 def test_no_code_is_wrong():
     assert (judge("I cannot.", fenced=False).verdict, judge("I cannot.", fenced=False).detail) == ("wrong", "no_code")
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from tests.data_pipeline.helpers import misbehave
         ("He has 3 + 4 = 7.\n#### 7", "7"),
         ("#### 1,234\n", "1,234"),
         ("She pays $5.\nA: 12.50", "12.50"),
-        ("**Final Answer: 9**", None),
+        ("**Final Answer: 9**", "9"),
         ("The answer is $x+1$.", "x+1"),
         ("So the answer is 42.", "42"),
         ("所以答案是 15。", "15"),
@@ -35,15 +36,44 @@ from tests.data_pipeline.helpers import misbehave
     ],
 )
 def test_extract(text: str, answer: str | None):
-    if text.startswith("**"):
-        answer = "9"
-    assert math_answers.extract(text) == answer
+    found = math_answers.extract(text)
+    assert (found and found.answer) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "trust"),
+    [
+        ("The answer is 10^5.", "10^5", "stated"),
+        ("The answer is 2x + 3.", "2x + 3", "stated"),
+        (r"The answer is \(x+1\), as it must.", "x+1", "stated"),
+        ("a: 5 apples\nb: 6 pears\nSo the answer is 11", "11", "stated"),
+        ("The answer is 12.\nNo, wait.\nA: 18", "18", "stated"),
+        ("Answer:\n7", "7", "only"),  # A marker's answer stands on its line.
+        ("Answer: The total is 18 dollars.", "18", "only"),
+        ("#### 18 dollars", "18 dollars", "stated"),
+        ("The answer is $5 per hour times 3 = $15.", "$15", "guess"),
+        ("12 - 5 = 7", "7", "guess"),
+        ("I have 3 1/2", "3 1/2", "only"),
+        ("so it equals 2^{10}", None, None),
+        ("so it equals 2**10", None, None),
+        ("that is 5x", None, None),
+    ],
+)
+def test_extract_knows_how_sure_it_is(text: str, answer: str | None, trust: str | None):
+    assert (math_answers.extract(text) or (None, None)) == (answer, trust)
+
+
+@pytest.mark.parametrize("text", ["\n" * 50_000 + "x", r"\boxed{" * 20_000, "A:" + " " * 50_000, "1 " * 10_000])
+def test_extract_takes_linear_time(text: str):
+    started = time.monotonic()
+    math_answers.extract(text)
+    assert time.monotonic() - started < 1
 
 
 def verdict(gold: str, found: str) -> str:
     """Both steps, without a process."""
     decided = compare_exactly(gold, found)
-    return str(decided.verdict if decided else math_worker.verify((gold, found))[0])
+    return (decided or math_worker.verify((gold, found)))[0]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +100,18 @@ def verdict(gold: str, found: str) -> str:
         (r"\text{Evelyn}", "evelyn"),
         ("2^{10}", "1024"),
         (r"3\times10^{4}", "30000"),
+        ("3 1/2", "7/2"),
+        (r"3\,\frac12", "3.5"),
+        ("1000000", "1e6"),
+        ("1e6", "10^6"),
+        ("18", "18 dollars"),
+        ("18", r"18\text{ cm}^2"),
+        ("B", "(B) 5"),
+        ("B", r"\textbf{(B)}\ 5"),
+        ("5", "(B) 5"),
+        ("0.05", "5%"),
+        (r"\log_2 8", "3"),
+        ("12 345", "12345"),
     ],
 )
 def test_correct(gold: str, found: str):
@@ -90,6 +132,10 @@ def test_correct(gold: str, found: str):
         ("x+1", "x+2"),
         (r"\text{even}", r"\text{odd}"),
         (r"[0,1)", r"[0,1]"),
+        ("3 1/2", "31/2"),
+        ("5%", "500"),
+        ("B", "(C) 5"),
+        ("1e6", "10^5"),
     ],
 )
 def test_wrong(gold: str, found: str):
@@ -103,6 +149,19 @@ def test_wrong(gold: str, found: str):
         ("33.33", r"\frac{100}{3}"),
         (r"\{1,2\}", "x^2+1"),  # A set against an expression.
         ("7", r"\text{seven apples}"),
+        ("2 3", "23"),  # Two answers, or one written badly.
+        (r"2\sqrt3", "3.46"),
+        ("0.3", r"\frac{1}{3}"),
+        ("no solution", "None"),
+        ("B", "5"),
+        ("18", "1800 cents"),
+        ("5 km", "5 m"),
+        (r"5\text{ km}", r"5\text{ m}"),
+        ("5", "5 m"),
+        ("0.5", r"0.5\%"),
+        ("(1,2)", r"\{1,2\}"),
+        ("1010_2", "1010_3"),
+        ("7", "either 6 apples or 7 pears"),
     ],
 )
 def test_unknown(gold: str, found: str):
@@ -120,6 +179,21 @@ def test_scorer_asks_the_worker_only_where_needed():
         ("unknown", "no_final_answer"),
     ]
     assert scores[2].extracted == r"2\sqrt{2}"
+
+
+def test_a_mismatch_counts_only_where_the_answer_is_clear():
+    scorer = MathScorer(ScorerConfig(correctness="math_verify"), workers=1)
+    cases = {
+        ("7", "There are 8 left."): "wrong",
+        ("7", "Of 15 he gave away 7, so 8 are left."): "unknown",
+        ("8", "Of 15 he gave away 7, so 8 are left."): "correct",
+        ("x+1", "There are 8 left."): "unknown",
+        ("15", "The answer is $5 per hour times 3 = $15."): "correct",
+        ("20", "The answer is $5 per hour times 3 = $15."): "unknown",
+        ("20", "The answer is $15."): "wrong",
+    }
+    items = [Item({"answer": gold}, text) for gold, text in cases]
+    assert dict(zip(cases, [score.verdict for score in scorer.score(items)], strict=True)) == cases
 
 
 def test_a_comparison_that_takes_too_long_is_unknown():

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from data_pipeline.__main__ import main
-from data_pipeline.config import PipelineConfig
+from data_pipeline.config import PipelineConfig, ScorersConfig
 from data_pipeline.score import COLUMNS
 from fusejax import cli
 from fusejax.data.records import open_shards
@@ -28,7 +28,13 @@ def config(tmp_path: Path, values: dict[str, Any]) -> Path:
     return write_config(tmp_path / "data.yaml", values)
 
 
-def test_run_from_prompts_to_shards_and_again(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_run_from_prompts_to_shards_and_again(
+    config: Path, values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    with (tmp_path / "chinese.jsonl").open("a") as file:
+        file.write('{"prompt": "", "note": "a line separator: \u2028"}\n')
+    values["prompts"][3]["limit"] = 3
+    write_config(config, values)
     run("run", config)
     out = tmp_path / "out"
     sft, dpo = pl.read_parquet(out / "selection/sft.parquet"), pl.read_parquet(out / "selection/dpo.parquet")
@@ -53,6 +59,7 @@ def test_run_from_prompts_to_shards_and_again(config: Path, tmp_path: Path, caps
             assert record.rejected == [{"role": "assistant", "content": row["rejected"]}]
             assert record.chosen_score - record.rejected_score == pytest.approx(row["margin"], abs=1e-6)
     page = (out / "report.html").read_text()
+    assert "record: no_prompt" in page and "record: over_limit" in page
     assert page.count("<svg") >= 6
     assert not any(tag in page for tag in ("<script", "<link", "<img", "src=", 'href="http'))  # One file, no network.
     assert "| total |" in (out / "data_card.md").read_text()
@@ -99,22 +106,31 @@ def test_score_judges_answers_of_another_program(config: Path, tmp_path: Path):
     assert scores["detail"].to_list()[-2:] == ["not_sampled", "no_such_prompt"]
 
 
+def test_scorers_keep_their_correctness_when_another_key_is_set():
+    loaded = ScorersConfig.model_validate({"math": {"timeout_seconds": 9}, "code": {"memory_mb": 512}})
+    assert (loaded.math.correctness, loaded.code.correctness) == ("math_verify", "code")
+    assert loaded.instruction.correctness is None
+
+
 def test_a_failing_reward_is_counted(config: Path, tmp_path: Path):
     run("prompts", config)
     (tmp_path / "out/samples").mkdir()
-    texts = ["fail", "nan", "fine"]
+    texts = ["fail", "nan", "fine", "surrogate"]
     pl.DataFrame(
-        {"prompt_id": ["i0"] * 3, "source": "s", "sample_index": [0, 1, 2], "text": texts, "finish_reason": "stop"}
+        {"prompt_id": ["i0"] * 4, "source": "s", "sample_index": [0, 1, 2, 3], "text": texts, "finish_reason": "stop"}
     ).write_parquet(tmp_path / "out/samples/s.parquet")
     run("score", config, "scorers.instruction.reward=tests.data_pipeline.helpers:strange_reward")
     scores = pl.read_parquet(tmp_path / "out/scores/s.parquet")
-    assert scores["reward"].is_nan().to_list() == [None, True, False]
-    assert scores["verdict"].to_list() == ["unknown", "correct", "unknown"]
+    assert scores["reward"].is_nan().to_list() == [None, True, False, None]
+    assert scores["verdict"].to_list() == ["unknown", "correct", "unknown", "unknown"]
     assert scores["detail"].to_list() == [
         "reward_failed: ZeroDivisionError: division by zero", None, "bad_verdict: 'perhaps'",
+        "reward_failed: ValueError: ?",
     ]  # fmt: skip
     run("score", config, "scorers.instruction.reward=tests.data_pipeline.helpers:Reward")
-    assert pl.read_parquet(tmp_path / "out/scores/s.parquet")["reward"].to_list() == pytest.approx([0.09, 0.08, 0.09])
+    assert pl.read_parquet(tmp_path / "out/scores/s.parquet")["reward"].to_list() == pytest.approx(
+        [0.09, 0.08, 0.09, 0.14]
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,8 +142,14 @@ def test_a_failing_reward_is_counted(config: Path, tmp_path: Path):
         (
             "run",
             "selection.chinese.source=nobody",
-            "selection.chinese.source: 'nobody' is none of the sources hot, cool",
+            "selection.chinese.source: 'nobody' is none of the sources with the domain chinese (hot)",
         ),
+        ("run", "selection.chinese.source=cool", "'cool' is none of the sources with the domain chinese"),
+        ("run", "scorers.math.correctness=null", "scorers.math.correctness: input should be 'math_verify' or 'code'"),
+        ("run", "output_dir=gs://bucket/data", "output_dir: gs://bucket/data: remote storage is not supported yet"),
+        ("run", "scorers.chinese.reward=no_such_module:f", "scorers.chinese.reward: cannot import 'no_such_module'"),
+        ("run", "sources=[{name: gone, model: /no/such/model}]", "model /no/such/model: no such directory"),
+        ("prompts", "output_dir=/dev/null/out", "cannot be made: Not a directory"),
         ("run", "selection.math.min_margin=0.5", "min_margin 0.5 exceeds max_margin 0.1"),
         ("sample", "", "prompts.parquet: no such file; run the stage 'prompts' first"),
         ("score", "", "prompts.parquet: no such file"),
@@ -153,9 +175,14 @@ def test_users_mistakes_are_one_line(
         ("no_such_module:score", "cannot import 'no_such_module'"),
         ("math:no_such_function", "module 'math' has no 'no_such_function'"),
         ("math:pi", "math:pi cannot be called"),
+        ("broken_reward:f", "cannot import 'broken_reward': SyntaxError"),
     ],
 )
-def test_reward_that_leads_nowhere(reward: str, message: str, config: Path, tmp_path: Path):
+def test_reward_that_leads_nowhere(
+    reward: str, message: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken_reward.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
     run("prompts", config)
     (tmp_path / "out/samples").mkdir()
     pl.DataFrame(

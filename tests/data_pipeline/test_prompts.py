@@ -78,11 +78,29 @@ def test_bad_records_are_counted_with_their_reason(tmp_path: Path):
     assert [line["reason"] for line in rejected] == ["no_tests", "bad_tests"]
 
 
+def test_two_files_of_one_data_set_have_ids_of_their_own(tmp_path: Path):
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{n}"} for n in range(2)]) for name in "ab"]
+    table, rejected = read(tmp_path, *({"path": str(path)} for path in paths))
+    assert table["id"].to_list() == ["d-0", "d-1", "d.2-0", "d.2-1"] and not rejected
+
+
+def test_input_follows_the_instruction_where_it_is_named(tmp_path: Path):
+    records = [{"instruction": "Translate.", "input": "你好"}, {"instruction": "Sing.", "input": ""}]
+    path = str(write_jsonl(tmp_path / "p.jsonl", records))
+    for columns, texts in (
+        ({"prompt": "instruction", "input": "input"}, ["Translate.\n\n你好", "Sing."]),
+        ({"prompt": "instruction"}, ["Translate.", "Sing."]),
+    ):
+        table, _ = read(tmp_path, {"path": path, "columns": columns})
+        assert [turns[0]["content"] for turns in table["messages"]] == texts
+
+
 def test_limit_is_a_seeded_choice_that_keeps_the_order(tmp_path: Path):
     path = str(write_jsonl(tmp_path / "p.jsonl", [{"id": f"{n:03d}", "prompt": f"p{n}"} for n in range(100)]))
     chosen = [read(tmp_path, {"path": path, "limit": 10}, seed=seed)[0]["id"].to_list() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] == sorted(chosen[0]) != chosen[2]
     assert len(chosen[0]) == 10
+    assert [line["reason"] for line in read(tmp_path, {"path": path, "limit": 10})[1]] == ["over_limit"] * 90
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -103,6 +121,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixt
         ("p.txt", b"x", {}, "unknown kind of file"),
         ("p.parquet", b"no parquet", {}, "cannot be read as Parquet"),
         ("p.jsonl.gz", b"no gzip", {}, "cannot be read"),
+        ("p.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, {}, "cannot be read"),
         ("p.jsonl", b'{"prompt": "x"}', {"answer": "gold"}, "no record has the column 'gold'"),
         ("p.jsonl", b'{"text": "x"}', {}, "all 1 records are rejected, mostly for no_prompt"),
     ],

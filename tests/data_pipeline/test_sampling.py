@@ -1,5 +1,6 @@
 """The transformers sampler against transformers itself, and the stage that survives being killed."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import transformers
 from data_pipeline import prompts, sample
 from data_pipeline.config import PipelineConfig, SamplerConfig, SourceConfig
 from data_pipeline.samplers import checkpoint as checkpoints
+from data_pipeline.samplers import transformers_sampler
 from data_pipeline.samplers.base import Answer, Request
 from data_pipeline.samplers.transformers_sampler import TransformersSampler, choose
 from fusejax.cli import UserError
@@ -146,14 +148,16 @@ def stage(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """A function that runs the stage with a fake sampler and gives the table (None if it was killed)."""
     file = write_jsonl(tmp_path / "p.jsonl", [{"id": f"p{n}", "prompt": f"q{n}"} for n in range(10)])
 
-    def run(fake: FakeSampler, output: str = "out", prompts_file: Path = file, **source: Any) -> pl.DataFrame | None:
+    def run(
+        fake: FakeSampler, output: str = "out", prompts_file: Path = file, dtype: str = "auto", **source: Any
+    ) -> pl.DataFrame | None:
         monkeypatch.setattr(sample, "open_sampler", lambda *_: fake)
         config = PipelineConfig.model_validate(
             {
                 "output_dir": str(tmp_path / output),
                 "prompts": [{"path": str(prompts_file), "dataset": "d", "domain": "instruction"}],
                 "sources": [{"name": "s", "model": str(checkpoint), **source}],
-                "sampler": {"chunk_size": 8},
+                "sampler": {"chunk_size": 8, "dtype": dtype},
                 "samples_per_prompt": {"instruction": 3},
             }
         )
@@ -187,6 +191,42 @@ def test_nothing_is_asked_twice(stage: Any, tmp_path: Path):
     assert len(more.asked) == 6
     assert len(stage(warmer := FakeSampler(), temperature=0.9)) == 30
     assert len(warmer.asked) == 30
+
+
+def test_answers_not_wanted_now_are_kept(stage: Any, tmp_path: Path):
+    whole = stage(FakeSampler())
+    few = write_jsonl(tmp_path / "few.jsonl", [{"id": f"p{n}", "prompt": f"q{n}"} for n in range(2)])
+    assert len(stage(FakeSampler(), prompts_file=few)) == 6
+    assert stage(again := FakeSampler()).equals(whole) and again.asked == []
+    # The table alone is enough, too.
+    shutil.rmtree(tmp_path / "out/samples/.answers")
+    stage(FakeSampler(), prompts_file=few)
+    assert stage(again := FakeSampler()).equals(whole) and again.asked == []
+
+
+def test_another_dtype_is_asked_anew(stage: Any):
+    stage(FakeSampler())
+    stage(again := FakeSampler(), dtype="bfloat16")
+    assert len(again.asked) == 30
+
+
+def test_fingerprint_sees_a_change_amid_a_large_file(tmp_path: Path):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / name).write_bytes(bytes(10 * 2**20))
+        before = checkpoints.fingerprint(tmp_path)
+        with (tmp_path / name).open("r+b") as file:
+            file.seek(5 * 2**20 + 12345)
+            file.write(b"x")
+        assert checkpoints.fingerprint(tmp_path) != before
+
+
+def test_threads_are_given_back(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    before = torch.get_num_threads()
+    sampler(checkpoint)
+    assert torch.get_num_threads() == 1
+    monkeypatch.setattr(transformers_sampler, "SMALL_MODEL", 0)
+    sampler(checkpoint)
+    assert torch.get_num_threads() == before or before == 1
 
 
 def test_a_foreign_samples_file_is_not_overwritten(stage: Any, tmp_path: Path):

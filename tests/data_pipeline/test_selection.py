@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -149,6 +150,12 @@ class TestInstruction:
         again = select(frame.sample(fraction=1, shuffle=True, seed=3))
         assert again.sft.equals(selected.sft) and again.dpo.equals(selected.dpo)
         assert not select(frame, seed=1).sft.equals(selected.sft)
+
+    @pytest.mark.parametrize(("best", "worst"), [(0.15, 0.05), (0.12, 0.11), (0.3, 0.2)])
+    def test_bounds_are_inclusive_for_float32_rewards(self, best: float, worst: float):
+        frame = candidates([("a", float(np.float32(best))), ("a", float(np.float32(worst)))], "instruction")
+        assert pair(select(frame, **ALL_DPO)) == ("a", 0, 1)
+        assert pair(select(frame.with_columns(pl.col("reward").cast(pl.Float32)), **ALL_DPO)) == ("a", 0, 1)
 
 
 class TestMath:
