@@ -6,11 +6,12 @@ into `error: ...` on stderr with exit status 2. Any other exception is a bug and
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -21,9 +22,29 @@ class UserError(Exception):
 
 
 class ConfigModel(pydantic.BaseModel):
-    """Base of all configuration models: unknown keys are refused, values do not change after loading."""
+    """Base of all configuration models: unknown keys are refused, numbers finite; nothing changes after loading."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def local_path(path: str) -> str:
+    """The path as it is.
+
+    Raises:
+      UserError: it is an address.
+    """
+    if "://" in path:
+        raise UserError(f"{path}: not supported yet; use a local path")
+    return path
+
+
+LocalPath = Annotated[str, pydantic.AfterValidator(local_path)]
+"""The type of a configuration's paths."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 Config = TypeVar("Config", bound=pydantic.BaseModel)
@@ -44,21 +65,26 @@ def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> 
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not UTF-8: {one_line(error)}") from None
     try:
         values = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config {path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
     try:
-        return model.model_validate(values)
+        # As JSON, whose strict types are what is meant here: 1 is a float, a list a tuple; but `true` is no number.
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as error:
         raise UserError(f"config {path}: {_explain(error, model)}") from None
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from None
 
 
 def run(main: Callable[[], None]) -> None:

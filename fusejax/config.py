@@ -1,17 +1,17 @@
-"""The whole of a training run as typed, validated values. Every field is read somewhere; there are no others."""
+"""The whole of a training run, and of an evaluation, as typed, validated values: every choice there is."""
 
 from typing import Literal
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fusejax.cli import ConfigModel
+from fusejax.cli import ConfigModel, LocalPath
 
 
 class DataConfig(ConfigModel):
-    train: str
+    train: LocalPath
     """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them."""
-    eval: str | None = None
+    eval: LocalPath | None = None
 
 
 class OptimizerConfig(ConfigModel):
@@ -31,7 +31,7 @@ class PreferenceConfig(ConfigModel):
     beta: PositiveFloat = 0.1
     length_normalized: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    reference: str | None = None
+    reference: LocalPath | None = None
     """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
     start from the same model on the same data can share one."""
 
@@ -73,10 +73,10 @@ class CheckpointConfig(ConfigModel):
 
 class TrainConfig(ConfigModel):
     task: Literal["sft", "dpo"]
-    model: str
+    model: LocalPath
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
-    output_dir: str
+    output_dir: LocalPath
     max_length: PositiveInt = 2048
     """Tokens of a conversation (sft) or of prompt and response (dpo); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
@@ -93,7 +93,7 @@ class TrainConfig(ConfigModel):
     dtype: DtypeConfig = DtypeConfig()
     packing: PackingConfig = PackingConfig()
     remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes of each layer: nothing, all but matrix products, everything."""
+    """What the backward pass recomputes of each layer: nothing, all but products with parameters, everything."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
@@ -124,13 +124,13 @@ class TrainConfig(ConfigModel):
 class EvaluateConfig(ConfigModel):
     """Greedy answers of one or more models to held-out prompts, judged by the data pipeline's scorers."""
 
-    models: dict[str, str]
-    """Name in the results (`base`, `sft`, `dpo`) -> Hugging Face directory or Hub id."""
-    prompts: str
+    models: dict[str, LocalPath] = Field(min_length=1)
+    """Name in the results (`base`, `sft`, `dpo`) -> Hugging Face directory or Hub id, or the `output_dir` of a run."""
+    prompts: LocalPath
     """JSON lines or Parquet with the data pipeline's prompt columns: id, dataset, domain, messages, answer, tests."""
-    scoring: str
+    scoring: LocalPath
     """A data pipeline config; its `scorers` judge the answers."""
-    output_dir: str
+    output_dir: LocalPath
     max_new_tokens: PositiveInt = 2048
     batch_size: PositiveInt = 64
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from fusejax import export
 from fusejax.cli import UserError, load_config
-from fusejax.config import TrainConfig
+from fusejax.config import EvaluateConfig, TrainConfig
 
 GOOD = """
 task: sft
@@ -49,6 +50,13 @@ def test_row_length_follows_the_task(tmp_path):
         (["max_prompt_length=2048"], "max_prompt_length 2048 leaves no room in max_length 2048"),
         (["mesh.data=-1"], "only one axis can be -1"),
         (["seed=-1"], "seed: input should be greater than or equal to 0"),
+        (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: input should be a finite number"),
+        (["batch_size=true"], "batch_size: input should be a valid integer"),
+        (["batch_size=8.0"], "batch_size: input should be a valid integer"),
+        (["task=dpo", "preference.length_normalized=1"], "preference.length_normalized: input should be a valid bool"),
+        (["output_dir=gs://b/run"], "gs://b/run: not supported yet; use a local path"),
+        (["data.train=gs://b/train"], "gs://b/train: not supported yet; use a local path"),
+        (["data.eval=s3://b/eval"], "s3://b/eval: not supported yet; use a local path"),
         (["nothing"], "override 'nothing': expected key.path=value"),
         (["model.name=x"], "override 'model.name=x': 'model' has no keys below it"),
         (["seed=[1"], "override 'seed=[1': '[1' is not a YAML value"),
@@ -75,6 +83,30 @@ def test_files_that_hold_no_configuration(tmp_path, text, message):
         load(tmp_path, text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(UserError, match=r"run\.yaml: not UTF-8") as error:
+        load_config(TrainConfig, tmp_path / "run.yaml", [])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["models.base", "prompts", "scoring", "output_dir"])
+def test_an_evaluation_is_local(tmp_path, key):
+    (tmp_path / "run.yaml").write_text("{models: {base: m}, prompts: p, scoring: s, output_dir: o}")
+    assert load_config(EvaluateConfig, tmp_path / "run.yaml", []).models == {"base": "m"}
+    with pytest.raises(UserError, match="gs://b/x: not supported yet; use a local path"):
+        load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=gs://b/x"])
+    with pytest.raises(UserError, match="models: dictionary should have at least 1 item"):
+        load_config(EvaluateConfig, tmp_path / "run.yaml", ["models={}"])
+
+
+@pytest.mark.parametrize("options", [["gs://b/run", "--output", "x"], ["run", "--output", "gs://b/x"]])
+def test_an_export_is_local(monkeypatch, options):
+    monkeypatch.setattr("sys.argv", ["export", "--checkpoint", *options])
+    with pytest.raises(UserError, match="not supported yet; use a local path"):
+        export.main()
 
 
 def test_a_missing_file_ends_with_status_2():

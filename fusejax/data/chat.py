@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
 from fusejax.data.records import Message
 
 TrainOn = Literal["all", "last"]
@@ -67,7 +67,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # whatever the files hold: `tokenizers` raises plain Exception
-        raise UserError(f"tokenizer {source}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"tokenizer {source}: cannot be loaded: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {source}: {type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
     if not tokenizer.chat_template:
@@ -119,6 +119,18 @@ def encode_conversations(
     ]
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation that the assistant is to go on with.
+
+    Raises:
+      ChatError: the template refuses it, or writes nothing.
+    """
+    text = _render(tokenizer, messages, ask=True)
+    if not text:
+        raise ChatError("template_error", "the template writes nothing")
+    return cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def _render_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], train_on: TrainOn
 ) -> tuple[str, list[_Turn]] | ChatError:
@@ -140,11 +152,11 @@ def _render_turns(
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = False) -> str:
     """The text of a conversation; `ask` opens the assistant's next turn."""
-    turns = cast(list[dict[str, str]], list(messages))
     try:
+        turns = cast(list[dict[str, str]], list(messages))
         return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
     except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # what template code can raise
-        raise ChatError("template_error", " ".join(str(error).split())) from None
+        raise ChatError("template_error", one_line(error)) from None
 
 
 def _find_turn(

@@ -45,8 +45,6 @@ class Tokenized:
     """Sequence s is `tokens[offsets[s]:offsets[s + 1]]`."""
     ids: list[str]
     """Of the kept examples."""
-    kept: Int64[np.ndarray, "N"]
-    """Their indices in the source."""
     rejected: list[Rejection]
     truncated: int
     """Kept examples that lost target tokens at `max_length`."""
@@ -106,32 +104,30 @@ def tokenize(
     """
     prompt_limit = max_length - 1 if max_prompt_length is None else max_prompt_length
     train_on: TrainOn = "last" if source.kind == "dpo" else "all"
-    kept: list[int] = []
     ids: list[str] = []
     sequences: list[Encoded] = []
     rejected: list[Rejection] = []
     truncated = 0
     for start in range(0, len(source), CHUNK):
-        records: list[tuple[int, Record]] = []
+        records: list[Record] = []
         for index in range(start, min(start + CHUNK, len(source))):
             record = _read(source, index)
             if isinstance(record, Rejection):
                 rejected.append(record)
             else:
-                records.append((index, record))
-        conversations = [turns for _, record in records for turns in _conversations(record)]
+                records.append(record)
+        conversations = [turns for record in records for turns in _conversations(record)]
         encoded = iter(encode_conversations(tokenizer, conversations, train_on=train_on))
-        for index, record in records:
+        for record in records:
             whole = [next(encoded) for _ in _conversations(record)]
             fitted = _fit(record, whole, max_length, prompt_limit)
             if isinstance(fitted, Rejection):
                 rejected.append(fitted)
                 continue
-            kept.append(index)
             ids.append(record.id)
             sequences.extend(fitted.sequences)
             truncated += fitted.truncated
-    if not kept:
+    if not ids:
         raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
     return Tokenized(
         kind=source.kind,
@@ -139,7 +135,6 @@ def tokenize(
         loss_mask=np.concatenate([sequence.loss_mask for sequence in sequences]),
         offsets=np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)], dtype=np.int64),
         ids=ids,
-        kept=np.array(kept, dtype=np.int64),
         rejected=rejected,
         truncated=truncated,
     )

@@ -40,8 +40,6 @@ class StepBatch:
     examples: int
     tokens: int
     target_tokens: int
-    rows: int
-    """Rows with examples in them."""
 
 
 def max_examples_per_row(row_length: int) -> int:
@@ -94,7 +92,6 @@ def train_batches(
             examples=len(examples),
             tokens=int(tokenized.lengths[examples].sum()),
             target_tokens=int(tokenized.target_lengths[examples].sum()),
-            rows=len(packed),
         )
 
     steps = grain.MapDataset.range(start_step, num_steps).map(batch)

@@ -21,9 +21,11 @@ from typing import Any, Literal, TypedDict, overload
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from google.protobuf.message import DecodeError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
 from fusejax.data import tf_example, tfrecord
+from fusejax.files import temporary_name, write_text
 
 Kind = Literal["sft", "dpo"]
 Format = Literal["arrayrecord", "tfrecord"]
@@ -85,15 +87,12 @@ def encode(record: Record) -> bytes:
         value = getattr(record, field.name)
         _check(record.id, field, value)
         feature = example.features.feature[field.name]
-        try:
-            if field.type is float:
-                feature.float_list.value.append(value)
-            elif field.type is str:
-                feature.bytes_list.value.append(value.encode())
-            else:
-                feature.bytes_list.value.append(json.dumps(value, ensure_ascii=False).encode())
-        except UnicodeEncodeError as error:
-            raise RecordError(f"record {record.id!r}: {field.name} is not valid Unicode: {error.reason}") from None
+        if field.type is float:
+            feature.float_list.value.append(value)
+        elif field.type is str:
+            feature.bytes_list.value.append(value.encode())
+        else:
+            feature.bytes_list.value.append(json.dumps(value, ensure_ascii=False).encode())
     return example.SerializeToString(deterministic=True)
 
 
@@ -161,7 +160,7 @@ def write_shards(
         for index in range(num_shards):
             start, stop = (len(examples) * i // num_shards for i in (index, index + 1))
             target = directory / f"{split}-{index:05d}-of-{num_shards:05d}.{format}"
-            temporary = target.with_name(f".{target.name}.partial")
+            temporary = temporary_name(target)
             renames.append((temporary, target))
             _write_shard(temporary, map(encode, examples[start:stop]), format)
             entries.append({"file": target.name, "sha256": _sha256(temporary), "examples": stop - start})
@@ -185,12 +184,27 @@ def write_shards(
         "shards": entries,
     }
     new = {**old, **manifest, "schema_version": SCHEMA_VERSION, "splits": splits}
-    temporary = path.with_name(".manifest.json.partial")
-    temporary.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
     for name in stale:
         (directory / name).unlink(missing_ok=True)
     return path
+
+
+class _Shard(BaseModel):
+    """As `manifest.json` lists a shard."""
+
+    file: str
+    sha256: str
+    examples: NonNegativeInt
+
+
+class _Split(BaseModel):
+    """What reading needs of a split's entry in `manifest.json`."""
+
+    kind: Kind
+    format: Format
+    examples: NonNegativeInt
+    shards: list[_Shard]
 
 
 class Shards(Sequence[Record]):
@@ -231,7 +245,7 @@ def open_shards(source: str | Path) -> Shards:
     directory, split = Path(source).parent, Path(source).name
     try:
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        version, splits = manifest["schema_version"], manifest["splits"]
+        version, splits = manifest["schema_version"], dict(manifest["splits"])
     except OSError:
         hint = f"; give {source}/SPLIT" if (Path(source) / "manifest.json").exists() else ""
         raise UserError(f"data {source}: no manifest.json in {directory}{hint}") from None
@@ -241,26 +255,29 @@ def open_shards(source: str | Path) -> Shards:
         raise UserError(f"data {source}: schema version {version}, but this program reads {SCHEMA_VERSION}")
     if split not in splits:
         raise UserError(f"data {source}: no split {split!r} in {directory}, which has {', '.join(splits) or 'none'}")
-    entry = splits[split]
-    for shard in entry["shards"]:
-        path = directory / shard["file"]
+    try:
+        entry = _Split.model_validate(splits[split])
+    except ValidationError as error:
+        raise UserError(f"data {source}: {directory}/manifest.json, split {split!r}: {one_line(error)}") from None
+    for shard in entry.shards:
+        path = directory / shard.file
         if not path.exists():
             raise UserError(f"data {source}: shard {path} is missing: write the data set again")
-        if _sha256(path) != shard["sha256"]:
+        if _sha256(path) != shard.sha256:
             raise UserError(f"data {source}: shard {path} is truncated or altered (SHA-256): write the data set again")
-    if not entry["examples"]:
+    if not entry.examples:
         raise UserError(f"data {source}: the data set is empty")
-    paths = [directory / shard["file"] for shard in entry["shards"] if shard["examples"]]
+    paths = [directory / shard.file for shard in entry.shards if shard.examples]
     try:
         readers: list[Any]
-        if entry["format"] == "arrayrecord":
+        if entry.format == "arrayrecord":
             readers = [ArrayRecordDataSource([str(path) for path in paths])]
         else:
             readers = [tfrecord.Reader(path) for path in paths]
     except tfrecord.CorruptError as error:
         raise UserError(f"data {source}: {error}") from None
-    hashes = "".join(shard["sha256"] for shard in entry["shards"])
-    return Shards(str(source), entry["kind"], hashlib.sha256(hashes.encode()).hexdigest(), readers)
+    hashes = "".join(shard.sha256 for shard in entry.shards)
+    return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
 
 
 def _write_shard(path: Path, records: Iterable[bytes], format: Format) -> None:
@@ -287,6 +304,8 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         # A whole number is a fine score; anything else must be what it says.
         if not isinstance(value, (int, float) if field.type is float else str) or isinstance(value, bool):
             raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {field.type.__name__}")
+        if isinstance(value, str):
+            _check_unicode(name, field, value)
         return
     if not isinstance(value, list) or not value:
         raise RecordError(f"record {name!r}: {field.name} is not a list of at least one turn")
@@ -295,6 +314,15 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
             raise RecordError(f"record {name!r}: a turn of {field.name} has not exactly the keys role and content")
         if turn["role"] not in ROLES or not isinstance(turn["content"], str):
             raise RecordError(f"record {name!r}: a turn of {field.name} has role {turn['role']!r} or no text")
+        _check_unicode(name, field, turn["content"])
+
+
+def _check_unicode(name: str, field: dataclasses.Field, text: str) -> None:
+    """JSON can hold half of a surrogate pair, which is no text and breaks tokenizers."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"record {name!r}: {field.name} is not valid Unicode: {error.reason}") from None
 
 
 def _text(features: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The devices of the run as a mesh with the axes `data`, `fsdp` and `tensor`."""
+"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`."""
 
 import math
 
@@ -9,6 +9,7 @@ from fusejax.cli import UserError
 from fusejax.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
+_TYPES = (AxisType.Auto,) * len(AXES)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -27,4 +28,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} "
             f"does not fill {devices} devices"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=_TYPES)
+
+
+def one_device_mesh() -> Mesh:
+    """The first device alone, for what is not worth spreading."""
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=_TYPES, devices=jax.local_devices()[:1])

@@ -11,7 +11,8 @@ from fusejax.cli import UserError, note
 from fusejax.config import EvaluateConfig
 from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import Results, accuracies, standard_error
-from fusejax.files import replacing, write_text
+from fusejax.files import check_writable, replacing, write_text
+from fusejax.training.start import StartingModel
 
 
 def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
@@ -29,13 +30,18 @@ def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
     """
     output_dir = Path(config.output_dir)
     judged = output_dir / "answers"
+    # What can be wrong is found before the first answer: answering may take hours.
+    check_writable(output_dir, "output_dir")
+    if not Path(config.scoring).is_file():
+        raise UserError(f"scoring {config.scoring}: no such file")
     prompts = read_prompts(config.prompts)
+    models = {name: StartingModel(source) for name, source in config.models.items()}
     with replacing(judged / "prompts.parquet") as file:
         prompts.write_parquet(file)
-    for name, source in config.models.items():
-        note(f"{name}: answering {len(prompts)} prompts with {source}")
+    for name, model in models.items():
+        note(f"{name}: answering {len(prompts)} prompts with {model.source}")
         frame = answer(
-            source,
+            model,
             name,
             prompts,
             max_new_tokens=config.max_new_tokens,

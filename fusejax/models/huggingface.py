@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
+from fusejax.files import check_writable, temporary_name, write_text
 from fusejax.models.config import DecoderConfig
 from fusejax.models.decoder import Decoder, Remat, named_parameters
 from fusejax.models.names import Parameter, parameters
@@ -60,13 +60,14 @@ def resolve(source: str) -> Path:
     if path.exists():
         raise UserError(f"model {source}: a file; expected the directory of a Hugging Face checkpoint, or a Hub id")
     try:
-        patterns = ["*.json", "*.safetensors", *_TOKENIZER_FILES]
+        patterns = ["*.json", "model*.safetensors", *_TOKENIZER_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(f"model {source}: no such directory, and not a Hub id either") from None
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {source}: no such directory, and not to be had from the Hub ({reason})") from None
+        raise UserError(
+            f"model {source}: no such directory, and not to be had from the Hub ({one_line(error)})"
+        ) from None
 
 
 def read_config(directory: str | Path) -> DecoderConfig:
@@ -76,7 +77,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
       UserError: no such file, not JSON, or a model that is not supported.
     """
     path = Path(directory) / "config.json"
-    values = _read_json(path)
+    values = read_json(path)
     try:
         return DecoderConfig.from_hf(values)
     except UserError as error:
@@ -150,6 +151,7 @@ def save(
     dtype: Any,
     max_shard_bytes: float = 5e9,
     tokenizer_from: str | Path | None = None,
+    generation_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `config.json` and sharded safetensors with their index, ready for transformers and vLLM.
 
@@ -164,28 +166,40 @@ def save(
       dtype: of the tensors written, such as "bfloat16".
       max_shard_bytes: of one file, but never less than one tensor.
       tokenizer_from: a checkpoint whose tokenizer files are copied along (`copy_tokenizer`).
+      generation_config: what goes into `generation_config.json`; by default it is only copied along.
 
     Raises:
-      UserError: `directory` holds something already.
+      UserError: as `check_target`.
     """
     directory = Path(directory).resolve()
     if DecoderConfig.from_hf(dict(hf_config)) != config:
         raise ValueError("hf_config describes another decoder than config")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} exists already; remove it or choose another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    check_target(directory)
+    partial = temporary_name(directory)
+    partial.mkdir(parents=True)
     try:
         _write_weights(named_parameters(model), config, partial, jnp.dtype(dtype), max_shard_bytes)
         key = "dtype" if "dtype" in hf_config else "torch_dtype"  # transformers 5 renamed it, and reads both
         _write_json(partial / "config.json", {**hf_config, key: jnp.dtype(dtype).name})
         if tokenizer_from is not None:
             copy_tokenizer(tokenizer_from, partial)
+        if generation_config is not None:
+            _write_json(partial / "generation_config.json", generation_config)
         partial.replace(directory)
     except BaseException:
         shutil.rmtree(partial)
         raise
+
+
+def check_target(directory: Path) -> None:
+    """Whether `save` can make `directory`, to be asked before the weights are read.
+
+    Raises:
+      UserError: it holds something already, or must not be written.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists already; remove it or choose another directory")
+    check_writable(directory.absolute().parent, "the folder")
 
 
 def copy_tokenizer(source: str | Path, target: str | Path) -> None:
@@ -203,7 +217,7 @@ def _open(directory: Path) -> Iterator[dict[str, Any]]:
     """The checkpoint's tensors by name, as safetensors slices: nothing is read yet but the headers."""
     index = directory / _INDEX
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UserError(f"{index}: no weight_map")
     elif (directory / _SINGLE).exists():
@@ -311,9 +325,14 @@ def _write_weights(
         shutil.copymode(directory / _INDEX, directory / file)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of a checkpoint's JSON files.
+
+    Raises:
+      UserError: no such file, or no JSON object in it.
+    """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face checkpoint") from None
     except (OSError, ValueError) as error:
@@ -324,4 +343,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

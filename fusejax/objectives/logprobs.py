@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 # Logits held at once, in float32: 2^26 elements are 256 MiB.
@@ -22,6 +23,7 @@ def target_logprobs(
     tokens: Int[Array, "B L"],
     loss_mask: Bool[Array, "B L"],
     *,
+    mesh: Mesh | None = None,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> Float[Array, "B L"]:
@@ -32,26 +34,46 @@ def target_logprobs(
       head: the output projection, float32 or bfloat16, tied or not; products are accumulated in float32.
       tokens: token ids.
       loss_mask: True where `tokens[b, i]` is a target. Never True at a sequence's first token, which nothing predicts.
+      mesh: with axes `data` and `fsdp` that the rows lie split over; each device then walks through its own rows, and
+        the head's gradient is added up over devices once, at the end. None: one device.
       softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
-      chunk_tokens: tokens projected at once over the whole batch; by default as many as fill 256 MiB of logits.
+      chunk_tokens: tokens that a device projects at once; by default as many as fill 256 MiB of logits.
 
     Returns:
       float32 [B, L], aligned with `tokens`: 0 where `loss_mask` is False. Differentiable in `hidden` and `head`.
     """
     rows, length = tokens.shape
+    if mesh is not None:
+        rows //= mesh.shape["data"] * mesh.shape["fsdp"]
     chunk_tokens = chunk_tokens or max(128, min(4096, _CHUNK_ELEMENTS // head.shape[0]))
-    # Columns of one chunk; every row takes part in every chunk, so that rows can lie on different devices.
-    width = min(length - 1, max(1, chunk_tokens // rows))
-    logprobs = _logprobs(hidden[:, :-1], head, tokens[:, 1:], loss_mask[:, 1:], softcap, width)
+    width = min(length - 1, max(1, chunk_tokens // rows))  # columns of one chunk, in which every row takes part
+    # The same for all devices: where `tensor` splits the words, those of a group talk to each other in every turn.
+    turns = (jnp.max(jnp.sum(loss_mask[:, 1:], axis=1)) + width - 1) // width
+
+    def walk(hidden, head, targets, mask, turns):
+        return _logprobs(hidden, head, targets, mask, turns, softcap, width)
+
+    if mesh is not None and mesh.size > 1:
+        split = PartitionSpec(("data", "fsdp"))
+        walk = jax.shard_map(
+            walk,
+            mesh=mesh,
+            in_specs=(split, PartitionSpec(), split, split, PartitionSpec()),
+            out_specs=split,
+            axis_names={"data", "fsdp"},
+            # Unchecked, the transpose itself adds up the gradient of the head, which is whole on every device.
+            check_vma=False,
+        )
+    logprobs = walk(hidden[:, :-1], head, tokens[:, 1:], loss_mask[:, 1:], turns)
     return jnp.pad(logprobs, ((0, 0), (1, 0)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _logprobs(hidden, head, targets, mask, softcap: float | None, width: int):
-    return _forward(hidden, head, targets, mask, softcap, width)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _logprobs(hidden, head, targets, mask, turns, softcap: float | None, width: int):
+    return _forward(hidden, head, targets, mask, turns, softcap, width)[0]
 
 
-def _forward(hidden, head, targets, mask, softcap: float | None, width: int):
+def _forward(hidden, head, targets, mask, turns, softcap: float | None, width: int):
     order, counts = _targets_first(mask, width)
 
     def project(turn, carry):
@@ -68,13 +90,13 @@ def _forward(hidden, head, targets, mask, softcap: float | None, width: int):
         )
 
     zeros = jnp.zeros(order.shape, jnp.float32)
-    sorted_logprobs, normalizers = jax.lax.fori_loop(0, _turns(counts, width), project, (zeros, zeros))
+    sorted_logprobs, normalizers = jax.lax.fori_loop(0, turns, project, (zeros, zeros))
     logprobs = _unsort(order, sorted_logprobs, mask.shape[1])
-    return logprobs, (hidden, head, targets, order, counts, normalizers)
+    return logprobs, (hidden, head, targets, order, counts, turns, normalizers)
 
 
 def _backward(softcap: float | None, width: int, residuals, cotangent):
-    hidden, head, targets, order, counts, normalizers = residuals
+    hidden, head, targets, order, counts, turns, normalizers = residuals
     words = jnp.arange(head.shape[0])
 
     def project(turn, carry):
@@ -94,9 +116,9 @@ def _backward(softcap: float | None, width: int, residuals, cotangent):
         return d_hidden, d_head
 
     start = jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype), jnp.zeros(head.shape, jnp.float32)
-    sorted_d_hidden, d_head = jax.lax.fori_loop(0, _turns(counts, width), project, start)
+    sorted_d_hidden, d_head = jax.lax.fori_loop(0, turns, project, start)
     d_hidden = _unsort(order, sorted_d_hidden, hidden.shape[1])
-    return d_hidden, d_head.astype(head.dtype), None, None
+    return d_hidden, d_head.astype(head.dtype), None, None, None
 
 
 _logprobs.defvjp(_forward, _backward)
@@ -106,10 +128,6 @@ def _targets_first(mask: Bool[Array, "B L"], width: int) -> tuple[Int[Array, "B 
     """Each row's columns, targets first, filled up to a multiple of `width`; and how many of them are targets."""
     order = jnp.argsort(~mask, axis=1, stable=True)
     return jnp.pad(order, ((0, 0), (0, -mask.shape[1] % width))), jnp.sum(mask, axis=1)
-
-
-def _turns(counts: Int[Array, "B"], width: int) -> Int[Array, ""]:
-    return (jnp.max(counts) + width - 1) // width
 
 
 def _is_target(counts: Int[Array, "B"], turn, width: int) -> Bool[Array, "B C"]:

@@ -18,6 +18,7 @@ class Batches:
 
     def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized]):
         self._config, self._data = config, data
+        self.mesh = mesh
         self._sharding = batch_sharding(mesh)
         self.everywhere = replicated(mesh)
         self._layout = {

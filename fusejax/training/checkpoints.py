@@ -11,18 +11,42 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
 from fusejax.training.state import Params, TrainState
 
 
+def complete_steps(output_dir: str | Path) -> list[int]:
+    """The steps of all complete checkpoints, in order; nothing is opened or made."""
+    # What Orbax has not completed has a longer name than the step's number.
+    found = (Path(output_dir) / "checkpoints").glob("*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
 class Checkpoints:
-    def __init__(self, output_dir: str | Path, *, keep: int = 1):
+    """The checkpoints of a run.
+
+    Args:
+      output_dir: the run's.
+      keep: how many to keep; None opens them for reading only, and leaves alone what the run may be writing.
+
+    Raises:
+      UserError: the metrics of a checkpoint are damaged.
+    """
+
+    def __init__(self, output_dir: str | Path, *, keep: int | None = None):
         self.directory = Path(output_dir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
-            item_names=("params", "optimizer", "metrics"),
-        )
+        if keep is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("params", "optimizer", "metrics")
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{self.directory}: the metrics of a checkpoint are damaged ({one_line(error)}); delete that checkpoint"
+            ) from error
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts saving and returns once the arrays are copied; a failure is raised by the next call of any method."""
@@ -48,26 +72,29 @@ class Checkpoints:
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest checkpoint, with the shapes, dtypes and shardings of `abstract`."""
-        restored = self._manager.restore(
+        restored = self._restore(
             self.steps()[-1],
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore({"step": abstract.step, "moments": abstract.optimizer}),
-            ),
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore({"step": abstract.step, "moments": abstract.optimizer}),
         )
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["moments"])
 
     def restore_params(self, abstract: Params, step: int) -> Params:
         """The parameters of one checkpoint, without the optimizer's moments being read."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
-        return restored.params
+        return self._restore(step, params=ocp.args.StandardRestore(abstract)).params
 
     def metrics(self) -> dict[int, dict[str, Any]]:
         """What the evaluations of the kept checkpoints said, by step."""
-        return {
-            step: self._manager.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore())).metrics
-            for step in self.steps()
-        }
+        return {step: self._restore(step, metrics=ocp.args.JsonRestore()).metrics for step in self.steps()}
+
+    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError) as error:  # what Orbax and tensorstore raise for damaged files
+            raise UserError(
+                f"{self.directory}: checkpoint {step} is damaged; delete it to go on from the one before "
+                f"({one_line(error)[:200]})"
+            ) from error
 
     def best_step(self) -> int:
         """The kept checkpoint with the lowest evaluation loss; the newest if there was no evaluation.

@@ -17,9 +17,10 @@ _FREE_KEYS = ("output_dir", "mesh", "checkpoint.keep", "packing.rows_per_device"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the vocabulary, the rules and the chat template: of all that decides a conversation's token ids."""
+    """A hash of all that decides a conversation's ids: vocabulary, rules, chat template, special tokens it names."""
     rules = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(json.dumps([rules, tokenizer.get_chat_template()]).encode()).hexdigest()
+    parts = [rules, tokenizer.get_chat_template(), tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **data: str) -> dict[str, str]:
@@ -32,20 +33,22 @@ def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **dat
     }
 
 
-def claim(output_dir: Path, config: TrainConfig, data: dict[str, str]) -> None:
+def claim(output_dir: Path, config: TrainConfig, data: dict[str, str], *, resumes: bool) -> None:
     """Marks `output_dir` as this run's, or finds that it already is.
 
-    A run that has no checkpoint yet has nothing to lose, and gives way.
+    A run that has no checkpoint yet (not `resumes`) has nothing to lose, and gives way to another.
 
     Raises:
       UserError: it holds checkpoints of a run with another configuration or other data.
     """
     path = output_dir / "run.yaml"
     mine = {"config": config.model_dump(), "data": data}
-    if not path.exists() or not any((output_dir / "checkpoints").glob("[0-9]*")):
+    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    if not resumes or not found:
+        if found != mine:
+            (output_dir / "reference.npz").unlink(missing_ok=True)
         write_text(path, yaml.safe_dump(mine, sort_keys=False))
         return
-    found = yaml.safe_load(path.read_text())
     old, new = _flatten(found["config"]), _flatten(mine["config"])
     differing = [key for key in new if new[key] != old.get(key) and not key.startswith(_FREE_KEYS)]
     differing += [f"the {key}" for key in data if data[key] != found["data"].get(key)]

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.cli import note
+from fusejax.cli import UserError, note
 from fusejax.config import TrainConfig
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import Tokenized, tokenize
@@ -28,11 +28,11 @@ from fusejax.data.packing import num_steps
 from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.mesh import make_mesh
 from fusejax.distributed.sharding import parameter_shardings, replicated
-from fusejax.files import write_text
+from fusejax.files import check_writable, write_text
 from fusejax.models import huggingface
 from fusejax.training import tokens
 from fusejax.training.batches import Batches
-from fusejax.training.checkpoints import Checkpoints
+from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.optimizer import make_optimizer, make_schedule
@@ -49,39 +49,46 @@ def train(config: TrainConfig) -> None:
       UserError: the model, the data or `output_dir` cannot be what the configuration says; or the run diverged.
     """
     output_dir = Path(config.output_dir)
-    start = StartingModel(config.model)
-    tokenizer = load_tokenizer(start.directory)
+    _check_folders(config)
+    resumes = bool(complete_steps(output_dir))
+    # A run goes on with its own copy of architecture and tokenizer, whatever became of where it started.
+    model = StartingModel(str(output_dir.absolute() / "model") if resumes else config.model)
+    tokenizer = load_tokenizer(model.directory)
     mesh = make_mesh(config.mesh)
 
-    shards = {split: open_shards(path) for split, path in config.data if path is not None}
+    shards = {split: _open(config, split, path) for split, path in config.data if path is not None}
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
-    data = {split: _tokenize(config, split, records, tokenizer, identity) for split, records in shards.items()}
+    claim(output_dir, config, identity, resumes=resumes)
+    if not resumes:
+        _keep_model_files(model.directory, output_dir / "model")
+    _note_long(config, model.directory)
+    data = {
+        split: _tokenize(config, split, records, tokenizer, identity, resumes=resumes)
+        for split, records in shards.items()
+    }
+    model.check_tokens(max(int(tokenized.tokens.max()) for tokenized in data.values()))
     steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
     steps = min(steps, config.max_steps or steps)
-
-    claim(output_dir, config, identity)
-    _keep_model_files(start.directory, output_dir / "model")
-    for split, tokenized in data.items():
-        tokens.save(_tokens_file(config, split), identity, tokenized)
     _write_rejected(output_dir / "rejected.jsonl", data)
     with Checkpoints(output_dir, keep=config.checkpoint.keep) as checkpoints:
         first_step = max(checkpoints.steps(), default=0)
         if first_step == steps:
             note(f"{output_dir} is complete: {steps} steps")
             return
-        graph, shapes = start.graph(compute_dtype=config.dtype.compute, remat=config.remat)
+        graph, shapes = model.graph(
+            param_dtype=config.dtype.params, compute_dtype=config.dtype.compute, remat=config.remat
+        )
         optimizer = make_optimizer(config.optimizer, steps)
         batches = Batches(config, mesh, data)
-        load_start = functools.cache(lambda: start.load(mesh, dtype=config.dtype.params))
-        if first_step == 0:
-            write_text(output_dir / "model" / "fingerprint", fingerprint(load_start()))
-        found = _references(config, identity, graph, load_start, batches, data) if config.preference else {}
         if first_step:
             note(f"going on after step {first_step} of {steps}")
+            # The starting model, if its reference pass is missing, is gone again when the checkpoint is read.
+            found = _references(config, identity, graph, lambda: _load_start(config, mesh), batches, data)
             state = checkpoints.restore(abstract_state(shapes, optimizer, mesh))
         else:
-            state = init_state(load_start(), optimizer, mesh)
-        load_start.cache_clear()
+            params = _load_start(config, mesh)
+            found = _references(config, identity, graph, lambda: params, batches, data)
+            state = init_state(params, optimizer, mesh)
         _run_steps(config, mesh, graph, optimizer, state, batches, found, checkpoints, steps)
         checkpoints.wait()
         note(f"{output_dir}: {steps} steps done, best checkpoint {checkpoints.best_step()}")
@@ -99,7 +106,7 @@ def _run_steps(
     steps: int,
 ) -> None:
     """Takes `state` from its step to step `steps`, logging every step and saving as configured."""
-    loss = make_loss(config.preference)
+    loss = make_loss(config.preference, mesh)
     layout: Any = Accumulator(parameter_shardings(state.params, mesh), replicated(mesh))  # type: ignore[arg-type]
     state_layout = state_shardings(state, optimizer, mesh)
     # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
@@ -163,6 +170,44 @@ def _run_steps(
                 checkpoints.save(state, scores)
 
 
+def _check_folders(config: TrainConfig) -> None:
+    """Finds out before any slow work that the run can be written."""
+    check_writable(Path(config.output_dir), "output_dir")
+    if config.preference and config.preference.reference and not Path(config.preference.reference).exists():
+        check_writable(Path(config.preference.reference).parent, "preference.reference: the folder")
+
+
+def _open(config: TrainConfig, split: str, path: str) -> Shards:
+    records = open_shards(path)
+    if records.kind != config.task:
+        raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}")
+    return records
+
+
+def _note_long(config: TrainConfig, directory: Path) -> None:
+    limit = huggingface.read_json(directory / "config.json").get("max_position_embeddings")
+    if isinstance(limit, int) and config.max_length > limit:
+        note(f"note: max_length {config.max_length} is beyond the model's max_position_embeddings, {limit}")
+
+
+def _load_start(config: TrainConfig, mesh: Mesh) -> Params:
+    """The starting model's parameters; the first attempt's fingerprint of them is kept, and holds for all later ones.
+
+    Raises:
+      UserError: they cannot be loaded, or are no longer those that the run started from.
+    """
+    params = StartingModel(config.model).load(mesh, dtype=config.dtype.params)
+    kept, found = Path(config.output_dir) / "model" / "fingerprint", fingerprint(params)
+    if not kept.exists():
+        write_text(kept, found)
+    elif kept.read_text() != found:
+        raise UserError(
+            f"model {config.model} is not what {config.output_dir} started from, and that is needed to compute the "
+            "reference log-probabilities again; bring it or the reference sidecar back"
+        )
+    return params
+
+
 def _references(
     config: TrainConfig,
     identity: dict[str, str],
@@ -171,8 +216,9 @@ def _references(
     batches: Batches,
     data: dict[str, Tokenized],
 ) -> dict[str, Reference]:
-    """The reference pass, or its sidecar."""
-    assert config.preference is not None
+    """The reference pass, or its sidecar; nothing for a task without preferences."""
+    if config.preference is None:
+        return {}
     output_dir = Path(config.output_dir)
     made_from = {
         "model": (output_dir / "model" / "fingerprint").read_text(),
@@ -190,20 +236,27 @@ def _references(
     )
 
 
-def _tokens_file(config: TrainConfig, split: str) -> Path:
-    return Path(config.output_dir) / "tokens" / f"{split}.npz"
-
-
 def _tokenize(
-    config: TrainConfig, split: str, records: Shards, tokenizer: PreTrainedTokenizerBase, identity: dict[str, str]
+    config: TrainConfig,
+    split: str,
+    records: Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: dict[str, str],
+    *,
+    resumes: bool,
 ) -> Tokenized:
     """The tokens of an earlier attempt at this run, or new ones."""
-    tokenized = tokens.load(_tokens_file(config, split), identity)
+    path = Path(config.output_dir) / "tokens" / f"{split}.npz"
+    try:
+        tokenized = tokens.load(path, identity)
+    except UserError:
+        if resumes:  # new tokens might be others
+            raise
+        tokenized = None
     if tokenized is None:
         note(f"tokenizing {records.name}")
-        tokenized = tokenize(
-            records, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length
-        )
+        tokenized = tokenize(records, tokenizer, max_length=config.max_length, max_prompt_length=config.prompt_limit)
+        tokens.save(path, identity, tokenized)
     note(f"{split}: {tokenized.summary()}")
     return tokenized
 
@@ -220,6 +273,10 @@ def _write_rejected(path: Path, data: Mapping[str, Tokenized]) -> None:
 
 def _keep_model_files(source: Path, target: Path) -> None:
     """Copies what an export needs beside the weights, so that the run's folder is complete in itself."""
-    target.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        if source.samefile(target):
+            raise UserError(f"model {source} lies where the run keeps its copy; choose another output_dir")
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
     huggingface.copy_tokenizer(source, target)
     shutil.copy(source / "config.json", target / "config.json")

@@ -6,6 +6,7 @@ The sidecar names what it was computed from, and is refused for anything else.
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
 from fusejax.files import replacing
 from fusejax.training.batches import Batches
 from fusejax.training.state import Params
@@ -63,12 +64,15 @@ def references(
       identity: what it is computed from: fingerprints of model, data and tokenizer, and the length limits.
       graph: the decoder, to be completed by `load_params()`, which is called only if something is computed.
       sizes: pairs in each split.
+
+    Raises:
+      UserError: as `load`; or the model gives a response no finite log-probability.
     """
     if path.exists():
         return load(path, identity)
     params = load_params()
     pass_ = jax.jit(
-        lambda params, batch: (batch["pair_ids"], *pair_logprobs(nnx.merge(graph, params), batch)),
+        lambda params, batch: (batch["pair_ids"], *pair_logprobs(nnx.merge(graph, params), batch, batches.mesh)),
         # On every device, so that every host has every pair.
         out_shardings=batches.everywhere,
     )
@@ -78,6 +82,12 @@ def references(
             for rows in batches.once(split):
                 reference.fill(*jax.device_get(pass_(params, batches.put(rows))))
                 progress.update(int((rows["pair_ids"] >= 0).sum()))
+        broken = int((~np.isfinite(reference.chosen + reference.rejected)).sum())
+        if broken:
+            raise UserError(
+                f"reference pass: the starting model gives {broken} of {sizes[split]} {split} pairs no finite "
+                "log-probability; its weights are damaged, or too large for dtype.compute"
+            )
     save(path, identity, found)
     return found
 
@@ -86,7 +96,7 @@ def save(path: Path, identity: dict[str, str], found: dict[str, Reference]) -> N
     arrays = {f"{split}.chosen": reference.chosen for split, reference in found.items()}
     arrays |= {f"{split}.rejected": reference.rejected for split, reference in found.items()}
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, identity=np.array(json.dumps(identity)), **arrays)
+        np.savez(file, identity=np.array(json.dumps(identity)), **arrays)  # type: ignore[arg-type]  # as in tokens.py
 
 
 def load(path: Path, identity: dict[str, str]) -> dict[str, Reference]:
@@ -102,9 +112,9 @@ def load(path: Path, identity: dict[str, str]) -> dict[str, Reference]:
         with np.load(path) as file:
             found = json.loads(str(file["identity"]))
             arrays = {name: file[name] for name in file.files if name != "identity"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path}: not a reference sidecar, or damaged ({error}); delete it to compute it again"
+            f"{path}: not a reference sidecar, or damaged ({one_line(error)}); delete it to compute it again"
         ) from None
     differing = [key for key in identity if found.get(key) != identity[key]]
     if differing:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
 from fusejax.models import huggingface
 from fusejax.models.decoder import Decoder, Remat
@@ -33,11 +33,10 @@ class StartingModel:
         """Holds `config.json` and the tokenizer; of a Hugging Face checkpoint, the weights too."""
         self.config = huggingface.read_config(self.directory)
 
-    def graph(self, *, compute_dtype: str, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
+    def graph(self, *, param_dtype: str, compute_dtype: str, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
         """The decoder without arrays: its graph, and its parameters as shapes."""
-        decoder = nnx.eval_shape(
-            lambda: Decoder(self.config, rngs=nnx.Rngs(0), compute_dtype=jnp.dtype(compute_dtype), remat=remat)
-        )
+        dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(compute_dtype)}
+        decoder = nnx.eval_shape(lambda: Decoder(self.config, rngs=nnx.Rngs(0), **dtypes, remat=remat))
         graph, state = nnx.split(decoder, nnx.Param)
         return graph, nnx.to_pure_dict(state)
 
@@ -54,9 +53,9 @@ class StartingModel:
                 shardings=lambda name, shape: parameter_sharding(name, shape, mesh),
             )
             return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
-        _, shapes = self.graph(compute_dtype=dtype)
+        _, shapes = self.graph(param_dtype=dtype, compute_dtype=dtype)
         abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding),
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
             parameter_shardings(shapes, mesh),
         )
@@ -64,7 +63,21 @@ class StartingModel:
             steps = checkpoints.steps()
             if step is not None and step not in steps:
                 raise UserError(f"{self.source}: no checkpoint of step {step}; there are {steps}")
-            return checkpoints.restore_params(abstract, checkpoints.best_step() if step is None else step)
+            step = checkpoints.best_step() if step is None else step
+            note(f"{self.source}: reading the checkpoint of step {step}")
+            return checkpoints.restore_params(abstract, step)
+
+    def check_tokens(self, highest: int) -> None:
+        """Refuses token ids that the model has no embedding of, which would else be read as others.
+
+        Raises:
+          UserError: `highest` is one.
+        """
+        if highest >= self.config.vocab_size:
+            raise UserError(
+                f"model {self.source}: its tokenizer gives the token id {highest}, but vocab_size in config.json is "
+                f"{self.config.vocab_size}: they do not belong together"
+            )
 
 
 def fingerprint(params: Params) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from fusejax.config import PreferenceConfig
@@ -37,13 +38,18 @@ class Accumulator(NamedTuple):
     sums: Sums
 
 
-def make_loss(preference: PreferenceConfig | None) -> Loss:
+def make_loss(preference: PreferenceConfig | None, mesh: Mesh) -> Loss:
     """The summed loss of a microbatch: of pairs if there is a preference section, else of single conversations."""
-    if preference is None:
-        return _sft_sums
+
+    def sft_sums(decoder: Decoder, batch: Microbatch) -> Sums:
+        return {
+            "loss": sft_loss(token_logprobs(decoder, batch, mesh), batch["loss_mask"]),
+            "count": jnp.sum(batch["loss_mask"], dtype=jnp.float32),
+        }
 
     def preference_sums(decoder: Decoder, batch: Microbatch) -> Sums:
-        chosen, rejected = pair_logprobs(decoder, batch)
+        assert preference is not None
+        chosen, rejected = pair_logprobs(decoder, batch, mesh)
         lengths = segment_sums(
             batch["loss_mask"].astype(jnp.int32), batch["segment_ids"], 2 * batch["pair_ids"].shape[1]
         )
@@ -76,28 +82,21 @@ def make_loss(preference: PreferenceConfig | None) -> Loss:
             "rejected_reward": total(result.rejected_rewards),
         }
 
-    return preference_sums
+    return sft_sums if preference is None else preference_sums
 
 
-def token_logprobs(decoder: Decoder, batch: Microbatch) -> Float[Array, "R L"]:
-    """float32 log-probabilities of the target tokens under the decoder, 0 elsewhere."""
+def token_logprobs(decoder: Decoder, batch: Microbatch, mesh: Mesh) -> Float[Array, "R L"]:
+    """float32 log-probabilities of the target tokens under the decoder, 0 elsewhere; rows lie split over `mesh`."""
     hidden = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
     return target_logprobs(
-        hidden, decoder.head(), batch["tokens"], batch["loss_mask"], softcap=decoder.config.logits_softcap
+        hidden, decoder.head(), batch["tokens"], batch["loss_mask"], mesh=mesh, softcap=decoder.config.logits_softcap
     )
 
 
-def _sft_sums(decoder: Decoder, batch: Microbatch) -> Sums:
-    return {
-        "loss": sft_loss(token_logprobs(decoder, batch), batch["loss_mask"]),
-        "count": jnp.sum(batch["loss_mask"], dtype=jnp.float32),
-    }
-
-
-def pair_logprobs(decoder: Decoder, batch: Microbatch) -> tuple[Float[Array, "R P"], Float[Array, "R P"]]:
+def pair_logprobs(decoder: Decoder, batch: Microbatch, mesh: Mesh) -> tuple[Float[Array, "R P"], Float[Array, "R P"]]:
     """Summed log-probabilities of the chosen and the rejected responses, by slot; 0 where a slot is empty."""
     slots = batch["pair_ids"].shape[1]
-    sums = segment_sums(token_logprobs(decoder, batch), batch["segment_ids"], 2 * slots)
+    sums = segment_sums(token_logprobs(decoder, batch, mesh), batch["segment_ids"], 2 * slots)
     return sums[:, 0::2], sums[:, 1::2]
 
 

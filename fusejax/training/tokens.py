@@ -6,10 +6,13 @@ made once, and read again after a restart, which also spares the time.
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from fusejax.cli import UserError, one_line
 from fusejax.data.examples import Rejection, Tokenized
 from fusejax.files import replacing
 
@@ -21,16 +24,23 @@ def save(path: Path, identity: dict[str, str], tokenized: Tokenized) -> None:
     header = {name: value for name, value in fields.items() if name not in arrays} | {"identity": identity}
     header["rejected"] = [dataclasses.asdict(rejection) for rejection in tokenized.rejected]
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
+        np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
 def load(path: Path, identity: dict[str, str]) -> Tokenized | None:
-    """The tokens kept at `path`; None if there are none, or if they were made from anything else."""
+    """The tokens kept at `path`; None if there are none, or if they were made from anything else.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     if not path.exists():
         return None
-    with np.load(path) as file:
-        header = json.loads(str(file["header"]))
-        if header.pop("identity") != identity:
-            return None
-        header["rejected"] = [Rejection(**rejection) for rejection in header["rejected"]]
-        return Tokenized(**header, **{name: file[name] for name in file.files if name != "header"})
+    try:
+        with np.load(path) as file:
+            header = json.loads(str(file["header"]))
+            if header.pop("identity") != identity:
+                return None
+            header["rejected"] = [Rejection(**rejection) for rejection in header["rejected"]]
+            return Tokenized(**header, **{name: file[name] for name in file.files if name != "header"})
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)}); delete it to tokenize again") from None

@@ -19,7 +19,7 @@ def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
     mask = np.arange(total) % 3 != 0
     mask[offsets[:-1]] = False
     ids = [f"id{i}" for i in range(len(lengths) // each)]
-    return Tokenized(kind, np.arange(1, total + 1, dtype=np.int32), mask, offsets, ids, np.arange(len(ids)), [], 0)
+    return Tokenized(kind, np.arange(1, total + 1, dtype=np.int32), mask, offsets, ids, [], 0)
 
 
 @st.composite
@@ -87,8 +87,8 @@ def test_train_batches(problem):
             == data.lengths[examples].sum()
         )
         assert batch.target_tokens == sum(m["loss_mask"].sum() for m in batch.microbatches)
-        assert batch.rows == sum(m["segment_ids"].any(1).sum() for m in batch.microbatches)
-        assert len(batch.microbatches) == -(-batch.rows // options["rows"])
+        filled = sum(m["segment_ids"].any(1).sum() for m in batch.microbatches)
+        assert len(batch.microbatches) == -(-filled // options["rows"])
         assert all(m["tokens"].shape == (options["rows"], options["row_length"]) for m in batch.microbatches)
         assert batch.epoch == (batch.step + 1) * batch_size / len(data)
         seen += examples
@@ -97,8 +97,8 @@ def test_train_batches(problem):
     # The hosts' shares put together are the whole, and all hosts tell the same counts.
     hosts = [list(train_batches(data, **options, host_index=i, num_hosts=num_hosts)) for i in range(num_hosts)]
     for batch, *shares in zip(batches, *hosts, strict=True):
-        assert {(s.step, s.examples, s.tokens, s.target_tokens, s.rows) for s in shares} == {
-            (batch.step, batch.examples, batch.tokens, batch.target_tokens, batch.rows)
+        assert {(s.step, s.examples, s.tokens, s.target_tokens) for s in shares} == {
+            (batch.step, batch.examples, batch.tokens, batch.target_tokens)
         }
         assert_equal(batch.microbatches, [join(parts) for parts in zip(*(s.microbatches for s in shares), strict=True)])
 
@@ -141,7 +141,7 @@ def test_worked_example():
     assert microbatch["pair_ids"][1].tolist() == [-1, -1]
     first = {0: [1] * 3 + [2] * 2 + [3] * 2 + [4] * 2, 1: [1] * 2 + [2] * 2 + [3] * 3 + [4] * 2}[order[0]]
     assert microbatch["segment_ids"].tolist() == [first + [0] * 23, [0] * 32]
-    assert (batch.examples, batch.rows, batch.tokens, batch.epoch) == (2, 1, 9, 1.0)
+    assert (batch.examples, batch.tokens, batch.epoch) == (2, 9, 1.0)
 
 
 @pytest.mark.parametrize("error", [OSError, StopIteration, IndexError])

@@ -219,6 +219,37 @@ def test_mistaken_sources(tmp_path):
             open_shards(tmp_path / "train")
 
 
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"shards": [{"file": "x"}]}, "shards.0.sha256"),
+        ({"shards": "many"}, "shards"),
+        ({"format": "parquet"}, "format"),
+        ({"examples": "nine"}, "examples"),
+        ({"kind": None}, "kind"),
+    ],
+)
+def test_malformed_manifest_entries(tmp_path, change, where):
+    path = write(tmp_path, [sft()], num_shards=1)
+    manifest = json.loads(path.read_text())
+    manifest["splits"]["train"] |= change
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"manifest\.json, split 'train': .*{where}") as error:
+        open_shards(tmp_path / "train")
+    assert "\n" not in str(error.value)
+    path.write_text(json.dumps({**manifest, "splits": 7}))
+    with pytest.raises(UserError, match="not a data set's manifest"):
+        open_shards(tmp_path / "train")
+
+
+def test_half_a_surrogate_pair_is_a_bad_record():
+    """JSON can say it, text cannot hold it, and tokenizers fail at it."""
+    text = encode(sft()).replace("你好 0".encode(), rb"\ud800  ")
+    assert len(text) == len(encode(sft()))  # so that the lengths in the message still hold
+    with pytest.raises(RecordError, match="messages is not valid Unicode"):
+        decode(text, "sft")
+
+
 def test_tfrecord_is_read_by_others(tmp_path):
     records = [b"", b"a", b"\x00" * 1000, encode(sft(3))]
     tfrecord.write(tmp_path / "x", records)

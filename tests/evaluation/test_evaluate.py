@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fusejax.cli import UserError
+from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import standard_error
+from fusejax.training.start import StartingModel
 
 
 def score(prompt: dict, text: str) -> tuple[float, str]:
@@ -83,14 +87,51 @@ def test_mistakes_end_in_one_line(world, tmp_path):
     for override, message in (
         ("prompts=/nowhere.parquet", "prompts /nowhere.parquet: no such file"),
         ("models.sft=/nowhere/model", "model /nowhere/model"),
-        ("scoring=/nowhere.yaml", "/nowhere.yaml"),
+        ("scoring=/nowhere.yaml", "scoring /nowhere.yaml: no such file"),
         ("batchsize=3", "did you mean 'batch_size'?"),
     ):
         result = subprocess.run([*command, override], capture_output=True, text=True)
         assert result.returncode == 2, override
         assert message in result.stderr
         assert "Traceback" not in result.stderr
-        assert not (tmp_path / "out" / "results.json").exists()
+        assert not (tmp_path / "out").exists()  # found before the first answer
+
+
+def test_an_id_that_occurs_twice(tmp_path):
+    twice = [prompt(0, "user", "math", "x"), prompt(0, "what", "math", "x")]
+    pl.DataFrame(twice).write_parquet(tmp_path / "prompts.parquet")
+    with pytest.raises(UserError, match=r"prompts\.parquet: the id '0' occurs more than once"):
+        read_prompts(str(tmp_path / "prompts.parquet"))
+
+
+@pytest.fixture
+def model(world, tmp_path):
+    shutil.copytree(world / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def answers(model, prompts):
+    options = {"max_new_tokens": 2, "batch_size": 2, "dtype": "float32"}
+    return answer(StartingModel(str(model)), "base", pl.DataFrame(prompts), **options)
+
+
+def test_a_prompt_that_the_template_refuses(model):
+    template = model / "chat_template.jinja"
+    refusal = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    frame = answers(model, [prompt(i, text, "math", "x") for i, text in enumerate(("user", "no", "what"))])
+    assert frame["prompt_id"].to_list() == ["0", "1", "2"]
+    assert frame["finish_reason"].to_list()[1] == "error"
+    assert set(frame["finish_reason"].to_list()[::2]) <= {"stop", "length"}
+    assert (frame["text"][1], frame["prompt_tokens"][1], frame["completion_tokens"][1]) == ("", 0, 0)
+    assert frame["prompt_tokens"][0] > 0
+
+
+@pytest.mark.parametrize("text", ["{", '{"eos_token_id": "<|im_end|>"}', "[]"])
+def test_a_broken_generation_config(model, text):
+    (model / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        answers(model, [prompt(0, "user", "math", "x")])
 
 
 def test_standard_error_of_the_average():

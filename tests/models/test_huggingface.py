@@ -1,5 +1,6 @@
 """Checkpoints in and out: exact round trips, export read by transformers, strictness about every tensor and file."""
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -236,6 +237,18 @@ def test_model_that_cannot_be_found(source, monkeypatch):
     monkeypatch.setattr(huggingface.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=f"model {source}: no such directory"):
         huggingface.resolve(source)
+
+
+def test_only_the_weights_that_are_read_are_downloaded(single, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(
+        huggingface.huggingface_hub,
+        "snapshot_download",
+        lambda source, allow_patterns: wanted.extend(allow_patterns) or str(single),
+    )
+    assert huggingface.resolve("owner/name") == single
+    assert "model*.safetensors" in wanted
+    assert not any(fnmatch.fnmatch("consolidated.safetensors", pattern) for pattern in wanted)
 
 
 def test_file_instead_of_a_directory(single):

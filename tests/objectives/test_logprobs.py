@@ -1,5 +1,10 @@
 """The chunked projection against the dense computation, in value and gradient."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +98,50 @@ def test_the_full_logits_never_exist(gradient):
     function = jax.grad(loss, argnums=(0, 1)) if gradient else loss
     memory = jax.jit(function).lower(hidden, head).compile().memory_analysis()
     assert memory.temp_size_in_bytes < rows * length * vocabulary * 4 / 2
+
+
+def test_devices_add_up_the_gradient_of_the_head_once():
+    """On four devices, in a process of its own: the loop has no reduction of [V, D]; results are those of one."""
+    script = textwrap.dedent("""
+        import re
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
+        from fusejax.config import MeshConfig
+        from fusejax.distributed.mesh import make_mesh, one_device_mesh
+        from fusejax.objectives.logprobs import target_logprobs
+        from tests.objectives.test_logprobs import case
+
+        hidden, head, tokens, mask = case(3, rows=8, length=24, vocabulary=48)
+        weights = np.random.default_rng(4).normal(size=tokens.shape).astype(np.float32)
+
+        def compiled(mesh):
+            def total(hidden, head):
+                logprobs = target_logprobs(hidden, head, tokens, mask, mesh=mesh, softcap=5.0, chunk_tokens=4)
+                return jnp.sum(logprobs * weights), logprobs
+
+            rows, words = (NamedSharding(mesh, PartitionSpec(*s)) for s in ((("data", "fsdp"),), ("tensor", "fsdp")))
+            layout = {"in_shardings": (rows, words), "out_shardings": ((None, rows), (rows, words))}
+            gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+            return jax.jit(gradient, **layout).lower(hidden, head).compile()
+
+        one = one_device_mesh()
+        assert one.size == 1 and len(jax.devices()) == 4
+        expected = jax.tree.leaves(compiled(one)(hidden, head))
+        for sizes in ({"fsdp": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}):
+            program = compiled(make_mesh(MeshConfig(**sizes)))
+            for ours, theirs in zip(jax.tree.leaves(program(hidden, head)), expected, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+            text = program.as_text()
+            bodies = set(re.findall(r"body=%?([\\w.-]+)", text))
+            loops = [part for part in text.split("\\n\\n") if part.lstrip().lstrip("%").split(" ")[0] in bodies]
+            assert len(loops) == len(bodies) >= 2, (len(loops), bodies)
+            words = 48 // sizes.get("tensor", 1)
+            reductions = re.findall(rf"= f32\\[{words},\\d+\\]\\S* (?:all-reduce|reduce-scatter)", "".join(loops))
+            assert not reductions, (sizes, reductions)
+            if "tensor" not in sizes:
+                assert not re.search(r"all-reduce|all-gather", "".join(loops)), sizes
+    """)
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

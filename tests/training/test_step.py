@@ -28,11 +28,11 @@ class Setup:
         config = run_config(world, world / "unused", task)
         self.mesh = make_mesh(config.mesh)
         start = StartingModel(config.model)
-        self.graph, _ = start.graph(compute_dtype="float32")
+        self.graph, _ = start.graph(param_dtype="float32", compute_dtype="float32")
         self.params = start.load(self.mesh, dtype="float32")
         tokenizer = load_tokenizer(start.directory)
         self.data = tokenize(open_shards(config.data.train), tokenizer, max_length=64)
-        self.loss = make_loss(config.preference)
+        self.loss = make_loss(config.preference, self.mesh)
 
     def gradients(self, microbatches):
         """Mean gradients and sums of a batch given as microbatches, each a list of rows of examples."""
@@ -81,8 +81,8 @@ def test_sft_loss_is_that_of_transformers(world):
 def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
     setup = Setup(world, "dpo")
     decoder = nnx.merge(setup.graph, setup.params)
-    alone = [pair_logprobs(decoder, assemble(setup.data, [[i]], 128)) for i in range(4)]
-    packed = pair_logprobs(decoder, assemble(setup.data, [[2, 0], [3, 1], []], 512))
+    alone = [pair_logprobs(decoder, assemble(setup.data, [[i]], 128), setup.mesh) for i in range(4)]
+    packed = pair_logprobs(decoder, assemble(setup.data, [[2, 0], [3, 1], []], 512), setup.mesh)
     for side in range(2):
         expected = [[alone[2][side][0, 0], alone[0][side][0, 0]], [alone[3][side][0, 0], alone[1][side][0, 0]]]
         np.testing.assert_allclose(packed[side][:2, :2], np.array(expected), rtol=1e-5)
@@ -94,9 +94,9 @@ def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
 def test_dpo_starts_at_log_2(world, length_normalized):
     setup = Setup(world, "dpo")
     batch = dict(assemble(setup.data, [[0, 1], [2]], 256))
-    chosen, rejected = pair_logprobs(nnx.merge(setup.graph, setup.params), batch)
+    chosen, rejected = pair_logprobs(nnx.merge(setup.graph, setup.params), batch, setup.mesh)
     batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
-    loss = make_loss(PreferenceConfig(beta=10.0, length_normalized=length_normalized))
+    loss = make_loss(PreferenceConfig(beta=10.0, length_normalized=length_normalized), setup.mesh)
     sums = loss(nnx.merge(setup.graph, setup.params), batch)
     assert float(sums["count"]) == 3
     assert float(sums["loss"]) / 3 == pytest.approx(math.log(2), abs=1e-6)

@@ -1,0 +1,234 @@
+"""What a second attempt at a run finds, keeps and refuses: changed starts, damaged files, folders in the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from fusejax.cli import UserError
+from fusejax.files import check_writable, write_text
+from fusejax.models import huggingface
+from fusejax.models.config import DecoderConfig
+from fusejax.training.checkpoints import Checkpoints, complete_steps
+from fusejax.training.export import export
+from fusejax.training.identity import claim, tokenizer_fingerprint
+from fusejax.training.loop import train
+from tests.tiny_runs import make_tokenizer, run_config
+from tests.training.test_resume import final_arrays, logged
+
+SHORT = {"max_steps": 2, "checkpoint": {"every_steps": 1, "keep": 9}}
+
+
+def start_folder(world: Path, folder: Path, *, seed: int = 0, broken: bool = False) -> Path:
+    """A starting model that may be spoilt."""
+    hf_config = json.loads((world / "model" / "config.json").read_text())
+    config = DecoderConfig.from_hf(hf_config)
+    decoder = huggingface.init(config, seed=seed)
+    if broken:
+        decoder.final_norm.scale[...] = jnp.full_like(decoder.final_norm.scale[...], jnp.nan)
+    shutil.rmtree(folder, ignore_errors=True)
+    huggingface.save(decoder, config, folder, hf_config=hf_config, dtype="float32", tokenizer_from=world / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(world, tmp_path_factory):
+    """A DPO run of two steps, with both checkpoints, and the model that it started from."""
+    folder = tmp_path_factory.mktemp("original")
+    train(run_config(world, folder / "run", "dpo", model=str(start_folder(world, folder / "start")), **SHORT))
+    return folder
+
+
+@pytest.fixture
+def killed(world, original, tmp_path):
+    """The configuration of a copy of that run, as if killed after its first checkpoint."""
+    shutil.copytree(original / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    return run_config(world, tmp_path / "run", "dpo", model=str(original / "start"), **SHORT)
+
+
+def test_bfloat16_parameters_stay_bfloat16(world, tmp_path):
+    config = run_config(world, tmp_path / "run", dtype={"params": "bfloat16", "compute": "bfloat16"}, **SHORT)
+    train(config)
+    unbroken = final_arrays(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    train(config)
+    resumed = final_arrays(tmp_path / "run")
+    assert {array.dtype for name, array in resumed.items() if name.startswith("params")} == {jnp.dtype(jnp.bfloat16)}
+    assert unbroken.keys() == resumed.keys()
+    for name, array in unbroken.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+def test_the_start_is_not_needed_again(original, killed):
+    """Nor its tokenizer: the run has its own copy, and its reference."""
+    start = Path(killed.model)
+    start.rename(start.with_name("elsewhere"))
+    try:
+        train(killed)
+    finally:
+        start.with_name("elsewhere").rename(start)
+    assert logged(Path(killed.output_dir)) == logged(original / "run")
+
+
+def test_a_lost_reference_is_computed_again_from_the_same_start_only(world, original, killed, tmp_path):
+    sidecar = Path(killed.output_dir) / "reference.npz"
+    before = np.load(sidecar)["train.chosen"]
+    sidecar.unlink()
+    aside = tmp_path / "aside"
+    shutil.copytree(original / "start", aside)
+    try:
+        start_folder(world, original / "start", seed=1)
+        with pytest.raises(UserError, match=r"model .* is not what .* started from"):
+            train(killed)
+        assert not sidecar.exists()
+    finally:
+        shutil.rmtree(original / "start")
+        shutil.copytree(aside, original / "start")
+    train(killed)
+    np.testing.assert_array_equal(np.load(sidecar)["train.chosen"], before)
+
+
+def test_before_the_first_checkpoint_everything_is_made_anew(world, original, tmp_path):
+    """The copy of the model, the reference of another model, damaged tokens."""
+    run = tmp_path / "run"
+    shutil.copytree(original / "run", run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints" / "1.orbax-checkpoint-tmp-7").mkdir(parents=True)  # incomplete, so it does not count
+    (run / "model" / "stale.json").write_text("{}")
+    (run / "tokens" / "train.npz").write_bytes(b"damaged")
+    other = start_folder(world, tmp_path / "other", seed=1)
+    train(run_config(world, run, "dpo", model=str(other), **SHORT))
+    assert not (run / "model" / "stale.json").exists()
+    assert complete_steps(run) == [1, 2]
+    assert logged(run)[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_tokens_that_a_run_needs_again_must_be_whole(killed):
+    (Path(killed.output_dir) / "tokens" / "eval.npz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"eval\.npz: damaged .*; delete it"):
+        train(killed)
+
+
+def test_tokens_are_written_once(world, original):
+    file = original / "run" / "tokens" / "train.npz"
+    before = file.stat().st_mtime_ns
+    train(run_config(world, original / "run", "dpo", model=str(original / "start"), **SHORT))
+    assert file.stat().st_mtime_ns == before
+
+
+def test_a_damaged_checkpoint_is_named(original, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(original / "run", run)
+    for file in (run / "checkpoints" / "2" / "params" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="checkpoint 2 is damaged; delete it to go on from the one before"):
+        export(str(run), str(tmp_path / "hf"), step=2, dtype="float32")
+    assert not (tmp_path / "hf").exists()
+    (run / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(UserError, match="the metrics of a checkpoint are damaged"):
+        Checkpoints(run)
+
+
+def test_reading_changes_nothing(original, tmp_path, capsys):
+    """A run may be writing the very checkpoint that another process sees half of."""
+    run = tmp_path / "run"
+    shutil.copytree(original / "run", run)
+    half_written = run / "checkpoints" / "3.orbax-checkpoint-tmp-7"
+    half_written.mkdir()
+    before = sorted(run.rglob("*"))
+    export(str(run), str(tmp_path / "hf"), step=1, dtype="bfloat16")
+    assert sorted(run.rglob("*")) == before
+    assert "reading the checkpoint of step 1" in capsys.readouterr().err
+    tokenizer = make_tokenizer()
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text()) == {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def test_giving_way_takes_the_reference_along(world, tmp_path):
+    config = run_config(world, tmp_path, "dpo")
+    sidecar = tmp_path / "reference.npz"
+    claim(tmp_path, config, {"train data": "a"}, resumes=False)
+    sidecar.touch()
+    claim(tmp_path, config, {"train data": "a"}, resumes=False)
+    assert sidecar.exists()
+    claim(tmp_path, config, {"train data": "b"}, resumes=False)
+    assert not sidecar.exists()
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["data"] == {"train data": "b"}
+
+
+@pytest.mark.parametrize(("task", "other"), [("sft", "dpo"), ("dpo", "sft")])
+def test_data_of_the_other_task(world, tmp_path, task, other):
+    for data in (
+        {"train": str(world / other / "train")},
+        {"train": str(world / task / "train"), "eval": str(world / other / "eval")},
+    ):
+        split = "train" if len(data) == 1 else "eval"
+        with pytest.raises(UserError, match=rf"data\.{split} .* holds examples for {other}, but the task is {task}"):
+            train(run_config(world, tmp_path / "run", task, data=data))
+
+
+def test_tokenizer_and_model_must_fit(world, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(world / "model", model)
+    hf_config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(hf_config | {"vocab_size": 64}))
+    with pytest.raises(UserError, match=r"its tokenizer gives the token id \d+, but vocab_size in config.json is 64"):
+        train(run_config(world, tmp_path / "run", model=str(model)))
+
+
+def test_a_length_beyond_the_models_is_told(world, tmp_path, capsys):
+    with pytest.raises(UserError, match="batch_size"):  # only to end the run there
+        train(run_config(world, tmp_path / "run", max_length=300, packing={"row_length": 300}, batch_size=1000))
+    assert "max_length 300 is beyond the model's max_position_embeddings, 256" in capsys.readouterr().err
+
+
+def test_a_broken_reference_is_not_kept(world, tmp_path):
+    model = start_folder(world, tmp_path / "model", broken=True)
+    with pytest.raises(UserError, match="gives 48 of 48 train pairs no finite log-probability"):
+        train(run_config(world, tmp_path / "run", "dpo", model=str(model)))
+    assert not (tmp_path / "run" / "reference.npz").exists()
+
+
+def test_the_copy_of_the_model_must_not_replace_the_model(world, tmp_path):
+    shutil.copytree(world / "model", tmp_path / "model")
+    with pytest.raises(UserError, match="choose another output_dir"):
+        train(run_config(world, tmp_path, model=str(tmp_path / "model")))
+    assert any((tmp_path / "model").glob("*.safetensors"))
+
+
+def test_special_tokens_are_part_of_a_tokenizer():
+    """A template writes `eos_token` by name, so another one makes other conversations."""
+    tokenizer = make_tokenizer()
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.eos_token = "<|pad|>"
+    assert tokenizer_fingerprint(tokenizer) != before
+
+
+def test_folders_that_cannot_be_written(world, original, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    inside = str(tmp_path / "file" / "folder")
+    for output_dir in (tmp_path / "file", inside):
+        with pytest.raises(UserError, match=r"output_dir .*file is a file, not a folder"):
+            train(run_config(world, output_dir, model="/nowhere/model"))
+    preference = {"beta": 1.0, "reference": f"{inside}/reference.npz"}
+    with pytest.raises(UserError, match=r"preference\.reference: the folder .* is a file"):
+        train(run_config(world, tmp_path / "run", "dpo", preference=preference, model="/nowhere/model"))
+    with pytest.raises(UserError, match=r"the folder .* is a file"):
+        export(str(original / "run"), f"{inside}/hf", step=77, dtype="float32")  # before it looks for that step
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"output_dir {tmp_path}/new: {tmp_path} cannot be written"):
+        check_writable(tmp_path / "new", "output_dir")
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    write_text(tmp_path / "x", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "x", "\ud800")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "old")]
