@@ -25,7 +25,7 @@ setup: .venv/installed
 	touch $@
 
 quickstart: setup
-	$(BIN)/python -m quickstart --output runs/quickstart
+	$(BIN)/python -m quickstart
 
 test: setup
 	$(BIN)/python -m pytest -n 2

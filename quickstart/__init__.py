@@ -1,0 +1,1 @@
+"""The whole fusion on one CPU machine: tiny models, real commands."""
