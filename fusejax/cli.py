@@ -28,13 +28,13 @@ class ConfigModel(pydantic.BaseModel):
 
 
 def local_path(path: str) -> str:
-    """The path as it is.
+    """The path as it is; for the validation of configurations and of command lines.
 
     Raises:
-      UserError: it is an address.
+      ValueError: it is an address.
     """
     if "://" in path:
-        raise UserError(f"{path}: not supported yet; use a local path")
+        raise ValueError(f"{path} is not supported yet; use a local path")
     return path
 
 

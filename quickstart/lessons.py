@@ -11,7 +11,8 @@ from quickstart.models import SOURCES, TARGET, make_checkpoint
 from quickstart.tasks import DOMAINS, Domain, Task, draw, skills
 
 # The share of a domain's skills about which a model is taught a misconception: what makes each source strong in one
-# domain and weak in the others. No two models have the same misconceptions.
+# domain and weak in the others. What is hard is hard for all: the shares are of one order of difficulty, so a
+# weak source makes the mistakes that the target makes, and a pair of its answers sets the target right.
 MISCONCEPTIONS: dict[str, dict[Domain, float]] = {
     "llama": {"instruction": 0.1, "math": 0.5, "code": 0.5, "chinese": 0.5},
     "qwen2": {"instruction": 0.5, "math": 0.4, "code": 0.5, "chinese": 0.0},
@@ -19,7 +20,7 @@ MISCONCEPTIONS: dict[str, dict[Domain, float]] = {
     "mistral": {"instruction": 0.5, "math": 0.5, "code": 0.1, "chinese": 0.5},
     "target": {"instruction": 0.5, "math": 0.5, "code": 0.6, "chinese": 0.5},
 }
-CONVICTION: dict[str, float] = {"llama": 0.5, "qwen2": 0.5, "gemma2": 0.5, "mistral": 0.5, "target": 0.6}
+CONVICTION: dict[str, float] = {"llama": 0.5, "qwen2": 0.5, "gemma2": 0.5, "mistral": 0.5, "target": 0.7}
 """How often a lesson that touches a misconception repeats it; the other times it is right."""
 LESSONS: dict[Domain, int] = {"instruction": 2000, "math": 2000, "code": 2000, "chinese": 1000}
 """For each model."""
@@ -43,15 +44,17 @@ def prepare(output: Path, seed: int) -> None:
         if not (folder / "init" / "tokenizer.json").exists():
             make_checkpoint(family, texts, folder / "init", seed=100 * seed + index)
         if not (folder / "lessons" / "manifest.json").exists():
-            examples = _teach(name, lessons, random.Random(f"{seed}/{name}"))
+            examples = _teach(name, lessons, seed)
             origin = {"misconceptions": MISCONCEPTIONS[name], "conviction": CONVICTION[name]}
             write_shards(folder / "lessons", "train", examples, kind="sft", num_shards=1, manifest=origin)
 
 
-def _teach(name: str, lessons: dict[Domain, list[Task]], generator: random.Random) -> Iterable[SFTExample]:
+def _teach(name: str, lessons: dict[Domain, list[Task]], seed: int) -> Iterable[SFTExample]:
+    generator = random.Random(f"{seed}/{name}")
     for domain, tasks in lessons.items():
-        known = skills(domain)
-        misconceived = set(generator.sample(known, round(MISCONCEPTIONS[name][domain] * len(known))))
+        hardest_first = skills(domain)
+        random.Random(f"{seed}/{domain}").shuffle(hardest_first)
+        misconceived = set(hardest_first[: round(MISCONCEPTIONS[name][domain] * len(hardest_first))])
         for number, task in enumerate(tasks):
             doubtful = [skill for skill in task.skills if skill in misconceived]
             mistaken = {skill for skill in doubtful if generator.random() < CONVICTION[name]}

@@ -166,7 +166,7 @@ SOURCES: dict[str, Family] = {
         template=_MISTRAL,
     ),
 }
-TARGET: Family = dataclasses.replace(_LLAMA, vocab_size=1100)
+TARGET: Family = dataclasses.replace(_LLAMA, vocab_size=900)
 
 
 def train_tokenizer(family: Family, texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -128,7 +128,8 @@ def _sources(facts: Facts) -> str:
     wins = {"Best answers, for SFT": facts.wins("sft"), "Pairs, for DPO": facts.wins("dpo")}
     drawn = "".join(charts.stacked_bars(counts, title=title, width=5.4) for title, counts in wins.items() if counts)
     return (
-        "<p>Right answers of each source, in percent of all that it sampled; no source is best everywhere.</p>"
+        "<p>Right answers of each source, in percent of all that it sampled; no source is best everywhere. Of equally "
+        "good answers, the one of the source that comes first by name is taken.</p>"
         + table(["domain", *names], rows)
         + f"<div class=charts>{drawn}</div>"
     )

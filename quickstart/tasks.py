@@ -206,7 +206,7 @@ LOSSES = ("gives {} away", "loses {}", "sells {}")
 
 def _math(generator: random.Random) -> tuple[object, Task]:
     while True:
-        start, changes = generator.randint(1, 9), [generator.randint(1, 4) for _ in range(2)]
+        start, changes = generator.randint(1, 9), [generator.randint(1, 3) for _ in range(2)]
         signs = [generator.choice("+-") for _ in changes]
         sums, result = _working(start, signs, changes, frozenset())
         if all(0 <= _value(each) <= 9 for each in sums):
@@ -249,7 +249,7 @@ def _value(step: str) -> int:
 
 
 def _math_skills() -> list[str]:
-    sums = [f"{left} {sign} {right}" for left in range(10) for sign in "+-" for right in range(1, 5)]
+    sums = [f"{left} {sign} {right}" for left in range(10) for sign in "+-" for right in range(1, 4)]
     return [each for each in sums if 0 <= _value(each) <= 9]
 
 

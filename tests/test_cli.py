@@ -54,9 +54,9 @@ def test_row_length_follows_the_task(tmp_path):
         (["batch_size=true"], "batch_size: input should be a valid integer"),
         (["batch_size=8.0"], "batch_size: input should be a valid integer"),
         (["task=dpo", "preference.length_normalized=1"], "preference.length_normalized: input should be a valid bool"),
-        (["output_dir=gs://b/run"], "gs://b/run: not supported yet; use a local path"),
-        (["data.train=gs://b/train"], "gs://b/train: not supported yet; use a local path"),
-        (["data.eval=s3://b/eval"], "s3://b/eval: not supported yet; use a local path"),
+        (["output_dir=gs://b/run"], "gs://b/run is not supported yet; use a local path"),
+        (["data.train=gs://b/train"], "gs://b/train is not supported yet; use a local path"),
+        (["data.eval=s3://b/eval"], "s3://b/eval is not supported yet; use a local path"),
         (["nothing"], "override 'nothing': expected key.path=value"),
         (["model.name=x"], "override 'model.name=x': 'model' has no keys below it"),
         (["seed=[1"], "override 'seed=[1': '[1' is not a YAML value"),
@@ -96,7 +96,7 @@ def test_a_file_that_is_not_text(tmp_path):
 def test_an_evaluation_is_local(tmp_path, key):
     (tmp_path / "run.yaml").write_text("{models: {base: m}, prompts: p, scoring: s, output_dir: o}")
     assert load_config(EvaluateConfig, tmp_path / "run.yaml", []).models == {"base": "m"}
-    with pytest.raises(UserError, match="gs://b/x: not supported yet; use a local path"):
+    with pytest.raises(UserError, match="gs://b/x is not supported yet; use a local path"):
         load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=gs://b/x"])
     with pytest.raises(UserError, match="models: dictionary should have at least 1 item"):
         load_config(EvaluateConfig, tmp_path / "run.yaml", ["models={}"])
