@@ -172,8 +172,8 @@ TARGET: Family = dataclasses.replace(_LLAMA, vocab_size=900)
 def train_tokenizer(family: Family, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer of the family's kind, trained on `texts`.
 
-    Digits and Chinese characters stay tokens of their own: numbers are copied and computed digit by digit, and without
-    spaces between words a merge would swallow half a sentence.
+    Digits and Chinese characters are merged with no neighbour: numbers are copied and computed digit by digit, and
+    without spaces between words a merge would swallow half a sentence.
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=family.kind == "metaspace"))
     split: list[Any] = [
