@@ -1,4 +1,4 @@
-"""The whole of a data set's making as typed, validated values. Every field is read somewhere; there are no others."""
+"""The whole of a data set's making as typed, validated values."""
 
 from typing import Literal, get_args
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from fusejax.cli import UserError
+from fusejax.files import temporary_name
 
 
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         write(temporary)
         temporary.replace(path)

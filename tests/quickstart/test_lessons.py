@@ -58,3 +58,17 @@ def test_preparing_again_changes_nothing(school):
     before = {path: path.stat().st_mtime_ns for path in school.glob("models/**/*") if path.is_file()}
     prepare(school, seed=0)
     assert {path: path.stat().st_mtime_ns for path in school.glob("models/**/*") if path.is_file()} == before
+
+
+def test_what_is_hard_is_hard_for_all(school):
+    """Else pairs of a source's answers push down mistakes that the target does not make. A code task has one skill."""
+    tasks = {f"code-{i}": task for i, task in enumerate(draw("code", "train", LESSONS["code"], "0/lessons"))}
+    mistaken = {
+        model: {
+            tasks[each.id].skills[0]
+            for each in lessons(school, model)
+            if each.domain == "code" and each.messages[1]["content"] != tasks[each.id].reference
+        }
+        for model in ("mistral", "qwen2", "target")
+    }
+    assert mistaken["mistral"] < mistaken["qwen2"] < mistaken["target"]

@@ -74,3 +74,13 @@ def test_records_have_the_columns_of_the_data_pipeline() -> None:
     assert record["messages"] == [{"role": "user", "content": task.prompt}]
     assert record["answer"] is None
     assert record["tests"]
+
+
+def test_misconceived_sums_are_no_larger_than_right_ones_on_the_whole() -> None:
+    """Else what pairs teach is that smaller numbers are better."""
+    above = {}
+    for task in draw("math", "train", 2000, "0"):
+        first = task.skills[0]
+        right, wrong = (int(reply.split(" = ")[1][0]) for reply in (task.reference, task.reply({first})))
+        above[first] = wrong > right
+    assert 0.35 < sum(above.values()) / len(above) < 0.65
