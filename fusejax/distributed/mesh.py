@@ -31,6 +31,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=_TYPES)
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def one_device_mesh() -> Mesh:
     """The first device alone, for what is not worth spreading."""
     return jax.make_mesh((1, 1, 1), AXES, axis_types=_TYPES, devices=jax.local_devices()[:1])

@@ -271,6 +271,15 @@ class Decoder(nnx.Module):
         return self.final_norm(x), cache
 
 
+def abstract_decoder(
+    config: DecoderConfig, *, param_dtype: jnp.dtype, compute_dtype: jnp.dtype, remat: Remat = "none"
+) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
+    """A decoder without arrays: its graph, and the shapes of its parameters as nested dictionaries."""
+    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype, remat=remat)
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param)
+    return graph, nnx.to_pure_dict(state)
+
+
 def named_parameters(module: nnx.Module | nnx.State) -> dict[str, nnx.Param]:
     """Every parameter by its path, such as `blocks.0.attention.query.kernel`; works on shapes as on arrays."""
     state = nnx.state(module, nnx.Param) if isinstance(module, nnx.Module) else module

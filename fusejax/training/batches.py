@@ -9,21 +9,23 @@ from jax.sharding import Mesh
 from fusejax.config import TrainConfig
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import StepBatch, eval_batches, train_batches
-from fusejax.distributed.sharding import batch_sharding, replicated
+from fusejax.distributed.sharding import batch_sharding
 from fusejax.training.step import Microbatch
 
 
 class Batches:
-    """The run's batches. Every host makes its own rows; together they are global arrays, split over the mesh."""
+    """The run's batches. Every host makes its own rows; together they are global arrays, split over the mesh.
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized]):
+    Args:
+      rows: of a microbatch, over all hosts.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows: int):
         self._config, self._data = config, data
-        self.mesh = mesh
         self._sharding = batch_sharding(mesh)
-        self.everywhere = replicated(mesh)
         self._layout = {
             "row_length": config.row_length,
-            "rows": config.packing.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"],
+            "rows": rows,
             "host_index": jax.process_index(),
             "num_hosts": jax.process_count(),
         }

@@ -4,7 +4,6 @@ A run may die at any moment: the same command goes on from its last checkpoint a
 never died, because the data order is a function of the step number alone and everything else is in the checkpoint.
 """
 
-import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,8 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +24,6 @@ from fusejax.data.loader import StepBatch
 from fusejax.data.packing import num_steps
 from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.mesh import make_mesh
-from fusejax.distributed.sharding import parameter_shardings, replicated
 from fusejax.files import check_writable, write_text
 from fusejax.models import huggingface
 from fusejax.training import tokens
@@ -35,11 +31,12 @@ from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
-from fusejax.training.optimizer import make_optimizer, make_schedule
+from fusejax.training.optimizer import make_schedule
+from fusejax.training.programs import Programs
 from fusejax.training.reference import Reference, references
 from fusejax.training.start import StartingModel, fingerprint
-from fusejax.training.state import Params, TrainState, abstract_state, init_state, state_shardings
-from fusejax.training.step import Accumulator, Microbatch, accumulate, apply, make_loss, means, zero_accumulator
+from fusejax.training.state import Params, TrainState
+from fusejax.training.step import Microbatch, means
 
 
 def train(config: TrainConfig) -> None:
@@ -75,30 +72,25 @@ def train(config: TrainConfig) -> None:
         if first_step == steps:
             note(f"{output_dir} is complete: {steps} steps")
             return
-        graph, shapes = model.graph(
-            param_dtype=config.dtype.params, compute_dtype=config.dtype.compute, remat=config.remat
-        )
-        optimizer = make_optimizer(config.optimizer, steps)
-        batches = Batches(config, mesh, data)
+        programs = Programs(config, model.config, mesh, num_steps=steps)
+        batches = Batches(config, mesh, data, rows=programs.rows)
         if first_step:
             note(f"going on after step {first_step} of {steps}")
             # The starting model, if its reference pass is missing, is gone again when the checkpoint is read.
-            found = _references(config, identity, graph, lambda: _load_start(config, mesh), batches, data)
-            state = checkpoints.restore(abstract_state(shapes, optimizer, mesh))
+            found = _references(config, identity, programs, lambda: _load_start(config, mesh), batches, data)
+            state = checkpoints.restore(programs.state)
         else:
             params = _load_start(config, mesh)
-            found = _references(config, identity, graph, lambda: params, batches, data)
-            state = init_state(params, optimizer, mesh)
-        _run_steps(config, mesh, graph, optimizer, state, batches, found, checkpoints, steps)
+            found = _references(config, identity, programs, lambda: params, batches, data)
+            state = programs.init_state(params)
+        _run_steps(config, programs, state, batches, found, checkpoints, steps)
         checkpoints.wait()
         note(f"{output_dir}: {steps} steps done, best checkpoint {checkpoints.best_step()}")
 
 
 def _run_steps(
     config: TrainConfig,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
+    programs: Programs,
     state: TrainState,
     batches: Batches,
     found: dict[str, Reference],
@@ -106,19 +98,8 @@ def _run_steps(
     steps: int,
 ) -> None:
     """Takes `state` from its step to step `steps`, logging every step and saving as configured."""
-    loss = make_loss(config.preference, mesh)
-    layout: Any = Accumulator(parameter_shardings(state.params, mesh), replicated(mesh))  # type: ignore[arg-type]
-    state_layout = state_shardings(state, optimizer, mesh)
-    # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
-    add = jax.jit(functools.partial(accumulate, loss, graph), donate_argnums=1, out_shardings=layout)
-    update = jax.jit(
-        functools.partial(apply, optimizer),
-        donate_argnums=(0, 1),
-        out_shardings=(state_layout, layout, replicated(mesh)),
-    )
-    evaluate = jax.jit(lambda params, rows: loss(nnx.merge(graph, params), rows), out_shardings=replicated(mesh))
     learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, steps))(jnp.arange(steps)))
-    accumulator = None
+    accumulator = programs.zeros()
     first_step = int(state.step)
 
     def put(split: str, rows: Mapping[str, np.ndarray]) -> Microbatch:
@@ -128,7 +109,7 @@ def _run_steps(
         """The means of the losses and rewards over the evaluation data, each named `eval_*`; {} without such data."""
         if config.data.eval is None:
             return {}
-        sums = [evaluate(params, put("eval", rows)) for rows in batches.once("eval")]
+        sums = [programs.evaluate(params, put("eval", rows)) for rows in batches.once("eval")]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
         return {f"eval_{name}": value for name, value in means(totals).items()}
 
@@ -154,11 +135,8 @@ def _run_steps(
         for batch in batches.train(first_step, steps):
             with jax.transfer_guard("disallow"):  # what is copied, is copied on purpose
                 for rows in batch.microbatches:
-                    on_devices = put("train", rows)
-                    if accumulator is None:
-                        accumulator = zero_accumulator(loss, graph, state.params, on_devices, layout)
-                    accumulator = add(state.params, accumulator, on_devices)
-                state, accumulator, metrics = update(state, accumulator)
+                    accumulator = programs.accumulate(state.params, accumulator, put("train", rows))
+                state, accumulator, metrics = programs.apply(state, accumulator)
             # Metrics are fetched a step late: the devices already work on the next step while the host waits.
             if pending:
                 write(*pending)
@@ -211,7 +189,7 @@ def _load_start(config: TrainConfig, mesh: Mesh) -> Params:
 def _references(
     config: TrainConfig,
     identity: dict[str, str],
-    graph: nnx.GraphDef,
+    programs: Programs,
     load_start: Callable[[], Params],
     batches: Batches,
     data: dict[str, Tokenized],
@@ -229,7 +207,7 @@ def _references(
     return references(
         Path(config.preference.reference or output_dir / "reference.npz"),
         made_from,
-        graph,
+        programs,
         load_start,
         batches,
         {split: len(tokenized) for split, tokenized in data.items()},

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from fusejax.cli import UserError, one_line
 from fusejax.files import replacing
 from fusejax.training.batches import Batches
+from fusejax.training.programs import Programs
 from fusejax.training.state import Params
-from fusejax.training.step import pair_logprobs
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Reference:
 def references(
     path: Path,
     identity: dict[str, str],
-    graph: nnx.GraphDef,
+    programs: Programs,
     load_params: Callable[[], Params],
     batches: Batches,
     sizes: dict[str, int],
@@ -62,7 +61,9 @@ def references(
 
     Args:
       identity: what it is computed from: fingerprints of model, data and tokenizer, and the length limits.
-      graph: the decoder, to be completed by `load_params()`, which is called only if something is computed.
+      programs: of the run.
+      load_params: the starting model's parameters; called only if something is computed.
+      batches: of the run.
       sizes: pairs in each split.
 
     Raises:
@@ -71,16 +72,11 @@ def references(
     if path.exists():
         return load(path, identity)
     params = load_params()
-    pass_ = jax.jit(
-        lambda params, batch: (batch["pair_ids"], *pair_logprobs(nnx.merge(graph, params), batch, batches.mesh)),
-        # On every device, so that every host has every pair.
-        out_shardings=batches.everywhere,
-    )
     found = {split: Reference.empty(size) for split, size in sizes.items()}
     for split, reference in found.items():
         with tqdm(total=sizes[split], desc=f"reference, {split}", unit="pair", dynamic_ncols=True) as progress:
             for rows in batches.once(split):
-                reference.fill(*jax.device_get(pass_(params, batches.put(rows))))
+                reference.fill(*jax.device_get(programs.reference(params, batches.put(rows))))
                 progress.update(int((rows["pair_ids"] >= 0).sum()))
         broken = int((~np.isfinite(reference.chosen + reference.rejected)).sum())
         if broken:

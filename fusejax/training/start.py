@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from fusejax.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
 from fusejax.models import huggingface
-from fusejax.models.decoder import Decoder, Remat
+from fusejax.models.decoder import Remat, abstract_decoder
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 
@@ -35,10 +35,9 @@ class StartingModel:
 
     def graph(self, *, param_dtype: str, compute_dtype: str, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
         """The decoder without arrays: its graph, and its parameters as shapes."""
-        dtypes = {"param_dtype": jnp.dtype(param_dtype), "compute_dtype": jnp.dtype(compute_dtype)}
-        decoder = nnx.eval_shape(lambda: Decoder(self.config, rngs=nnx.Rngs(0), **dtypes, remat=remat))
-        graph, state = nnx.split(decoder, nnx.Param)
-        return graph, nnx.to_pure_dict(state)
+        return abstract_decoder(
+            self.config, param_dtype=jnp.dtype(param_dtype), compute_dtype=jnp.dtype(compute_dtype), remat=remat
+        )
 
     def load(self, mesh: Mesh, *, dtype: str, step: int | None = None) -> Params:
         """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.

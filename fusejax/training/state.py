@@ -1,5 +1,6 @@
 """What an optimizer step changes, and how it is laid out over the mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,16 +22,9 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step. The parameters' arrays are taken over, not copied."""
-    init = _initializer(optimizer)
-    shardings = state_shardings(jax.eval_shape(init, params), optimizer, mesh)
-    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
-
-
 def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state for parameters of which only the shapes need be known."""
-    shapes = jax.eval_shape(_initializer(optimizer), params)
+    shapes = jax.eval_shape(initializer(optimizer), params)
     shardings = state_shardings(shapes, optimizer, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -48,7 +42,9 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     return TrainState(replicated(mesh), params, moments)  # type: ignore[arg-type]
 
 
-def _initializer(optimizer: optax.GradientTransformation):
+def initializer(optimizer: optax.GradientTransformation) -> Callable[[Params], TrainState]:
+    """The function from parameters to the state before the first step."""
+
     def init(params: Params) -> TrainState:
         # Moments are float32 even for bfloat16 parameters: a second moment in bfloat16 stops moving.
         in_float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)

@@ -100,21 +100,6 @@ def pair_logprobs(decoder: Decoder, batch: Microbatch, mesh: Mesh) -> tuple[Floa
     return sums[:, 0::2], sums[:, 1::2]
 
 
-def zero_accumulator(
-    loss: Loss, graph: nnx.GraphDef, params: Params, batch: Microbatch, layout: Accumulator
-) -> Accumulator:
-    """An accumulator of zeros for such parameters and microbatches, laid out as `layout`'s shardings say."""
-
-    def zeros(params: Params, batch: Microbatch) -> Accumulator:
-        sums = jax.eval_shape(lambda: loss(nnx.merge(graph, params), batch))
-        return Accumulator(
-            jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
-        )
-
-    return jax.jit(zeros, out_shardings=layout)(params, batch)
-
-
 def accumulate(loss: Loss, graph: nnx.GraphDef, params: Params, accumulator: Accumulator, batch: Microbatch):
     """The accumulator with one microbatch's gradients and sums added."""
 

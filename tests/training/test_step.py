@@ -18,7 +18,7 @@ from fusejax.data.records import open_shards
 from fusejax.distributed.mesh import make_mesh
 from fusejax.training.optimizer import make_optimizer, make_schedule
 from fusejax.training.start import StartingModel
-from fusejax.training.state import TrainState, init_state
+from fusejax.training.state import TrainState, initializer
 from fusejax.training.step import Accumulator, accumulate, apply, make_loss, pair_logprobs
 from tests.tiny_runs import run_config
 
@@ -134,7 +134,7 @@ def test_moments_are_float32_for_bfloat16_parameters(world):
     setup = Setup(world, "sft")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), setup.params)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
-    state = init_state(params, optimizer, setup.mesh)
+    state = initializer(optimizer)(params)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
     moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim > 0]
     assert {x.dtype for x in moments} == {jnp.dtype(jnp.float32)}

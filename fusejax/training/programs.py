@@ -1,0 +1,97 @@
+"""The compiled programs of a run, and the shapes and layouts of all that goes into them.
+
+Training calls them with arrays, planning compiles them from the shapes alone: what is planned is what will run.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from fusejax.config import TrainConfig
+from fusejax.data.loader import max_examples_per_row
+from fusejax.distributed.mesh import batch_shards
+from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated
+from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder import abstract_decoder
+from fusejax.training.optimizer import make_optimizer
+from fusejax.training.state import abstract_state, initializer
+from fusejax.training.step import Accumulator, accumulate, apply, make_loss, pair_logprobs
+
+
+class Programs:
+    """What a run compiles, each program a `jax.jit` of arrays that lie as the shapes here say.
+
+    Attributes:
+      params: the parameters' shapes, dtypes and shardings; so, too, `state`, `accumulator` and `microbatch`.
+      init_state: params -> state; takes the parameters over.
+      zeros: () -> an accumulator of zeros.
+      accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
+      apply: state, accumulator -> state after the step, accumulator at zero, the step's metrics.
+      evaluate: params, microbatch -> sums of the loss and its companions.
+      reference: params, microbatch of pairs -> pair_ids and log-probabilities of chosen and rejected, on every device.
+    """
+
+    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int):
+        self.mesh = mesh
+        self.rows = config.packing.rows_per_device * batch_shards(mesh)
+        """Rows of a microbatch, over all devices."""
+        graph, shapes = abstract_decoder(
+            model,
+            param_dtype=jnp.dtype(config.dtype.params),
+            compute_dtype=jnp.dtype(config.dtype.compute),
+            remat=config.remat,
+        )
+        optimizer = make_optimizer(config.optimizer, num_steps)
+        loss = make_loss(config.preference, mesh)
+        everywhere = replicated(mesh)
+
+        self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
+        self.state = abstract_state(self.params, optimizer, mesh)
+        self.microbatch = self._microbatch(config)
+        sums = jax.eval_shape(lambda params, rows: loss(nnx.merge(graph, params), rows), self.params, self.microbatch)
+        self.accumulator = Accumulator(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), self.params),
+            jax.tree.map(lambda x: _laid_out(x, everywhere), sums),
+        )
+
+        def shardings(tree: Any) -> Any:
+            return jax.tree.map(lambda x: x.sharding, tree)
+
+        # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
+        state, accumulator = shardings(self.state), shardings(self.accumulator)
+        self.init_state = jax.jit(initializer(optimizer), out_shardings=state, donate_argnums=0)
+        self.zeros = jax.jit(
+            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
+        )
+        self.accumulate = jax.jit(
+            functools.partial(accumulate, loss, graph), donate_argnums=1, out_shardings=accumulator
+        )
+        self.apply = jax.jit(
+            functools.partial(apply, optimizer), donate_argnums=(0, 1), out_shardings=(state, accumulator, everywhere)
+        )
+        self.evaluate = jax.jit(lambda params, rows: loss(nnx.merge(graph, params), rows), out_shardings=everywhere)
+        # On every device, so that every host has every pair.
+        self.reference = jax.jit(
+            lambda params, rows: (rows["pair_ids"], *pair_logprobs(nnx.merge(graph, params), rows, mesh)),
+            out_shardings=everywhere,
+        )
+
+    def _microbatch(self, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.rows, width), dtype, sharding=batch_sharding(self.mesh))
+
+        length, pairs = config.row_length, max_examples_per_row(config.row_length)
+        arrays = {name: rows(length, jnp.int32) for name in ("tokens", "positions", "segment_ids")}
+        arrays["loss_mask"] = rows(length, jnp.bool)
+        if config.task == "dpo":
+            arrays["pair_ids"] = rows(pairs, jnp.int32)
+            arrays |= {name: rows(pairs, jnp.float32) for name in ("reference_chosen", "reference_rejected")}
+        return arrays
+
+
+def _laid_out(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
