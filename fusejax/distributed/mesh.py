@@ -1,41 +1,57 @@
-"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`."""
+"""Devices as a mesh with the axes `slice`, `data`, `fsdp` and `tensor`.
+
+A slice is a set of TPU chips joined by fast links; several slices talk over the slower data centre network, and share
+nothing but the sum of their gradients, once a step.
+"""
 
 import math
+from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from fusejax.cli import UserError
 from fusejax.config import MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
-_TYPES = (AxisType.Auto,) * len(AXES)
+AXES = ("slice", "data", "fsdp", "tensor")
+REPLICAS = ("slice", "data")
+"""Along these, every position holds all parameters."""
+BATCH_AXES = ("slice", "data", "fsdp")
+"""Rows of a batch are split over these."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Lays all devices out; the axis with -1 takes what the others leave.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays devices out, by default all there are; the axis with -1 takes what the others leave of a slice.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices of a slice.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    per_slice = len(devices) // slices
     sizes = [config.data, config.fsdp, config.tensor]
     if -1 in sizes:
         rest = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = devices // rest
-    if math.prod(sizes) != devices:
+        sizes[sizes.index(-1)] = per_slice // rest
+    if math.prod(sizes) != per_slice:
         raise UserError(
-            f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} "
-            f"does not fill {devices} devices"
+            f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not fill "
+            f"{per_slice} devices" + (f" of each of {slices} slices" if slices > 1 else "")
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=_TYPES)
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *sizes), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh((1, *sizes), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def axis_size(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def one_device_mesh() -> Mesh:
     """The first device alone, for what is not worth spreading."""
-    return jax.make_mesh((1, 1, 1), AXES, axis_types=_TYPES, devices=jax.local_devices()[:1])
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])

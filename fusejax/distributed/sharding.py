@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusejax.cli import UserError
+from fusejax.distributed.mesh import BATCH_AXES, REPLICAS
 
 # The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Kernels are [inputs,
 # outputs], with heads and their width as two axes: `tensor` splits heads and the MLP's inner channels.
@@ -21,8 +22,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"final_norm\.scale", PartitionSpec(None)),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
-"""Rows of a batch are split over both axes."""
+BATCH = PartitionSpec(BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -43,6 +43,8 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
     spec = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), None)
     if spec is None:
         raise KeyError(f"no sharding rule matches the parameter {name}")
+    if len(spec) != len(shape):
+        raise KeyError(f"the sharding rule {spec} does not fit the parameter {name} of shape {shape}")
     for size, axis in zip(shape, spec, strict=True):
         if axis is not None and size % mesh.shape[axis]:
             raise UserError(f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, shape {shape}, along size {size}")
@@ -54,3 +56,13 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, array: parameter_sharding(".".join(str(key.key) for key in path), array.shape, mesh), params
     )
+
+
+def parameter_specs(params: Any, mesh: Mesh) -> Any:
+    """`parameter_shardings` without the mesh."""
+    return jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(params, mesh))
+
+
+def with_replicas(spec: PartitionSpec) -> PartitionSpec:
+    """Of an array with a leading axis on which every replica of the parameters has something of its own."""
+    return PartitionSpec(REPLICAS, *spec)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from fusejax.config import TrainConfig
 from fusejax.data.loader import max_examples_per_row
-from fusejax.distributed.mesh import batch_shards
+from fusejax.distributed.mesh import BATCH_AXES, axis_size
 from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated
 from fusejax.models.config import DecoderConfig
 from fusejax.models.decoder import abstract_decoder
@@ -37,7 +37,7 @@ class Programs:
 
     def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int):
         self.mesh = mesh
-        self.rows = config.packing.rows_per_device * batch_shards(mesh)
+        self.rows = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
         graph, shapes = abstract_decoder(
             model,
