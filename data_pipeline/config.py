@@ -1,11 +1,11 @@
 """The whole of a data set's making as typed, validated values."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from fusejax.cli import ConfigModel
+from fusejax.cli import ConfigModel, Location
 
 Domain = Literal["instruction", "math", "code", "chinese"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
@@ -28,7 +28,7 @@ class ColumnsConfig(ConfigModel):
 
 
 class PromptsConfig(ConfigModel):
-    path: str
+    path: Location
     """A file (.jsonl, .jsonl.gz, .parquet) or the Hub id of a data set."""
     split: str = "train"
     """Split of a Hub data set."""
@@ -40,10 +40,24 @@ class PromptsConfig(ConfigModel):
     columns: ColumnsConfig = ColumnsConfig()
 
 
+def on_disk(model: str) -> str:
+    """The model as it is, for the validation of a source.
+
+    Raises:
+      ValueError: it is elsewhere than on disk or the Hub.
+    """
+    if "://" in model:
+        raise ValueError(
+            f"{model}: samplers read checkpoints from disk or the Hub; copy it first, "
+            f"as with `gcloud storage cp --recursive {model} .`"
+        )
+    return model
+
+
 class SourceConfig(ConfigModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the files and the records' `source_model`."""
-    model: str
+    model: Annotated[str, pydantic.AfterValidator(on_disk)]
     """Directory or Hub id of a Hugging Face checkpoint with a chat template."""
     temperature: NonNegativeFloat = 0.8
     """0 is greedy."""
@@ -146,7 +160,7 @@ class WriteConfig(ConfigModel):
 
 
 class PipelineConfig(ConfigModel):
-    output_dir: str
+    output_dir: Location
     seed: int = 0
     prompts: list[PromptsConfig] = Field(min_length=1)
     sources: list[SourceConfig] = Field(min_length=1)
@@ -167,10 +181,4 @@ class PipelineConfig(ConfigModel):
         if wanted is not None and wanted not in able:
             found = f"is none of the sources with the domain chinese ({', '.join(able) or 'none'})"
             raise ValueError(f"selection.chinese.source: {wanted!r} {found}")
-        paths = {"output_dir": self.output_dir}
-        paths |= {f"prompts.{number}.path": entry.path for number, entry in enumerate(self.prompts)}
-        paths |= {f"sources.{number}.model": source.model for number, source in enumerate(self.sources)}
-        for key, path in paths.items():
-            if "://" in path:
-                raise ValueError(f"{key}: {path}: remote storage is not supported yet; give a local path")
         return self

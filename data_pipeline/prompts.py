@@ -3,20 +3,22 @@
 Every record either becomes a row or a line of `rejected/prompts.jsonl` with its reason.
 """
 
+import codecs
 import gzip
 import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import polars as pl
 import pydantic
+from etils import epath
 
 from data_pipeline import store
 from data_pipeline.config import PipelineConfig, PromptsConfig
 from fusejax.cli import UserError
+from fusejax.files import local_copy, replacing
 
 _MESSAGE = pl.Struct([pl.Field("role", pl.String), pl.Field("content", pl.String)])
 _COLUMNS: dict[str, Any] = {
@@ -45,28 +47,26 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: a file is missing or unreadable, has no such column, or yields no prompt.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     table, rejected = output / "prompts.parquet", output / "rejected" / "prompts.jsonl"
     inputs = store.fingerprint(
         config.model_dump(mode="json", include={"prompts", "seed", "scorers"}),
-        *(Path(entry.path) for entry in config.prompts if Path(entry.path).is_file()),
+        *(epath.Path(entry.path) for entry in config.prompts if epath.Path(entry.path).is_file()),
     )
 
     def work() -> str:
         reasons: Counter[str] = Counter()
-
-        def write(temporary: Path) -> None:
-            with temporary.open("w", encoding="utf-8", errors="replace") as file:
-                store.write_parquet(_read_all(config, file, reasons), table)
-
-        store.write_atomically(rejected, write)
-        count = len(pl.read_parquet(table, columns=["id"]))
+        with replacing(rejected) as file:
+            # A record's text can hold half of a surrogate pair, which UTF-8 cannot.
+            lines = codecs.getwriter("utf-8")(file, "replace")
+            store.write_parquet(_read_all(config, lines, reasons), table)
+        count = len(store.read_parquet(table, ["id"], made_by="prompts"))
         return f"{count:,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
 
     store.once(output, "prompts", inputs, [table, rejected], work)
 
 
-def _read_all(config: PipelineConfig, rejected: TextIO, reasons: Counter[str]) -> pl.DataFrame:
+def _read_all(config: PipelineConfig, rejected: codecs.StreamWriter, reasons: Counter[str]) -> pl.DataFrame:
     """The table; rejected records go to the file as they come, and are counted."""
     kept: list[dict[str, Any]] = []
     ids: set[str] = set()
@@ -123,12 +123,12 @@ def _read_all(config: PipelineConfig, rejected: TextIO, reasons: Counter[str]) -
 
 def _records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
     """Pairs of (where, record); a line that is no JSON comes as its text."""
-    path = Path(entry.path)
+    path = epath.Path(entry.path)
     if path.is_dir():
         raise UserError(f"prompts: {path} is a directory; give a file ({', '.join(LOCAL_SUFFIXES)}) or a Hub id")
     if path.name.endswith((".jsonl", ".jsonl.gz")) and path.exists():
         try:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            with local_copy(path) as local, gzip.open(local) if path.suffix == ".gz" else local.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         yield f"{path}:{number}", _json(line)

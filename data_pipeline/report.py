@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from etils import epath
 
 from data_pipeline import charts, store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.score import COLUMNS, NEEDED
 from data_pipeline.select import TABLES
+from fusejax.files import local_copy, write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -36,7 +38,7 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: a table of an earlier stage is missing.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     paths = [output / "selection" / f"{name}.parquet" for name in TABLES]
     scores = [output / "scores" / f"{source.name}.parquet" for source in config.sources]
     for path in paths:
@@ -52,9 +54,13 @@ def run(config: PipelineConfig) -> None:
     page, card = output / "report.html", output / "data_card.md"
 
     def work() -> str:
-        facts = Facts(config, prompts, scores, dict(zip(TABLES, map(pl.read_parquet, paths), strict=True)), rejected)
-        store.write_text(page, html_report(facts))
-        store.write_text(card, data_card(facts))
+        tables = {
+            name: store.read_parquet(path, ["prompt_id"], made_by="select")
+            for name, path in zip(TABLES, paths, strict=True)
+        }
+        facts = Facts(config, prompts, scores, tables, rejected)
+        write_text(page, html_report(facts))
+        write_text(card, data_card(facts))
         return f"{page}, {card}"
 
     store.once(output, "report", inputs, [page, card], work)
@@ -67,21 +73,22 @@ class Facts:
         self,
         config: PipelineConfig,
         prompts: pl.DataFrame,
-        scores: Sequence[Path],
+        scores: Sequence[epath.Path],
         selected: dict[str, pl.DataFrame],
-        rejected: Path,
+        rejected: epath.Path,
     ):
         self.config, self.prompts, self.selected = config, prompts, selected
         wanted = ["prompt_id", "source", "finish_reason", "reward", "verdict", "detail", "completion_tokens"]
         parts = []
         for path in scores:
-            present = pl.read_parquet_schema(path)
-            parts.append(pl.read_parquet(path, columns=[column for column in wanted if column in present]))
+            with local_copy(path) as local:
+                present = pl.read_parquet_schema(local)
+                parts.append(pl.read_parquet(local, columns=[column for column in wanted if column in present]))
         answers = pl.concat(parts, how="diagonal")
         self.answers = answers.join(prompts.select(prompt_id="id", domain="domain"), on="prompt_id")
         self.rejected: Counter[str] = Counter()
         if rejected.exists():
-            with rejected.open(encoding="utf-8", newline="\n") as lines:
+            with local_copy(rejected) as local, local.open("rb") as lines:
                 self.rejected.update(json.loads(line)["reason"] for line in lines)
         self.domains = sorted(set(prompts["domain"]))
 
@@ -178,7 +185,7 @@ def html_report(facts: Facts) -> str:
         "<h2>Samples to read</h2>",
         *_examples(facts),
     ]  # fmt: skip
-    return page(f"Data set {Path(facts.config.output_dir).name}", parts)
+    return page(f"Data set {epath.Path(facts.config.output_dir).name}", parts)
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -258,7 +265,7 @@ def data_card(facts: Facts) -> str:
     config = facts.config
     funnel = facts.funnel()
     sections = [
-        f"# Data set {Path(config.output_dir).name}",
+        f"# Data set {epath.Path(config.output_dir).name}",
         "Answers of several source models to the same prompts, judged, and the best of them kept: examples for "
         "supervised fine-tuning in `sft/`, preference pairs in `dpo/`, each with a `manifest.json`. Made by "
         "`python -m data_pipeline`.",

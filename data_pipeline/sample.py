@@ -6,10 +6,10 @@ so a killed run goes on where it was, nothing is asked twice, and answers that a
 is a hash of (run seed, prompt, source, sample index), never a count.
 """
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
+from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import store
@@ -48,7 +48,7 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: no prompts, a source that cannot be loaded, or a samples file of another maker in the way.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     prompts = store.read_parquet(output / "prompts.parquet", list(PROMPTS_SCHEMA), made_by="prompts")
     # Sampling takes long: a source that cannot be found should be known before the first one is asked.
     directories = {source.name: checkpoint.locate(source.model) for source in config.sources}
@@ -57,7 +57,7 @@ def run(config: PipelineConfig) -> None:
 
 
 def _sample_source(config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, model: str) -> None:
-    final = Path(config.output_dir) / "samples" / f"{source.name}.parquet"
+    final = epath.Path(config.output_dir) / "samples" / f"{source.name}.parquet"
     parts = final.parent / ".answers" / source.name
     wanted = _requests(config, source, prompts, model)
     if not wanted:
@@ -135,12 +135,12 @@ def _requests(
     return requests
 
 
-def _stored(path: Path) -> pl.DataFrame | None:
+def _stored(path: epath.Path) -> pl.DataFrame | None:
     """Answers of an earlier run; None where there are none."""
     return _read(path) if path.exists() else None
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read(path: epath.Path) -> pl.DataFrame:
     try:
         return store.read_parquet(path, SCHEMA.names(), made_by="sample").select(SCHEMA.names())
     except UserError as error:

@@ -4,11 +4,10 @@ It reads `prompts.parquet` and whatever files `samples/` holds, so it judges ans
 just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import polars as pl
+from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import scorers, store
@@ -31,7 +30,7 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: no prompts, no samples, a column is missing, or a reward's import path leads nowhere.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
     prompts = store.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
     files = sorted((output / "samples").glob("*.parquet"))
@@ -55,7 +54,14 @@ def run(config: PipelineConfig) -> None:
 class _Work:
     """The scoring of one file, chunk by chunk; part files of a killed run are taken as they are."""
 
-    def __init__(self, file: Path, final: Path, parts: Path, prompts: dict[str, dict[str, Any]], judges: Scorers):
+    def __init__(
+        self,
+        file: epath.Path,
+        final: epath.Path,
+        parts: epath.Path,
+        prompts: dict[str, dict[str, Any]],
+        judges: Scorers,
+    ):
         self._file, self._final, self._parts = file, final, parts
         self._prompts, self._judges = prompts, judges
 
@@ -69,7 +75,7 @@ class _Work:
         for start in range(0, len(samples), CHUNK):
             part = self._parts / f"{start:010d}.parquet"
             if part.exists():
-                frames.append(pl.read_parquet(part))
+                frames.append(store.read_parquet(part, list(COLUMNS), made_by="score"))
             else:
                 frames.append(self._score(samples.slice(start, CHUNK)))
                 store.write_parquet(frames[-1], part)
@@ -77,7 +83,7 @@ class _Work:
         progress.close()
         scores = pl.concat(frames)
         store.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
-        shutil.rmtree(self._parts, ignore_errors=True)
+        self._parts.rmtree(missing_ok=True)
         verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())
         unscored = int((~scores["reward"].is_finite()).sum())
         return f"{len(scores):,} answers; verdicts {verdicts}" + (

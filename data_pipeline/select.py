@@ -1,15 +1,18 @@
 """Stage `select`: applies the rules of `selection` to all scored answers, and fetches the texts of those selected."""
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+from etils import epath
 
 from data_pipeline import selection, store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.score import COLUMNS, NEEDED
 from fusejax.cli import UserError
+from fusejax.files import local_copy
 
 TABLES = ("sft", "dpo", "discarded", "unused")
 _KEY = ["prompt_id", "source", "sample_index"]
@@ -21,7 +24,7 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: a domain's rule needs a reward and the config names none, or a table is missing.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
     prompts = store.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
     require_rewards(config, domains=set(prompts["domain"]))
@@ -31,7 +34,12 @@ def run(config: PipelineConfig) -> None:
     rules = config.model_dump(mode="json", include={"selection", "seed"})
     inputs = store.fingerprint(rules, prompts_path, *files, Path(selection.__file__), Path(__file__))
     tables = {name: output / "selection" / f"{name}.parquet" for name in TABLES}
-    store.once(output, "select", inputs, list(tables.values()), lambda: _select(config, prompts, files, tables))
+
+    def work() -> str:
+        with contextlib.ExitStack() as stack:
+            return _select(config, prompts, [stack.enter_context(local_copy(file)) for file in files], tables)
+
+    store.once(output, "select", inputs, list(tables.values()), work)
 
 
 def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> None:
@@ -43,7 +51,7 @@ def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> No
             )
 
 
-def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, Path]) -> str:
+def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path]) -> str:
     text = pl.col("text").str.strip_chars()
     columns = [*_KEY, "finish_reason", "reward", "verdict"]
     candidates = pl.concat(

@@ -1,40 +1,27 @@
-"""Files between stages: written whole or not at all, read with a clear error, redone only when their inputs changed."""
+"""Files between stages: written whole or not at all, read with a clear error, redone only when their inputs changed.
+
+All of them may be in `gs://`.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import polars as pl
+from etils import epath
 
 from fusejax.cli import UserError
-from fusejax.files import temporary_name
+from fusejax.files import local_copy, replacing, write_text
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    write_atomically(path, frame.write_parquet)
+def write_parquet(frame: pl.DataFrame, path: epath.Path) -> None:
+    with replacing(path) as file:
+        frame.write_parquet(file)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` gets a temporary path, renamed to `path` once it is complete."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    temporary = temporary_name(path)
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_parquet(path: Path, columns: Sequence[str], made_by: str) -> pl.DataFrame:
+def read_parquet(path: epath.Path, columns: Sequence[str], made_by: str) -> pl.DataFrame:
     """All columns of a table that must have at least `columns`.
 
     Raises:
@@ -42,17 +29,19 @@ def read_parquet(path: Path, columns: Sequence[str], made_by: str) -> pl.DataFra
     """
     check_parquet(path, columns, made_by)
     try:
-        return pl.read_parquet(path, glob=False)
+        with local_copy(path) as local:
+            return pl.read_parquet(local, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
 
 
-def check_parquet(path: Path, columns: Sequence[str], made_by: str) -> None:
+def check_parquet(path: epath.Path, columns: Sequence[str], made_by: str) -> None:
     """Raises the errors of `read_parquet` that the file's metadata shows, without reading the rows."""
     if not path.exists():
         raise UserError(f"{path}: no such file; run the stage {made_by!r} first")
     try:
-        present = pl.read_parquet_schema(path)
+        with local_copy(path) as local:
+            present = pl.read_parquet_schema(local)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
     missing = [column for column in columns if column not in present]
@@ -61,11 +50,11 @@ def check_parquet(path: Path, columns: Sequence[str], made_by: str) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 of JSON values and of the contents of files given as `Path`."""
+    """SHA-256 of JSON values and of the contents of files given as paths."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with part.open("rb") as file:
+        if isinstance(part, PurePath):
+            with local_copy(part) as local, local.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         else:
             digest.update(json.dumps(part, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
@@ -73,7 +62,9 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def once(output_dir: Path, step: str, inputs: str, outputs: Sequence[Path], work: Callable[[], str]) -> None:
+def once(
+    output_dir: epath.Path, step: str, inputs: str, outputs: Sequence[epath.Path], work: Callable[[], str]
+) -> None:
     """Runs `work` and prints the summary that it returns, unless it ran before with the same inputs.
 
     Args:

@@ -1,18 +1,18 @@
 """Stage `write`: the selection as preference shards, `sft/` and `dpo/`, ready for the trainer."""
 
 import math
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from etils import epath
 
 from data_pipeline import store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from fusejax.cli import UserError
-from fusejax.data.records import PreferencePair, SFTExample, write_shards
+from fusejax.data.records import PreferencePair, SFTExample, move_shards, write_shards
+from fusejax.files import temporary_folder
 
 Kind = Literal["sft", "dpo"]
 KINDS: tuple[Kind, ...] = ("sft", "dpo")
@@ -24,13 +24,13 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: nothing was selected, or a table is missing.
     """
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     tables = {kind: output / "selection" / f"{kind}.parquet" for kind in KINDS}
     for path in tables.values():
         store.check_parquet(path, ["prompt_id"], made_by="select")
     prompts_path = output / "prompts.parquet"
     prompts = store.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
-    selected = {kind: pl.read_parquet(path) for kind, path in tables.items()}
+    selected = {kind: store.read_parquet(path, ["prompt_id"], made_by="select") for kind, path in tables.items()}
     if all(frame.is_empty() for frame in selected.values()):
         raise UserError(f"{tables['sft'].parent}: nothing was selected; discarded.parquet there says why")
     inputs = store.fingerprint(config.model_dump(mode="json"), prompts_path, *tables.values())
@@ -40,7 +40,7 @@ def run(config: PipelineConfig) -> None:
 
 
 def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, pl.DataFrame]) -> str:
-    output = Path(config.output_dir)
+    output = epath.Path(config.output_dir)
     messages = dict(prompts.select("id", "messages").iter_rows())
     held_out = eval_prompts(pl.concat([frame.select("prompt_id", "domain") for frame in selected.values()]), config)
     manifest = {
@@ -56,26 +56,26 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
     }
     counts: list[str] = []
     for kind in KINDS:
-        final, temporary = output / kind, output / f".{kind}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for split, is_eval in (("train", False), ("eval", True)):
-            rows = selected[kind].filter(pl.col("prompt_id").is_in(list(held_out)) == is_eval)
-            if rows.is_empty():
-                continue
-            write_shards(
-                temporary,
-                split,
-                _examples(kind, rows, messages),
-                kind=kind,
-                format=config.write.format,
-                num_shards=min(config.write.num_shards, len(rows)),
-                manifest=manifest,
-            )
-            counts.append(f"{kind}/{split} {len(rows):,}")
-        # The old data set goes whole, and only when the new one is whole.
-        shutil.rmtree(final, ignore_errors=True)
-        if temporary.exists():
-            temporary.rename(final)
+        with temporary_folder(output) as folder:
+            for split, is_eval in (("train", False), ("eval", True)):
+                rows = selected[kind].filter(pl.col("prompt_id").is_in(list(held_out)) == is_eval)
+                if rows.is_empty():
+                    continue
+                write_shards(
+                    folder,
+                    split,
+                    _examples(kind, rows, messages),
+                    kind=kind,
+                    format=config.write.format,
+                    num_shards=min(config.write.num_shards, len(rows)),
+                    manifest=manifest,
+                )
+                counts.append(f"{kind}/{split} {len(rows):,}")
+            # The old data set goes only when the new one is whole, with the splits that the new one lacks.
+            if selected[kind].is_empty():
+                (output / kind).rmtree(missing_ok=True)
+            else:
+                move_shards(folder, output / kind)
     return ", ".join(counts)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
+from etils import epath
 
 
 class UserError(Exception):
@@ -27,19 +28,19 @@ class ConfigModel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def local_path(path: str) -> str:
+def location(path: str) -> str:
     """The path as it is; for the validation of configurations and of command lines.
 
     Raises:
-      ValueError: it is an address.
+      ValueError: it is neither a local path nor `gs://bucket/...`.
     """
-    if "://" in path:
-        raise ValueError(f"{path} is not supported yet; use a local path")
+    if not re.match(r"gs://[^/]|(?!\w+:/)", path):
+        raise ValueError(f"{path} is neither a local path nor gs://BUCKET/...")
     return path
 
 
-LocalPath = Annotated[str, pydantic.AfterValidator(local_path)]
-"""The type of a configuration's paths."""
+Location = Annotated[str, pydantic.AfterValidator(location)]
+"""The type of a configuration's paths: local, or `gs://bucket/...`."""
 
 
 def one_line(error: BaseException) -> str:
@@ -58,6 +59,14 @@ def config_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what tells a process on several hosts which one it is, for `fusejax.distributed.hosts.join`."""
+    group = parser.add_argument_group("several hosts", "On TPU pods none of these is needed.")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="host 0, and a port that is free there")
+    group.add_argument("--num-hosts", type=int, metavar="N", help="how many hosts run this command")
+    group.add_argument("--host-index", type=int, metavar="I", help="which of them this is, from 0")
+
+
 def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> Config:
     """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
 
@@ -65,7 +74,7 @@ def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> 
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = epath.Path(path).read_text()
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

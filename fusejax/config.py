@@ -5,13 +5,13 @@ from typing import Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fusejax.cli import ConfigModel, LocalPath
+from fusejax.cli import ConfigModel, Location
 
 
 class DataConfig(ConfigModel):
-    train: LocalPath
+    train: Location
     """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them."""
-    eval: LocalPath | None = None
+    eval: Location | None = None
 
 
 class OptimizerConfig(ConfigModel):
@@ -31,7 +31,7 @@ class PreferenceConfig(ConfigModel):
     beta: PositiveFloat = 0.1
     length_normalized: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    reference: LocalPath | None = None
+    reference: Location | None = None
     """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
     start from the same model on the same data can share one."""
 
@@ -73,10 +73,10 @@ class CheckpointConfig(ConfigModel):
 
 class TrainConfig(ConfigModel):
     task: Literal["sft", "dpo"]
-    model: LocalPath
+    model: Location
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
-    output_dir: LocalPath
+    output_dir: Location
     max_length: PositiveInt = 2048
     """Tokens of a conversation (sft) or of prompt and response (dpo); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
@@ -124,13 +124,13 @@ class TrainConfig(ConfigModel):
 class EvaluateConfig(ConfigModel):
     """Greedy answers of one or more models to held-out prompts, judged by the data pipeline's scorers."""
 
-    models: dict[str, LocalPath] = Field(min_length=1)
+    models: dict[str, Location] = Field(min_length=1)
     """Name in the results (`base`, `sft`, `dpo`) -> Hugging Face directory or Hub id, or the `output_dir` of a run."""
-    prompts: LocalPath
+    prompts: Location
     """JSON lines or Parquet with the data pipeline's prompt columns: id, dataset, domain, messages, answer, tests."""
-    scoring: LocalPath
+    scoring: Location
     """A data pipeline config; its `scorers` judge the answers."""
-    output_dir: LocalPath
+    output_dir: Location
     max_new_tokens: PositiveInt = 2048
     batch_size: PositiveInt = 64
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+from tests.gcs_server import gcs, gcs_server
 from tests.tiny_runs import world
 
-__all__ = ["world"]
+__all__ = ["gcs", "gcs_server", "world"]

@@ -54,9 +54,9 @@ def test_row_length_follows_the_task(tmp_path):
         (["batch_size=true"], "batch_size: input should be a valid integer"),
         (["batch_size=8.0"], "batch_size: input should be a valid integer"),
         (["task=dpo", "preference.length_normalized=1"], "preference.length_normalized: input should be a valid bool"),
-        (["output_dir=gs://b/run"], "gs://b/run is not supported yet; use a local path"),
-        (["data.train=gs://b/train"], "gs://b/train is not supported yet; use a local path"),
-        (["data.eval=s3://b/eval"], "s3://b/eval is not supported yet; use a local path"),
+        (["output_dir=gs:///run"], "output_dir: gs:///run is neither a local path nor gs://BUCKET/..."),
+        (["data.train=gs:/b/train"], "data.train: gs:/b/train is neither a local path nor gs://BUCKET/..."),
+        (["data.eval=s3://b/eval"], "data.eval: s3://b/eval is neither a local path nor gs://BUCKET/..."),
         (["nothing"], "override 'nothing': expected key.path=value"),
         (["model.name=x"], "override 'model.name=x': 'model' has no keys below it"),
         (["seed=[1"], "override 'seed=[1': '[1' is not a YAML value"),
@@ -93,19 +93,24 @@ def test_a_file_that_is_not_text(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["models.base", "prompts", "scoring", "output_dir"])
-def test_an_evaluation_is_local(tmp_path, key):
+def test_where_the_files_of_an_evaluation_may_lie(tmp_path, key):
     (tmp_path / "run.yaml").write_text("{models: {base: m}, prompts: p, scoring: s, output_dir: o}")
     assert load_config(EvaluateConfig, tmp_path / "run.yaml", []).models == {"base": "m"}
-    with pytest.raises(UserError, match="gs://b/x is not supported yet; use a local path"):
-        load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=gs://b/x"])
+    load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=gs://b/x"])
+    with pytest.raises(UserError, match=f"{key}: s3://b/x is neither a local path nor gs://BUCKET"):
+        load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=s3://b/x"])
+
+
+def test_an_evaluation_has_models(tmp_path):
+    (tmp_path / "run.yaml").write_text("{models: {}, prompts: p, scoring: s, output_dir: o}")
     with pytest.raises(UserError, match="models: dictionary should have at least 1 item"):
-        load_config(EvaluateConfig, tmp_path / "run.yaml", ["models={}"])
+        load_config(EvaluateConfig, tmp_path / "run.yaml", [])
 
 
-@pytest.mark.parametrize("options", [["gs://b/run", "--output", "x"], ["run", "--output", "gs://b/x"]])
-def test_an_export_is_local(monkeypatch, options):
+@pytest.mark.parametrize("options", [["s3://b/run", "--output", "x"], ["run", "--output", "s3://b/x"]])
+def test_where_an_export_may_lie(monkeypatch, options):
     monkeypatch.setattr("sys.argv", ["export", "--checkpoint", *options])
-    with pytest.raises(UserError, match="not supported yet; use a local path"):
+    with pytest.raises(UserError, match=r"s3://b/(run|x) is neither a local path nor gs://BUCKET"):
         export.main()
 
 

@@ -39,8 +39,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model/`, `sft/{train,eval}` and `dpo/{train,eval}`."""
-    folder = tmp_path_factory.mktemp("world")
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(folder: Path) -> Path:
+    """Fills a folder with `model/`, `sft/{train,eval}` and `dpo/{train,eval}`."""
     tokenizer = make_tokenizer()
     hf_config = {
         "model_type": "llama",

@@ -8,7 +8,7 @@ from the step number, so resuming is starting there.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
@@ -56,8 +56,7 @@ def train_batches(
     rows: int,
     num_steps: int,
     start_step: int = 0,
-    host_index: int = 0,
-    num_hosts: int = 1,
+    mine: Sequence[int] | None = None,
 ) -> Iterator[StepBatch]:
     """Batches of steps `start_step` to `num_steps`, prepared in threads.
 
@@ -69,8 +68,7 @@ def train_batches(
       rows: R of a microbatch over all hosts: rows a device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
       start_step: the first step to make, after a resume.
-      host_index: whose rows to make: hosts share every microbatch's rows in order.
-      num_hosts: a divisor of `rows`.
+      mine: which rows of every microbatch this host makes, numbers below `rows`; by default all.
 
     Raises:
       UserError: fewer examples than `batch_size`, or one longer than `row_length`.
@@ -86,9 +84,7 @@ def train_batches(
         return StepBatch(
             step=step,
             epoch=(step + 1) * batch_size / len(tokenized),
-            microbatches=[
-                assemble(tokenized, part, row_length) for part in _microbatch_rows(packed, rows, host_index, num_hosts)
-            ],
+            microbatches=[assemble(tokenized, part, row_length) for part in _microbatch_rows(packed, rows, mine)],
             examples=len(examples),
             tokens=int(tokenized.lengths[examples].sum()),
             target_tokens=int(tokenized.target_lengths[examples].sum()),
@@ -99,11 +95,11 @@ def train_batches(
 
 
 def eval_batches(
-    tokenized: Tokenized, *, row_length: int, rows: int, host_index: int = 0, num_hosts: int = 1
+    tokenized: Tokenized, *, row_length: int, rows: int, mine: Sequence[int] | None = None
 ) -> Iterator[Microbatch]:
     """Microbatches that hold every example exactly once, in an order of their own: arguments as in `train_batches`."""
     packed = plan_eval(tokenized.lengths, row_length=row_length, max_examples_per_row=max_examples_per_row(row_length))
-    parts = _microbatch_rows(packed, rows, host_index, num_hosts)
+    parts = _microbatch_rows(packed, rows, mine)
     batches = grain.MapDataset.source(parts).map(lambda part: assemble(tokenized, part, row_length))
     return _made_ahead(batches, ahead=8)
 
@@ -117,14 +113,13 @@ def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
             yield next(iterator)
 
 
-def _microbatch_rows(packed: list[Row], rows: int, host_index: int, num_hosts: int) -> list[list[Row]]:
+def _microbatch_rows(packed: list[Row], rows: int, mine: Sequence[int] | None) -> list[list[Row]]:
     """This host's rows of each microbatch; what the last one lacks is filled up with empty rows."""
-    if rows % num_hosts:
-        raise ValueError(f"{rows} rows cannot be shared evenly by {num_hosts} hosts")
-    share = rows // num_hosts
     filled = packed + [[]] * (-len(packed) % rows)
-    starts = range(host_index * share, len(filled), rows)
-    return [filled[start : start + share] for start in starts]
+    return [
+        [filled[start + row] for row in (range(rows) if mine is None else mine)]
+        for start in range(0, len(filled), rows)
+    ]
 
 
 def assemble(tokenized: Tokenized, rows: list[Row], row_length: int) -> Microbatch:

@@ -14,22 +14,29 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypedDict, overload
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from etils.epath.typing import PathLike
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from fusejax.cli import UserError, one_line
 from fusejax.data import tf_example, tfrecord
-from fusejax.files import temporary_name, write_text
+from fusejax.files import copy, is_remote, temporary_folder, write_text
 
 Kind = Literal["sft", "dpo"]
 Format = Literal["arrayrecord", "tfrecord"]
 SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_TRANSFERS = 8
+"""Shards sent or fetched at a time."""
 
 
 class Message(TypedDict):
@@ -125,7 +132,7 @@ def decode(data: bytes, kind: Kind) -> Record:
 
 
 def write_shards(
-    directory: str | Path,
+    directory: PathLike,
     split: str,
     examples: Iterable[Record],
     *,
@@ -133,14 +140,14 @@ def write_shards(
     format: Format = "arrayrecord",
     num_shards: int,
     manifest: dict[str, Any],
-) -> Path:
+) -> epath.Path:
     """Writes the examples, in order, as one split of a data set, and returns the path of its `manifest.json`.
 
-    Shards are written under temporary names and renamed when all are whole; an earlier version of the split, whatever
-    its format or number of shards, is replaced. Other splits of the directory stay.
+    An earlier version of the split, whatever its format or number of shards, is replaced when the new one is whole;
+    see `move_shards`. Other splits of the directory stay.
 
     Args:
-      directory: where the shards lie; made if need be.
+      directory: where the shards lie, local or `gs://`; made if need be.
       split: the name to read them by: `open_shards(f"{directory}/{split}")`.
       examples: all of `kind`.
       num_shards: files to spread them over, evenly; there can be empty ones.
@@ -149,45 +156,56 @@ def write_shards(
     Raises:
       RecordError: an example cannot be encoded; nothing is written then.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = epath.Path(directory)
     examples = list(examples)
     if wrong := next((example for example in examples if type(example) is not CLASSES[kind]), None):
         raise TypeError(f"a data set of kind {kind} cannot hold {wrong!r}")
-
-    entries, renames = [], []
-    try:
+    with temporary_folder(directory) as folder:
+        entries = []
         for index in range(num_shards):
             start, stop = (len(examples) * i // num_shards for i in (index, index + 1))
-            target = directory / f"{split}-{index:05d}-of-{num_shards:05d}.{format}"
-            temporary = temporary_name(target)
-            renames.append((temporary, target))
-            _write_shard(temporary, map(encode, examples[start:stop]), format)
-            entries.append({"file": target.name, "sha256": _sha256(temporary), "examples": stop - start})
-        for temporary, target in renames:
-            temporary.replace(target)
-    finally:
-        for temporary, _ in renames:
-            temporary.unlink(missing_ok=True)
+            shard = folder / f"{split}-{index:05d}-of-{num_shards:05d}.{format}"
+            _write_shard(shard, map(encode, examples[start:stop]), format)
+            entries.append({"file": shard.name, "sha256": _sha256(shard), "examples": stop - start})
+        old = _manifest(directory)
+        splits = old.get("splits", {}) | {
+            split: {
+                "kind": kind,
+                "format": format,
+                "examples": len(examples),
+                "by_dataset": _counts(example.dataset for example in examples),
+                "by_domain": _counts(example.domain for example in examples),
+                "by_source_model": _counts(example.source_model for example in examples),
+                "shards": entries,
+            }
+        }
+        new = {**old, **manifest, "schema_version": SCHEMA_VERSION, "splits": splits}
+        write_text(folder / MANIFEST, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+        move_shards(folder, directory)
+    return directory / MANIFEST
 
-    path = directory / "manifest.json"
-    old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    splits = old.get("splits", {})
-    stale = {entry["file"] for entry in splits.get(split, {}).get("shards", [])} - {e["file"] for e in entries}
-    splits[split] = {
-        "kind": kind,
-        "format": format,
-        "examples": len(examples),
-        "by_dataset": _counts(example.dataset for example in examples),
-        "by_domain": _counts(example.domain for example in examples),
-        "by_source_model": _counts(example.source_model for example in examples),
-        "shards": entries,
-    }
-    new = {**old, **manifest, "schema_version": SCHEMA_VERSION, "splits": splits}
-    write_text(path, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
-    for name in stale:
+
+def move_shards(folder: Path, directory: PathLike) -> None:
+    """Makes the shards and the manifest in `folder` the data set of `directory`, local or `gs://`.
+
+    The manifest comes last: whoever reads the data set before finds that a hash does not match. Then shards go that
+    the old manifest listed and the new one does not. What the new one lists and `folder` does not hold stays.
+    """
+    directory = epath.Path(directory)
+    old, new = _listed(_manifest(directory)), _listed(_manifest(folder))
+
+    def move(name: str) -> None:
+        if is_remote(directory):
+            copy(folder / name, directory / name)
+        else:
+            (folder / name).replace(directory / name)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        list(pool.map(move, [name for name in sorted(new) if (folder / name).exists()]))
+    move(MANIFEST)
+    for name in old - new:
         (directory / name).unlink(missing_ok=True)
-    return path
 
 
 class _Shard(BaseModel):
@@ -236,18 +254,23 @@ class Shards(Sequence[Record]):
         return decode(reader[position], self.kind)
 
 
-def open_shards(source: str | Path) -> Shards:
+def open_shards(source: PathLike) -> Shards:
     """Opens `DIR/SPLIT`: the shards that `DIR/manifest.json` lists for that split.
+
+    Readers need files on disk. Shards in `gs://` are copied, once, to `$XDG_CACHE_HOME/fusejax/shards` (by default
+    below `~/.cache`), named after their SHA-256: whatever happens to the data set, a copy is never stale, and a run
+    that starts again finds the copies of the attempt before.
 
     Raises:
       UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples.
     """
-    directory, split = Path(source).parent, Path(source).name
+    path = epath.Path(source)
+    directory, split = path.parent, path.name
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((directory / MANIFEST).read_text())
         version, splits = manifest["schema_version"], dict(manifest["splits"])
     except OSError:
-        hint = f"; give {source}/SPLIT" if (Path(source) / "manifest.json").exists() else ""
+        hint = f"; give {source}/SPLIT" if (path / MANIFEST).exists() else ""
         raise UserError(f"data {source}: no manifest.json in {directory}{hint}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"data {source}: {directory}/manifest.json is not a data set's manifest: {error!r}") from None
@@ -259,25 +282,52 @@ def open_shards(source: str | Path) -> Shards:
         entry = _Split.model_validate(splits[split])
     except ValidationError as error:
         raise UserError(f"data {source}: {directory}/manifest.json, split {split!r}: {one_line(error)}") from None
-    for shard in entry.shards:
-        path = directory / shard.file
-        if not path.exists():
-            raise UserError(f"data {source}: shard {path} is missing: write the data set again")
-        if _sha256(path) != shard.sha256:
-            raise UserError(f"data {source}: shard {path} is truncated or altered (SHA-256): write the data set again")
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        found = list(pool.map(lambda shard: _verified(directory / shard.file, shard.sha256), entry.shards))
+    for shard, verified in zip(entry.shards, found, strict=True):
+        if isinstance(verified, str):
+            raise UserError(f"data {source}: shard {directory / shard.file} {verified}: write the data set again")
     if not entry.examples:
         raise UserError(f"data {source}: the data set is empty")
-    paths = [directory / shard.file for shard in entry.shards if shard.examples]
+    paths = [file for shard, file in zip(entry.shards, found, strict=True) if shard.examples]
     try:
         readers: list[Any]
         if entry.format == "arrayrecord":
-            readers = [ArrayRecordDataSource([str(path) for path in paths])]
+            readers = [ArrayRecordDataSource([str(file) for file in paths])]
         else:
-            readers = [tfrecord.Reader(path) for path in paths]
+            readers = [tfrecord.Reader(Path(file)) for file in paths]
     except tfrecord.CorruptError as error:
         raise UserError(f"data {source}: {error}") from None
     hashes = "".join(shard.sha256 for shard in entry.shards)
     return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
+
+
+def _verified(path: epath.Path, sha256: str) -> Path | str:
+    """A file on disk with the contents of the shard, whose hash is right; or what is wrong with the shard."""
+    local = Path(path)
+    if is_remote(path):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        local = cache / "fusejax" / "shards" / f"{sha256}{path.suffix}"
+        if local.exists() and _sha256(local) == sha256:
+            return local
+    try:
+        if is_remote(path):
+            copy(path, local)
+        found = _sha256(local)
+    except FileNotFoundError:
+        return "is missing"
+    return local if found == sha256 else "is truncated or altered (SHA-256)"
+
+
+def _manifest(directory: PathLike) -> dict[str, Any]:
+    """What the manifest there says; nothing if there is none."""
+    path = epath.Path(directory) / MANIFEST
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _listed(manifest: dict[str, Any]) -> set[str]:
+    """The shards of all its splits."""
+    return {shard["file"] for split in manifest.get("splits", {}).values() for shard in split["shards"]}
 
 
 def _write_shard(path: Path, records: Iterable[bytes], format: Format) -> None:

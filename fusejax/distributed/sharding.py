@@ -10,12 +10,12 @@ from fusejax.cli import UserError
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS
 
 # The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Kernels are [inputs,
-# outputs], with heads and their width as two axes: `tensor` splits heads and the MLP's inner channels.
+# outputs]: `tensor` splits heads and the MLP's inner channels.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedder\.embedding|lm_head\.embedding", PartitionSpec("tensor", "fsdp")),
-    (r"blocks\.\d+\.attention\.(query|key|value)\.kernel", PartitionSpec(None, "fsdp", "tensor", None)),
-    (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor", None)),
-    (r"blocks\.\d+\.attention\.output\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    (r"blocks\.\d+\.attention\.(query|key|value)\.kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor")),
+    (r"blocks\.\d+\.attention\.output\.kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"blocks\.\d+\.mlp\.(gate|up)\.kernel", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks\.\d+\.mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"blocks\.\d+\.\w+_norm\.scale", PartitionSpec(None, None)),

@@ -1,14 +1,15 @@
 """Greedy answers of a model to prompts, as tables in the data pipeline's format."""
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
+from etils import epath
 from flax import nnx
 
 from fusejax.cli import UserError, one_line
 from fusejax.data.chat import ChatError, encode_prompt, load_tokenizer
 from fusejax.distributed.mesh import one_device_mesh
+from fusejax.files import local_copy
 from fusejax.models.generate import generate
 from fusejax.models.generation_config import stop_ids
 from fusejax.training.start import StartingModel
@@ -22,10 +23,12 @@ def read_prompts(path: str) -> pl.DataFrame:
     Raises:
       UserError: no such file, not readable, a column is missing, an id occurs twice, or there are no rows.
     """
-    if not Path(path).is_file():
+    if not epath.Path(path).is_file():
         raise UserError(f"prompts {path}: no such file")
     try:
-        frame = pl.read_parquet(path) if path.endswith(".parquet") else pl.read_ndjson(path, infer_schema_length=None)
+        with local_copy(path) as local:
+            is_parquet = local.suffix == ".parquet"
+            frame = pl.read_parquet(local) if is_parquet else pl.read_ndjson(local, infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"prompts {path}: cannot be read: {one_line(error)}") from None
     missing = [column for column in PROMPT_COLUMNS if column not in frame.columns]

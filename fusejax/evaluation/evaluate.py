@@ -3,15 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import polars as pl
+from etils import epath
 
 from fusejax.cli import UserError, note
 from fusejax.config import EvaluateConfig
 from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import Results, accuracies, standard_error
-from fusejax.files import check_writable, replacing, write_text
+from fusejax.files import check_writable, local_copy, replacing, write_text
 from fusejax.training.start import StartingModel
 
 
@@ -28,11 +28,11 @@ def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
     Raises:
       UserError: the prompts or a model cannot be loaded, or the scoring fails.
     """
-    output_dir = Path(config.output_dir)
+    output_dir = epath.Path(config.output_dir)
     judged = output_dir / "answers"
     # What can be wrong is found before the first answer: answering may take hours.
     check_writable(output_dir, "output_dir")
-    if not Path(config.scoring).is_file():
+    if not epath.Path(config.scoring).is_file():
         raise UserError(f"scoring {config.scoring}: no such file")
     prompts = read_prompts(config.prompts)
     models = {name: StartingModel(source) for name, source in config.models.items()}
@@ -57,13 +57,14 @@ def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
     return results, {name: standard_error(frame) for name, frame in scores.items()}
 
 
-def _score(config: str, judged: Path) -> None:
+def _score(config: str, judged: epath.Path) -> None:
     command = [sys.executable, "-m", "data_pipeline", "score", "--config", config, f"output_dir={judged}"]
     status = subprocess.run(command, stdout=sys.stderr).returncode
     if status:
         raise UserError(f"scoring failed with status {status}: {' '.join(command)}")
 
 
-def _judged(judged: Path, name: str, prompts: pl.DataFrame) -> pl.DataFrame:
-    scores = pl.read_parquet(judged / "scores" / f"{name}.parquet")
+def _judged(judged: epath.Path, name: str, prompts: pl.DataFrame) -> pl.DataFrame:
+    with local_copy(judged / "scores" / f"{name}.parquet") as local:
+        scores = pl.read_parquet(local)
     return prompts.select("id", "domain").join(scores, left_on="id", right_on="prompt_id", how="left")

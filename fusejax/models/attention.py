@@ -1,14 +1,29 @@
-"""Attention in plain XLA: grouped queries, packed segments, sliding window, soft cap.
+"""Attention by backend: grouped queries, packed segments, sliding window, soft cap.
 
-What may be seen is given by positions and segment ids, never by a mask array, so that a fused kernel can stand in with
-the same signature.
+What may be seen is given by positions and segment ids, never by a mask array, so that fused kernels that never hold
+the scores of a whole row can stand in for plain XLA: `splash` on TPUs and `gpu` on NVIDIA GPUs.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from fusejax.models import gpu_attention, splash
+
+Kernel = Literal["xla", "splash", "gpu"]
+
+
+def kernel_for(platform: str) -> Kernel:
+    """The kernel for a computation compiled for `platform`, as `jax.Device.platform` and lowering name it.
+
+    Of the target, not of this process: programs for TPUs are also compiled where there is none.
+    """
+    kernels: dict[str, Kernel] = {"tpu": "splash", "gpu": "gpu", "cuda": "gpu"}
+    return kernels.get(platform, "xla")
 
 
 class Tokens(NamedTuple):
@@ -43,18 +58,34 @@ def attention(
     window: int | None,
     softcap: float | None,
     precision: jax.lax.Precision,
+    kernel: Kernel = "xla",
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; query heads `n` of one group of `N / K` share key-value head `n // (N / K)`.
 
     Scores and softmax are float32; products take their inputs in the compute dtype. Keys and values are never
-    repeated: the group is an axis of the query.
+    repeated. Padding gets finite outputs of no meaning.
+
+    The fused kernels compute attention of whole rows in bfloat16. Plain XLA serves the rest: other dtypes, fewer
+    queries than keys (decoding), and on GPUs what no kernel can do (`gpu_attention.implementation`).
 
     Args:
       scale: factor on the query-key products.
       window: see `visible`.
       softcap: scores become `softcap * tanh(scores / softcap)` before masking (Gemma-2), or None.
-      precision: of the two matrix products.
+      precision: of the two matrix products in XLA.
+      kernel: see `kernel_for`. A fused kernel works on one device's arrays, so under `jax.jit` over several devices it
+        needs a `jax.shard_map` around it; its tokens of one segment are contiguous and in order.
     """
+    if query.dtype != jnp.bfloat16 or query.shape[1] != key.shape[1]:
+        kernel = "xla"
+    what: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
+    if kernel == "splash":
+        return _over_whole_blocks(splash.splash_attention, query, key, value, key_tokens.segment_ids, **what)
+    if kernel == "gpu":
+        implementation = gpu_attention.implementation(query.shape[3], softcap)
+        if implementation is not None:
+            fused = functools.partial(gpu_attention.gpu_attention, implementation=implementation)
+            return _over_whole_blocks(fused, query, key, value, key_tokens.segment_ids, **what)
     rows, length, heads, width = query.shape
     groups = query.reshape(rows, length, key.shape[2], heads // key.shape[2], width)
     scores = scale * jnp.einsum(
@@ -68,3 +99,13 @@ def attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=precision)
     return mixed.reshape(rows, length, heads, width)
+
+
+def _over_whole_blocks(
+    fused: Callable[..., Array], query: Array, key: Array, value: Array, segment_ids: Int[Array, "B T"], **what: Any
+) -> Float[Array, "B T N H"]:
+    """Calls a fused kernel on rows filled up with padding to a multiple of its blocks."""
+    length = query.shape[1]
+    fill = -length % (splash.BLOCK if length > splash.BLOCK else 128)
+    arrays = (jnp.pad(array, ((0, 0), (0, fill)) + ((0, 0),) * (array.ndim - 2)) for array in (query, key, value))
+    return fused(*arrays, jnp.pad(segment_ids, ((0, 0), (0, fill))), **what)[:, :length]

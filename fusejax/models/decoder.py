@@ -7,32 +7,27 @@ time does not grow with depth. `blocks.0.mlp.gate.kernel` holds that kernel of t
     hidden = model(tokens, positions, segment_ids)
     logits = model.logits(hidden)
 
-Training code works on the functional form: `graphdef, params = nnx.split(model, nnx.Param)`.
+Training runs the same layers over a mesh, with a backward pass of its own: see `fusejax.training.network`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from fusejax.models.attention import Tokens, attention
+from fusejax.distributed.collectives import sum_gradient, sum_parts
+from fusejax.models.attention import Kernel, Tokens, attention
 from fusejax.models.config import DecoderConfig
 from fusejax.models.layers import Embedder, Head, Linear, RMSNorm, Shape, precision
 from fusejax.models.rotary import Rotation, rotate, rotation
 
-Remat = Literal["none", "dots", "full"]
-
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
-_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -70,8 +65,16 @@ class LayerCache(NamedTuple):
 
 class Attention(nnx.Module):
     def __init__(
-        self, config: DecoderConfig, window: int | None, *, stack: Shape, param_dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: DecoderConfig,
+        window: int | None,
+        *,
+        kernel: Kernel,
+        stack: Shape,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
+        self.kernel = kernel
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.softcap, self.window = config.attention_softcap, window
         width = (config.hidden_size,)
@@ -100,6 +103,7 @@ class Attention(nnx.Module):
             window=self.window,
             softcap=self.softcap,
             precision=precision(x.dtype),
+            kernel=self.kernel if cache is None else "xla",
         )
         return self.output(mixed), cache
 
@@ -118,9 +122,25 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
+    """Attention and MLP, each beside the residual stream.
+
+    Args:
+      tensor_axis: the mesh axis over which heads and the MLP's inner channels are split; each device then has some.
+      kernel: see `attention`.
+    """
+
     def __init__(
-        self, config: DecoderConfig, window: int | None, *, stack: Shape, param_dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: DecoderConfig,
+        window: int | None,
+        *,
+        tensor_axis: str | None = None,
+        kernel: Kernel = "xla",
+        stack: Shape,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
+        self.tensor_axis = tensor_axis
         norm = functools.partial(
             RMSNorm,
             config.hidden_size,
@@ -131,7 +151,7 @@ class Layer(nnx.Module):
         )
         self.post_norms = config.post_norms
         self.attention_norm = norm()
-        self.attention = Attention(config, window, stack=stack, param_dtype=param_dtype, rngs=rngs)
+        self.attention = Attention(config, window, kernel=kernel, stack=stack, param_dtype=param_dtype, rngs=rngs)
         self.mlp_norm = norm()
         self.mlp = MLP(config, stack=stack, param_dtype=param_dtype, rngs=rngs)
         if config.post_norms:
@@ -141,10 +161,17 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], tokens: Tokens, rotary: Rotation, cache: LayerCache | None
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        update, cache = self.attention(self.attention_norm(x), tokens, rotary, cache)
+        update, cache = self.attention(self._to_parts(self.attention_norm(x)), tokens, rotary, cache)
+        update = self._from_parts(update)
         x = x + (self.post_attention_norm(update) if self.post_norms else update)
-        update = self.mlp(self.mlp_norm(x))
+        update = self._from_parts(self.mlp(self._to_parts(self.mlp_norm(x))))
         return x + (self.post_mlp_norm(update) if self.post_norms else update), cache
+
+    def _to_parts(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return x if self.tensor_axis is None else sum_gradient(x, self.tensor_axis)
+
+    def _from_parts(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return x if self.tensor_axis is None else sum_parts(x, self.tensor_axis)
 
 
 class Decoder(nnx.Module):
@@ -156,7 +183,6 @@ class Decoder(nnx.Module):
       param_dtype: of every parameter.
       compute_dtype: of activations and matrix products. Norms, rotary embedding and softmax are float32 always; with
         float32, products are full float32 on every backend.
-      remat: what the backward pass recomputes of each block: nothing; all but products with parameters; everything.
     """
 
     def __init__(
@@ -166,9 +192,8 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: jnp.dtype = jnp.float32,
         compute_dtype: jnp.dtype = jnp.float32,
-        remat: Remat = "none",
     ):
-        self.config, self.remat, self.compute_dtype = config, remat, compute_dtype
+        self.config, self.compute_dtype = config, compute_dtype
         self.embedder = Embedder(
             config.vocab_size,
             config.hidden_size,
@@ -263,19 +288,16 @@ class Decoder(nnx.Module):
                     cache.keys[i], cache.values[i] = view.keys, view.values
             return (x, cache), None
 
-        if self.remat != "none":
-            # A scan's body is compiled apart from the rest, so what is recomputed cannot be merged back.
-            block = jax.checkpoint(block, policy=_POLICIES[self.remat], prevent_cse=False)
         depth = self.config.num_layers // len(self.config.pattern)
         (x, cache), _ = jax.lax.scan(block, (self.embedder(tokens), cache), (jnp.arange(depth), params))
         return self.final_norm(x), cache
 
 
 def abstract_decoder(
-    config: DecoderConfig, *, param_dtype: jnp.dtype, compute_dtype: jnp.dtype, remat: Remat = "none"
+    config: DecoderConfig, *, param_dtype: jnp.dtype, compute_dtype: jnp.dtype
 ) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
     """A decoder without arrays: its graph, and the shapes of its parameters as nested dictionaries."""
-    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype, remat=remat)
+    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype)
     graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param)
     return graph, nnx.to_pure_dict(state)
 

@@ -1,64 +1,82 @@
-"""Hugging Face checkpoints in and out, tensor by tensor: the whole model is never in host memory twice.
+"""Hugging Face checkpoints in and out. The weights stream, in `import_weights` and `export_weights`.
 
 Import is strict: a tensor that is missing, unexpected or misshapen is named. The names are in `names.py`.
 """
 
+import atexit
 import contextlib
+import dataclasses
 import functools
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
-import numpy as np
+from etils import epath
+from etils.epath.typing import PathLike
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fusejax.cli import UserError, one_line
-from fusejax.files import check_writable, temporary_name, write_text
+from fusejax.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
 from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import Decoder, Remat, named_parameters
-from fusejax.models.names import Parameter, parameters
+from fusejax.models.decoder import Decoder, abstract_decoder, named_parameters
+from fusejax.models.export_weights import INDEX, Arrays, Source, WeightFiles, on_first_process
+from fusejax.models.import_weights import Shardings, check_tensors, find_tensors, read_parameters
+from fusejax.models.names import parameters
 
-_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES = ("F64", "F32", "F16", "BF16")
 # What belongs to a tokenizer, or to generating with it; everything else of a checkpoint is weights and config.json.
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
-    "additional_chat_templates",
+    "additional_chat_templates/*",
     "vocab.*",
     "merges.txt",
     "*.model",
     "*.tiktoken",
     "generation_config.json",
 )
+_downloads = contextlib.ExitStack()
+atexit.register(_downloads.close)
 
-Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-"""From a parameter's path and shape to where it lives."""
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a Hugging Face checkpoint is."""
+
+    weights: epath.Path
+    """The directory of its safetensors files, on disk or in a bucket."""
+    files: Path
+    """A directory on disk with everything else: `config.json`, the tokenizer."""
 
 
-def resolve(source: str) -> Path:
-    """The local directory of a checkpoint, downloaded first where `source` is a Hub id.
+def find(source: str) -> Checkpoint:
+    """A checkpoint by its directory, which may be in `gs://`, or by its Hub id.
+
+    From the Hub, every host downloads the whole checkpoint, to the Hub's cache on its disk.
 
     Raises:
       UserError: neither a directory nor a repository that can be had.
     """
+    if is_remote(source):
+        return Checkpoint(epath.Path(source), local_files(source))
     path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    if path.exists() and not path.is_dir():
         raise UserError(f"model {source}: a file; expected the directory of a Hugging Face checkpoint, or a Hub id")
+    if not path.is_dir():
+        path = _download(source)
+    return Checkpoint(epath.Path(path), path)
+
+
+def _download(source: str) -> Path:
     try:
         patterns = ["*.json", "model*.safetensors", *_TOKENIZER_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
@@ -70,13 +88,18 @@ def resolve(source: str) -> Path:
         ) from None
 
 
-def read_config(directory: str | Path) -> DecoderConfig:
+def local_files(directory: PathLike) -> Path:
+    """The directory itself or, of one in `gs://`, a copy of all but the weights that lasts until the program ends."""
+    return _downloads.enter_context(local_copies(directory, ["config.json", *_TOKENIZER_FILES]))
+
+
+def read_config(directory: PathLike) -> DecoderConfig:
     """The decoder's shape from `config.json`.
 
     Raises:
       UserError: no such file, not JSON, or a model that is not supported.
     """
-    path = Path(directory) / "config.json"
+    path = epath.Path(directory) / "config.json"
     values = read_json(path)
     try:
         return DecoderConfig.from_hf(values)
@@ -90,10 +113,9 @@ def init(
     seed: int = 0,
     param_dtype: jnp.dtype = jnp.float32,
     compute_dtype: jnp.dtype = jnp.float32,
-    remat: Remat = "none",
 ) -> Decoder:
     """A decoder with random parameters, the same for the same seed."""
-    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype, remat=remat)
+    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype)
     # JAX's default generator would take seconds to compile.
     return nnx.jit(lambda: make(rngs=nnx.Rngs(jax.random.key(seed, impl="rbg"))))()
 
@@ -103,49 +125,79 @@ def load(
     *,
     param_dtype: jnp.dtype = jnp.float32,
     compute_dtype: jnp.dtype = jnp.float32,
-    remat: Remat = "none",
     shardings: Shardings | None = None,
 ) -> Decoder:
-    """Reads a checkpoint; each device's part of each parameter is read on its own.
+    """Reads a checkpoint into a decoder.
 
     Args:
-      source: a directory with `config.json` and safetensors (one file, or several with an index), or a Hub id.
+      source: see `find`.
       param_dtype: what the parameters are converted to.
       compute_dtype: see `Decoder`.
-      remat: see `Decoder`.
       shardings: where each parameter lives; by default all on the first device.
 
     Raises:
-      UserError: as `resolve` and `read_config`, or a file or tensor of the checkpoint is wrong.
+      UserError: as `find`, `read_config` and `load_parameters`.
     """
-    directory = resolve(source)
-    config = read_config(directory)
-    if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    checkpoint = find(source)
+    config = read_config(checkpoint.files)
+    params = load_parameters(checkpoint.weights, config, dtype=param_dtype, shardings=shardings or _on_one_device)
+    graph, _ = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
+    return nnx.merge(graph, params)
 
-        def shardings(path: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-            return here
 
-    make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype, remat=remat)
-    shapes = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(shapes, nnx.Param)
-    variables = named_parameters(state)
-    table = parameters(config)
-    with _open(directory) as tensors:
-        _check(tensors, table, directory, tied=config.tie_embeddings)
-        for parameter in table:
-            read = functools.partial(_read, tensors, parameter, dtype=param_dtype)
-            sharding = shardings(parameter.path, parameter.shape)
-            array = jax.make_array_from_callback(parameter.shape, sharding, read)
-            variables.pop(parameter.path).set_value(array)
-    assert not variables, f"not in the table of names: {sorted(variables)}"
-    return nnx.merge(graphdef, state)
+def _on_one_device(path: str, shape: tuple[int, ...]) -> NamedSharding:
+    mesh = jax.make_mesh((1,), ("device",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def load_parameters(
+    weights: epath.Path, config: DecoderConfig, *, dtype: jnp.dtype, shardings: Shardings
+) -> dict[str, Any]:
+    """Reads a checkpoint's weights into arrays that may be split over the devices of several processes.
+
+    Args:
+      weights: a directory of safetensors, one file or several with an index (`Checkpoint.weights`).
+      config: the decoder that they are for.
+      dtype: what they are converted to.
+      shardings: where each parameter lives.
+
+    Returns:
+      Nested dictionaries of arrays, as `abstract_decoder` gives them of shapes.
+
+    Raises:
+      UserError: a file or tensor of the checkpoint is wrong.
+    """
+    tensors, table = find_tensors(weights, _weight_files(weights)), parameters(config)
+    check_tensors(tensors, table, weights, tied=config.tie_embeddings)
+    arrays = read_parameters(tensors, table, dtype=dtype, shardings=shardings)
+    _, shapes = abstract_decoder(config, param_dtype=dtype, compute_dtype=dtype)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: arrays.pop(".".join(str(key.key) for key in path)), shapes
+    )
+    assert not arrays, f"not parameters of the decoder: {sorted(arrays)}"
+    return params
+
+
+def _weight_files(directory: epath.Path) -> list[str]:
+    """The names of a checkpoint's safetensors files, from its index if it has one."""
+    index = directory / INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index}: no weight_map")
+        names = sorted(set(weight_map.values()))
+        if missing := [name for name in names if not (directory / name).exists()]:
+            raise UserError(f"{directory / missing[0]}: no such file, but {INDEX} names it")
+        return names
+    if not (directory / _SINGLE).exists():
+        raise UserError(f"{directory}: neither {_SINGLE} nor {INDEX}; other formats of weights are not read")
+    return [_SINGLE]
 
 
 def save(
-    model: nnx.Module | nnx.State,
+    model: nnx.Module | nnx.State | Source,
     config: DecoderConfig,
-    directory: str | Path,
+    directory: PathLike,
     *,
     hf_config: Mapping[str, Any],
     dtype: Any,
@@ -155,184 +207,105 @@ def save(
 ) -> None:
     """Writes `config.json` and sharded safetensors with their index, ready for transformers and vLLM.
 
-    Everything is written to a temporary directory beside `directory`, which then takes its name: there is never half
-    an export.
+    On disk everything is written to a temporary directory beside `directory`, which then takes its name: there is never
+    half an export. In a bucket, `config.json` is written last, and without it no directory is a checkpoint; what a
+    failed export has written is deleted, unless the process is killed.
+
+    Of several processes that share a model's arrays, all must call this; the first writes, and if it fails, all raise.
 
     Args:
-      model: the decoder, or its parameters.
+      model: the decoder, or its parameters, or where else they are taken from.
       config: its shape, which must be what `hf_config` says.
       directory: must not exist, or be empty.
       hf_config: what goes into `config.json`; its dtype is set here.
       dtype: of the tensors written, such as "bfloat16".
       max_shard_bytes: of one file, but never less than one tensor.
-      tokenizer_from: a checkpoint whose tokenizer files are copied along (`copy_tokenizer`).
+      tokenizer_from: a directory on disk whose tokenizer files are copied along (`copy_tokenizer`).
       generation_config: what goes into `generation_config.json`; by default it is only copied along.
 
     Raises:
       UserError: as `check_target`.
     """
-    directory = Path(directory).resolve()
     if DecoderConfig.from_hf(dict(hf_config)) != config:
         raise ValueError("hf_config describes another decoder than config")
+    dtype = jnp.dtype(dtype)
+    if isinstance(model, nnx.Module | nnx.State):
+        arrays = {path: variable.get_value() for path, variable in named_parameters(model).items()}
+        source: Source = Arrays(arrays, dtype)
+    else:
+        source = model
+    files = WeightFiles(source, parameters(config), dtype, max_shard_bytes)
+
+    def write() -> None:
+        with _making(directory) as target:
+            files.write(target)
+            if tokenizer_from is not None:
+                copy_tokenizer(tokenizer_from, target)
+            if generation_config is not None:
+                _write_json(target / "generation_config.json", generation_config)
+            key = "dtype" if "dtype" in hf_config else "torch_dtype"  # transformers 5 renamed it, and reads both
+            _write_json(target / "config.json", {**hf_config, key: dtype.name})
+
+    if source.on_all_processes:
+        on_first_process(write, files.help, f"export to {directory}")
+    else:
+        write()
+
+
+@contextlib.contextmanager
+def _making(directory: PathLike) -> Iterator[epath.Path]:
+    """A directory to write into; if the block fails, nothing is left of it."""
     check_target(directory)
-    partial = temporary_name(directory)
+    if is_remote(directory):
+        try:
+            yield epath.Path(directory)
+        except BaseException:
+            epath.Path(directory).rmtree(missing_ok=True)  # it was empty
+            raise
+        return
+    path = Path(directory).resolve()
+    partial = temporary_name(path)
     partial.mkdir(parents=True)
     try:
-        _write_weights(named_parameters(model), config, partial, jnp.dtype(dtype), max_shard_bytes)
-        key = "dtype" if "dtype" in hf_config else "torch_dtype"  # transformers 5 renamed it, and reads both
-        _write_json(partial / "config.json", {**hf_config, key: jnp.dtype(dtype).name})
-        if tokenizer_from is not None:
-            copy_tokenizer(tokenizer_from, partial)
-        if generation_config is not None:
-            _write_json(partial / "generation_config.json", generation_config)
-        partial.replace(directory)
+        yield epath.Path(partial)
+        partial.replace(path)
     except BaseException:
         shutil.rmtree(partial)
         raise
 
 
-def check_target(directory: Path) -> None:
+def check_target(directory: PathLike) -> None:
     """Whether `save` can make `directory`, to be asked before the weights are read.
 
     Raises:
       UserError: it holds something already, or must not be written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    path = epath.Path(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{directory} exists already; remove it or choose another directory")
-    check_writable(directory.absolute().parent, "the folder")
+    check_writable(path if is_remote(path) else Path(directory).absolute().parent, "the folder")
 
 
-def copy_tokenizer(source: str | Path, target: str | Path) -> None:
-    """Copies the tokenizer's files, with the chat template and `generation_config.json`, where there are any."""
+def copy_tokenizer(source: str | Path, target: PathLike) -> None:
+    """Copies the tokenizer's files, with the chat template and `generation_config.json`, where there are any.
+
+    Args:
+      source: a directory on disk.
+      target: a directory on disk or in a bucket.
+    """
     for pattern in _TOKENIZER_FILES:
         for path in Path(source).glob(pattern):
-            if path.is_dir():
-                shutil.copytree(path, Path(target) / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copy(path, Path(target) / path.name)
+            copy(path, epath.Path(target) / path.relative_to(source))
 
 
-@contextlib.contextmanager
-def _open(directory: Path) -> Iterator[dict[str, Any]]:
-    """The checkpoint's tensors by name, as safetensors slices: nothing is read yet but the headers."""
-    index = directory / _INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{index}: no weight_map")
-    elif (directory / _SINGLE).exists():
-        weight_map = None
-    else:
-        raise UserError(f"{directory}: neither {_SINGLE} nor {_INDEX}; other formats of weights are not read")
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for name in sorted(set(weight_map.values())) if weight_map is not None else [_SINGLE]:
-            path = directory / name
-            try:
-                file = stack.enter_context(safe_open(path, framework="np"))
-            except FileNotFoundError:
-                raise UserError(f"{path}: no such file, but {_INDEX} names it") from None
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not a whole safetensors file ({error})") from None
-            tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        yield tensors
-
-
-def _check(tensors: Mapping[str, Any], table: list[Parameter], directory: Path, *, tied: bool) -> None:
-    """Every tensor of the table is there in its shape, and no other."""
-    expected = {name: parameter for parameter in table for name in parameter.hf_names}
-    found = set(tensors)
-    if tied and "lm_head.weight" in found:
-        # Some exporters write the tied projection, too. Another content would be lost: it is an error then.
-        if not _equal(tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")):
-            raise UserError(
-                f"{directory}: tie_word_embeddings is set, but lm_head.weight differs from model.embed_tokens.weight"
-            )
-        found.remove("lm_head.weight")
-    # Llama checkpoints of 2023 carry the rotary frequencies, which follow from config.json.
-    found = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
-    if missing := expected.keys() - found:
-        raise UserError(f"{directory}: {_listed('missing tensor', missing)}")
-    if unexpected := found - expected.keys():
-        raise UserError(f"{directory}: {_listed('unexpected tensor', unexpected)}")
-    for name, parameter in expected.items():
-        shape, dtype = tuple(tensors[name].get_shape()), tensors[name].get_dtype()
-        if shape != parameter.hf_shape:
-            raise UserError(f"{directory}: {name} has shape {shape}; config.json asks for {parameter.hf_shape}")
-        if dtype not in _DTYPES:
-            raise UserError(f"{directory}: {name} is {dtype}; only {', '.join(_DTYPES)} can be read")
-
-
-def _listed(what: str, names: set[str]) -> str:
-    shown = sorted(names)[:3]
-    return f"{what}{'s' * (len(names) > 1)} {', '.join(shown)}" + f" and {len(names) - 3} more" * (len(names) > 3)
-
-
-def _equal(one: Any, other: Any, rows: int = 4096) -> bool:
-    """Whether two matrices on disk are equal, compared some rows at a time."""
-    if other is None or one.get_shape() != other.get_shape():
-        return False
-    size = one.get_shape()[0]
-    parts = (slice(start, min(start + rows, size)) for start in range(0, size, rows))
-    return all(np.array_equal(one[part], other[part]) for part in parts)
-
-
-def _read(tensors: Mapping[str, Any], parameter: Parameter, index: tuple[slice, ...], dtype: jnp.dtype) -> np.ndarray:
-    """One device's part of a parameter."""
-    if not parameter.stacked:
-        return parameter.read(tensors[parameter.hf_names[0]], index).astype(dtype)
-    blocks, *rest = index
-    names = parameter.hf_names[blocks]
-    sizes = [len(range(*part.indices(size))) for part, size in zip(rest, parameter.shape[1:], strict=True)]
-    array = np.empty((len(names), *sizes), dtype)
-    for i, name in enumerate(names):
-        array[i] = parameter.read(tensors[name], tuple(rest))
-    return array
-
-
-def _write_weights(
-    variables: Mapping[str, nnx.Param],
-    config: DecoderConfig,
-    directory: Path,
-    dtype: np.dtype,
-    max_shard_bytes: float,
-) -> None:
-    table = parameters(config)
-    entries = [(name, parameter, block) for parameter in table for block, name in enumerate(parameter.hf_names)]
-    shards: list[list[tuple[str, Parameter, int]]] = [[]]
-    room = max_shard_bytes
-    for entry in entries:
-        size = math.prod(entry[1].hf_shape) * dtype.itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(entry)
-        room -= size
-
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name, parameter, block in shard:
-            array = variables[parameter.path].get_value()
-            array = np.asarray(array[block] if parameter.stacked else array)
-            tensors[name] = parameter.to_hf(array.astype(dtype, copy=False))
-            weight_map[name] = file
-        save_file(tensors, directory / file, metadata={"format": "pt"})  # which transformers insists on
-    total = sum(math.prod(parameter.hf_shape) * len(parameter.hf_names) for parameter in table) * dtype.itemsize
-    _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    for file in set(weight_map.values()):  # safetensors lets no one else read its files
-        shutil.copymode(directory / _INDEX, directory / file)
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: PathLike) -> dict[str, Any]:
     """The object in one of a checkpoint's JSON files.
 
     Raises:
       UserError: no such file, or no JSON object in it.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face checkpoint") from None
     except (OSError, ValueError) as error:
@@ -342,5 +315,5 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: PathLike, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -19,21 +19,29 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-class RMSNorm(nnx.Module):
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], *, eps: float, offset: float) -> Float[Array, "... D"]:
     """Root mean square normalisation over channels, in float32."""
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """The parameters of `rms_norm`."""
 
     def __init__(self, size: int, *, eps: float, offset: float, stack: Shape = (), param_dtype: jnp.dtype):
         self.eps, self.offset = eps, offset
         self.scale = nnx.Param(jnp.full((*stack, size), 1 - offset, param_dtype))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * (self.scale[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
+        return rms_norm(x, self.scale[...], eps=self.eps, offset=self.offset)
 
 
 class Linear(nnx.Module):
-    """A linear map from the axes `inputs` to the axes `outputs`, with kernel [*inputs, *outputs]."""
+    """A linear map between the axes `inputs` and `outputs`, with a kernel that has each flattened into one.
+
+    Heads and their width are one axis of the kernel, so that it fills a TPU's tiles whatever the width is.
+    """
 
     def __init__(
         self,
@@ -45,17 +53,20 @@ class Linear(nnx.Module):
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.inputs = len(inputs)
-        std = 1 / math.sqrt(math.prod(inputs))
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (*stack, *inputs, *outputs), param_dtype))
+        self.inputs, self.outputs, self.has_bias = inputs, outputs, bias
+        fan_in, fan_out = math.prod(inputs), math.prod(outputs)
+        draw = jax.random.normal(rngs.params(), (*stack, fan_in, fan_out), param_dtype)
+        self.kernel = nnx.Param(draw / math.sqrt(fan_in))
         if bias:
-            self.bias = nnx.Param(jnp.zeros((*stack, *outputs), param_dtype))
-        self.has_bias = bias
+            self.bias = nnx.Param(jnp.zeros((*stack, fan_out), param_dtype))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        axes = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
-        y = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), (axes, ((), ())), precision=precision(x.dtype))
-        return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        y = jnp.dot(x.reshape(*leading, -1), self.kernel[...].astype(x.dtype), precision=precision(x.dtype))
+        if self.has_bias:
+            y += self.bias[...].astype(x.dtype)
+        # A device that has only some of the heads has fewer along the first axis.
+        return y.reshape(*leading, -1, *self.outputs[1:])
 
 
 class Embedder(nnx.Module):

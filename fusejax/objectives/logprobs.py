@@ -1,20 +1,54 @@
 """Log-probabilities of target tokens without the logits: a chunked projection with its own backward pass.
 
-The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: 256,000 words). Here it
-never exists. Each row's targets are moved to its front, so that prompts and padding cost nothing, and a loop with as
-many turns as the fullest row needs projects one chunk of tokens at a time. The backward pass computes each chunk's
-logits again rather than keep them.
+The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: 256,000 words), the head
+and its gradient the next. Here none of them ever exists whole. Two nested loops project one chunk of tokens onto one
+chunk of words at a time; a chunk of the head is gathered from all devices just before it is needed, and its gradient is
+scattered back to them, and added to the accumulated one, right after. Targets are moved to the front and the loop ends
+with them, so that prompts and padding cost nothing. The backward pass computes each chunk's logits again.
 """
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-# Logits held at once, in float32: 2^26 elements are 256 MiB.
-_CHUNK_ELEMENTS = 2**26
+from fusejax.distributed.collectives import as_stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """How the head is laid out and cut up.
+
+    Attributes:
+      softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
+      fsdp: the mesh axis over which channels are split, tensor: that over which words are. None where the head is
+        whole. Given, the functions here must run inside a `jax.shard_map` that is manual over these axes.
+      chunk_tokens, chunk_words: what is projected at once. The logits of a chunk, float32, take 128 MiB by default.
+      unroll: write the loops out, as if every token were a target, for a compiler's count of costs.
+    """
+
+    softcap: float | None = None
+    fsdp: str | None = None
+    tensor: str | None = None
+    chunk_tokens: int = 4096
+    chunk_words: int = 8192
+    unroll: bool = False
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs, by place in the order that has targets first."""
+
+    hidden: Float[Array, "P D"]
+    targets: Int[Array, "P"]
+    """As numbers of this device's words; outside of their range if another device has the word."""
+    order: Int[Array, "P"]
+    """Which of the row-wise flattened tokens stands here."""
+    targets_first: Int[Array, ""]
+    """How many of the places hold a target."""
+    normalizers: Float32[Array, "P"]
 
 
 def target_logprobs(
@@ -22,138 +56,175 @@ def target_logprobs(
     head: Float[Array, "V D"],
     tokens: Int[Array, "B L"],
     loss_mask: Bool[Array, "B L"],
-    *,
-    mesh: Mesh | None = None,
-    softcap: float | None = None,
-    chunk_tokens: int | None = None,
-) -> Float[Array, "B L"]:
+    projection: Projection,
+) -> tuple[Float32[Array, "B L"], Residuals]:
     """Log-probability of each target token given those before it in its row.
 
     Args:
       hidden: the decoder's output after its final norm; position `i - 1` predicts token `i`.
-      head: the output projection, float32 or bfloat16, tied or not; products are accumulated in float32.
+      head: the output projection, or this device's part of it, tied or not; products take their factors in `hidden`'s
+        dtype and are accumulated in float32.
       tokens: token ids.
       loss_mask: True where `tokens[b, i]` is a target. Never True at a sequence's first token, which nothing predicts.
-      mesh: with axes `data` and `fsdp` that the rows lie split over; each device then walks through its own rows, and
-        the head's gradient is added up over devices once, at the end. None: one device.
-      softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
-      chunk_tokens: tokens that a device projects at once; by default as many as fill 256 MiB of logits.
+      projection: see there.
 
     Returns:
-      float32 [B, L], aligned with `tokens`: 0 where `loss_mask` is False. Differentiable in `hidden` and `head`.
+      float32 [B, L], aligned with `tokens`, 0 where `loss_mask` is False; and what `target_logprobs_vjp` needs.
     """
-    rows, length = tokens.shape
-    if mesh is not None:
-        rows //= mesh.shape["data"] * mesh.shape["fsdp"]
-    chunk_tokens = chunk_tokens or max(128, min(4096, _CHUNK_ELEMENTS // head.shape[0]))
-    width = min(length - 1, max(1, chunk_tokens // rows))  # columns of one chunk, in which every row takes part
-    # The same for all devices: where `tensor` splits the words, those of a group talk to each other in every turn.
-    turns = (jnp.max(jnp.sum(loss_mask[:, 1:], axis=1)) + width - 1) // width
+    rows, length, width = hidden.shape
+    words = head.shape[0]
+    mask = loss_mask[:, 1:].reshape(-1)
+    size = min(projection.chunk_tokens, mask.size)
+    order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -mask.size % size))
+    first_word = 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * words
+    residuals = Residuals(
+        hidden=hidden[:, :-1].reshape(-1, width)[order],
+        targets=tokens[:, 1:].reshape(-1)[order] - first_word,
+        order=order,
+        targets_first=jnp.sum(mask, dtype=jnp.int32),
+        normalizers=jnp.zeros(order.shape, jnp.float32),
+    )
 
-    def walk(hidden, head, targets, mask, turns):
-        return _logprobs(hidden, head, targets, mask, turns, softcap, width)
+    def over_words(chunk, stats):
+        start, kernel, fresh = _words(head, chunk, projection, hidden.dtype)
 
-    if mesh is not None and mesh.size > 1:
-        split = PartitionSpec(("data", "fsdp"))
-        walk = jax.shard_map(
-            walk,
-            mesh=mesh,
-            in_specs=(split, PartitionSpec(), split, split, PartitionSpec()),
-            out_specs=split,
-            axis_names={"data", "fsdp"},
-            # Unchecked, the transpose itself adds up the gradient of the head, which is whole on every device.
-            check_vma=False,
-        )
-    logprobs = walk(hidden[:, :-1], head, tokens[:, 1:], loss_mask[:, 1:], turns)
-    return jnp.pad(logprobs, ((0, 0), (1, 0)))
+        def over_tokens(turn, stats):
+            at = turn * size
+            highest, total, target = (jax.lax.dynamic_slice_in_dim(x, at, size) for x in stats)
+            chunk_hidden, targets = _tokens(residuals, at, size)
+            logits = _logits(chunk_hidden, kernel, fresh, projection)
+            higher = jnp.maximum(highest, jnp.max(logits, axis=1))
+            total = total * jnp.exp(highest - higher) + jnp.sum(jnp.exp(logits - higher[:, None]), axis=1)
+            target += jnp.sum(jnp.where(_is_target(targets, start, kernel, fresh), logits, 0.0), axis=1)
+            new = (higher, total, target)
+            return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, at, 0) for x, y in zip(stats, new, strict=True))
 
+        return _for_tokens(residuals, size, projection, over_tokens, stats)
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _logprobs(hidden, head, targets, mask, turns, softcap: float | None, width: int):
-    return _forward(hidden, head, targets, mask, turns, softcap, width)[0]
-
-
-def _forward(hidden, head, targets, mask, turns, softcap: float | None, width: int):
-    order, counts = _targets_first(mask, width)
-
-    def project(turn, carry):
-        logprobs, normalizers = carry
-        chunk_hidden, chunk_targets = _chunk(order, turn, width, hidden, targets)
-        logits = _logits(chunk_hidden, head, softcap)
-        normalizer = jax.nn.logsumexp(logits, axis=-1)
-        target_logits = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
-        chunk_logprobs = jnp.where(_is_target(counts, turn, width), target_logits - normalizer, 0.0)
-        at = (0, turn * width)
-        return (
-            jax.lax.dynamic_update_slice(logprobs, chunk_logprobs, at),
-            jax.lax.dynamic_update_slice(normalizers, normalizer, at),
-        )
-
-    zeros = jnp.zeros(order.shape, jnp.float32)
-    sorted_logprobs, normalizers = jax.lax.fori_loop(0, turns, project, (zeros, zeros))
-    logprobs = _unsort(order, sorted_logprobs, mask.shape[1])
-    return logprobs, (hidden, head, targets, order, counts, turns, normalizers)
+    nothing = jnp.zeros(order.shape, jnp.float32)
+    start = (jnp.full(order.shape, -jnp.inf, jnp.float32), nothing, nothing)
+    highest, total, target = _for_words(head, projection, over_words, start)
+    if projection.tensor is not None:
+        # Padding has no highest logit; its sums stay 0.
+        everywhere = jax.lax.pmax(highest, projection.tensor)
+        total = jax.lax.psum(jnp.where(total > 0, total * jnp.exp(highest - everywhere), 0.0), projection.tensor)
+        target, highest = jax.lax.psum(target, projection.tensor), everywhere
+    is_target = jnp.arange(order.size) < residuals.targets_first
+    normalizers = jnp.where(is_target, highest + jnp.log(jnp.where(is_target, total, 1.0)), 0.0)
+    logprobs = _unsort(order, jnp.where(is_target, target - normalizers, 0.0), mask.size)
+    logprobs = jnp.pad(logprobs.reshape(rows, length - 1), ((0, 0), (1, 0)))
+    return logprobs, residuals._replace(normalizers=normalizers)
 
 
-def _backward(softcap: float | None, width: int, residuals, cotangent):
-    hidden, head, targets, order, counts, turns, normalizers = residuals
-    words = jnp.arange(head.shape[0])
+def target_logprobs_vjp(
+    residuals: Residuals,
+    head: Float[Array, "V D"],
+    cotangent: Float32[Array, "B L"],
+    head_gradient: Float32[Array, "V D"],
+    projection: Projection,
+) -> tuple[Float[Array, "B L D"], Float32[Array, "V D"]]:
+    """The gradient of `target_logprobs` for `hidden`, and `head_gradient` with that for `head` added, in place.
 
-    def project(turn, carry):
-        d_hidden, d_head = carry
-        chunk_hidden, chunk_targets, chunk_cotangent = _chunk(order, turn, width, hidden, targets, cotangent)
-        normalizer = jax.lax.dynamic_slice_in_dim(normalizers, turn * width, width, axis=1)
-        logits = _logits(chunk_hidden, head, softcap)
-        # d logprob / d logits = onehot(target) - softmax(logits)
-        d_logits = (words == chunk_targets[..., None]) - jnp.exp(logits - normalizer[..., None])
-        d_logits *= jnp.where(_is_target(counts, turn, width), chunk_cotangent, 0.0)[..., None]
-        if softcap is not None:
-            d_logits *= 1.0 - jnp.square(logits / softcap)  # the derivative of tanh
-        d_logits = d_logits.astype(hidden.dtype)
-        chunk_d_hidden = _product("bcv,vd->bcd", d_logits, head.astype(hidden.dtype))
-        d_head += _product("bcv,bcd->vd", d_logits, chunk_hidden)
-        d_hidden = jax.lax.dynamic_update_slice(d_hidden, chunk_d_hidden.astype(hidden.dtype), (0, turn * width, 0))
-        return d_hidden, d_head
+    `head_gradient` has the shape of `head`: of a part, the gradient is the sum over the devices along `fsdp`.
+    """
+    rows, length = cotangent.shape
+    order, dtype = residuals.order, residuals.hidden.dtype
+    size = min(projection.chunk_tokens, rows * (length - 1))
+    is_target = jnp.arange(order.size) < residuals.targets_first
+    cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)
 
-    start = jnp.zeros((*order.shape, hidden.shape[-1]), hidden.dtype), jnp.zeros(head.shape, jnp.float32)
-    sorted_d_hidden, d_head = jax.lax.fori_loop(0, turns, project, start)
-    d_hidden = _unsort(order, sorted_d_hidden, hidden.shape[1])
-    return d_hidden, d_head.astype(head.dtype), None, None, None
+    def over_words(chunk, carry):
+        d_hidden, head_gradient = carry
+        start, kernel, fresh = _words(head, chunk, projection, dtype)
+
+        def over_tokens(turn, carry):
+            d_hidden, d_kernel = carry
+            at = turn * size
+            chunk_hidden, targets = _tokens(residuals, at, size)
+            normalizers = jax.lax.dynamic_slice_in_dim(residuals.normalizers, at, size)
+            factors = jax.lax.dynamic_slice_in_dim(cotangents, at, size)
+            logits = _logits(chunk_hidden, kernel, fresh, projection)
+            # d logprob / d logits = onehot(target) - softmax(logits)
+            d_logits = _is_target(targets, start, kernel, fresh) - jnp.exp(logits - normalizers[:, None])
+            d_logits *= factors[:, None]
+            if projection.softcap is not None:
+                # The derivative of tanh. Words of the chunk before stay at exactly 0.
+                slope = 1.0 - jnp.square(logits / projection.softcap)
+                d_logits *= jnp.where(jnp.isfinite(logits), slope, 0.0)
+            d_logits = d_logits.astype(dtype)
+            old = jax.lax.dynamic_slice_in_dim(d_hidden, at, size)
+            new = old + _product("cv,vd->cd", d_logits, kernel)
+            return jax.lax.dynamic_update_slice_in_dim(d_hidden, new, at, 0), d_kernel + _product(
+                "cv,cd->vd", d_logits, chunk_hidden
+            )
+
+        nothing = jnp.zeros(kernel.shape, jnp.float32)
+        d_hidden, d_kernel = _for_tokens(residuals, size, projection, over_tokens, (d_hidden, nothing))
+        if projection.fsdp is not None:
+            d_kernel = jax.lax.psum_scatter(d_kernel, projection.fsdp, scatter_dimension=1, tiled=True)
+        before = jax.lax.dynamic_slice_in_dim(head_gradient, start, kernel.shape[0])
+        return d_hidden, jax.lax.dynamic_update_slice_in_dim(head_gradient, before + d_kernel, start, 0)
+
+    start = (jnp.zeros(residuals.hidden.shape, jnp.float32), head_gradient)
+    d_hidden, head_gradient = _for_words(head, projection, over_words, start)
+    if projection.tensor is not None:
+        d_hidden = jax.lax.psum(d_hidden, projection.tensor)
+    d_hidden = _unsort(order, d_hidden.astype(dtype), rows * (length - 1))
+    return jnp.pad(d_hidden.reshape(rows, length - 1, -1), ((0, 0), (0, 1), (0, 0))), head_gradient
 
 
-_logprobs.defvjp(_forward, _backward)
+def _for_words(head: Array, projection: Projection, body, carry):
+    """`body(chunk, carry)` for every chunk of words."""
+    chunks = -(-head.shape[0] // projection.chunk_words)
+    if projection.unroll:
+        return functools.reduce(lambda carry, chunk: body(chunk, carry), range(chunks), carry)
+    return jax.lax.fori_loop(0, chunks, body, carry)
 
 
-def _targets_first(mask: Bool[Array, "B L"], width: int) -> tuple[Int[Array, "B P"], Int[Array, "B"]]:
-    """Each row's columns, targets first, filled up to a multiple of `width`; and how many of them are targets."""
-    order = jnp.argsort(~mask, axis=1, stable=True)
-    return jnp.pad(order, ((0, 0), (0, -mask.shape[1] % width))), jnp.sum(mask, axis=1)
+def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, carry):
+    """`body(turn, carry)` for every chunk of `size` tokens that has a target."""
+    if projection.unroll:
+        return functools.reduce(lambda carry, turn: body(turn, carry), range(residuals.order.size // size), carry)
+    return jax.lax.fori_loop(0, (residuals.targets_first + size - 1) // size, body, carry)
 
 
-def _is_target(counts: Int[Array, "B"], turn, width: int) -> Bool[Array, "B C"]:
-    return turn * width + jnp.arange(width) < counts[:, None]
+def _words(head: Array, chunk, projection: Projection, dtype: jnp.dtype) -> tuple[Array, Array, Bool[Array, "W"]]:
+    """One chunk of words: its first word's number, the head's rows for it, and which of them are not another's.
+
+    The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
+    """
+    size = min(projection.chunk_words, head.shape[0])
+    start = jnp.minimum(chunk * size, head.shape[0] - size)
+    kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size)).astype(dtype)
+    if projection.fsdp is not None:
+        kernel = jax.lax.all_gather(kernel, projection.fsdp, axis=1, tiled=True)
+    return start, kernel, start + jnp.arange(size) >= chunk * size
 
 
-def _chunk(order, turn, width: int, *arrays):
-    """Columns `order[:, turn * width : (turn + 1) * width]` of each array [B, L, ...]."""
-    columns = jax.lax.dynamic_slice_in_dim(order, turn * width, width, axis=1)
-    return tuple(
-        jnp.take_along_axis(array, columns.reshape(columns.shape + (1,) * (array.ndim - 2)), axis=1) for array in arrays
+def _tokens(residuals: Residuals, at, size: int) -> tuple[Float[Array, "C D"], Int[Array, "C"]]:
+    return (
+        jax.lax.dynamic_slice_in_dim(residuals.hidden, at, size),
+        jax.lax.dynamic_slice_in_dim(residuals.targets, at, size),
     )
 
 
-def _unsort(order: Int[Array, "B P"], values: Float[Array, "B P ..."], length: int) -> Float[Array, "B L ..."]:
-    """Undoes the order of `_targets_first`; the filling beyond `length` is dropped."""
-    inverse = jnp.argsort(order[:, :length], axis=1)
-    return jnp.take_along_axis(values, inverse.reshape(inverse.shape + (1,) * (values.ndim - 2)), axis=1)
+def _is_target(targets: Int[Array, "C"], start, kernel: Array, fresh: Bool[Array, "W"]) -> Bool[Array, "C W"]:
+    return (start + jnp.arange(kernel.shape[0]) == targets[:, None]) & fresh
 
 
-def _logits(hidden, head, softcap: float | None) -> Float[Array, "B C V"]:
-    logits = _product("bcd,vd->bcv", hidden, head.astype(hidden.dtype))
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+def _logits(hidden: Array, kernel: Array, fresh: Bool[Array, "W"], projection: Projection) -> Float32[Array, "C W"]:
+    logits = _product("cd,vd->cv", hidden, kernel)
+    if projection.softcap is not None:
+        logits = projection.softcap * jnp.tanh(logits / projection.softcap)
+    return jnp.where(fresh, logits, -jnp.inf)
 
 
-def _product(equation: str, left: Array, right: Array) -> Array:
+def _unsort(order: Int[Array, "P"], values: Float[Array, "P ..."], size: int) -> Float[Array, "size ..."]:
+    """Undoes the order that has targets first; the filling beyond `size` is dropped."""
+    return values[jnp.argsort(order[:size])]
+
+
+def _product(equation: str, left: Array, right: Array) -> Float32[Array, "..."]:
     """A product accumulated in float32; of float32 factors, not rounded to fewer bits as accelerators else do."""
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)

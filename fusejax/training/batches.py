@@ -1,6 +1,7 @@
 """From the loader's rows to arrays on the mesh."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,21 +15,21 @@ from fusejax.training.step import Microbatch
 
 
 class Batches:
-    """The run's batches. Every host makes its own rows; together they are global arrays, split over the mesh.
+    """The run's batches. Every host makes the rows that its devices hold; together they are global arrays.
+
+    Which global row holds what follows from the plan alone, so it is the same on any number of hosts; where on the
+    mesh a row lies is the mesh's matter, and several hosts make the same rows where `tensor` reaches over hosts.
 
     Args:
       rows: of a microbatch, over all hosts.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows: int):
-        self._config, self._data = config, data
+        self._config, self._data, self._rows = config, data, rows
         self._sharding = batch_sharding(mesh)
-        self._layout = {
-            "row_length": config.row_length,
-            "rows": rows,
-            "host_index": jax.process_index(),
-            "num_hosts": jax.process_count(),
-        }
+        parts = self._sharding.addressable_devices_indices_map((rows,)).values()
+        mine = sorted({row for index in parts if index for row in range(rows)[index[0]]})
+        self._layout: dict[str, Any] = {"row_length": config.row_length, "rows": rows, "mine": mine}
 
     def train(self, start_step: int, num_steps: int) -> Iterator[StepBatch]:
         """Steps `start_step` to `num_steps`, as on this host; `put` moves their microbatches to the devices."""
@@ -47,4 +48,8 @@ class Batches:
 
     def put(self, rows: Mapping[str, np.ndarray]) -> Microbatch:
         """This host's rows as part of global arrays."""
-        return {name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in rows.items()}
+        with jax.transfer_guard("allow"):  # with several hosts, JAX takes this copy for one that was not meant
+            return {
+                name: jax.make_array_from_process_local_data(self._sharding, array, (self._rows, *array.shape[1:]))
+                for name, array in rows.items()
+            }

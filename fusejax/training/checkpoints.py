@@ -2,24 +2,37 @@
 
 Each checkpoint `checkpoints/STEP/` has three items: `params`, `optimizer` (moments and step) and `metrics` (what the
 evaluation at that step said; empty without evaluation data). They are apart so that an export reads `params` alone.
-A checkpoint appears under its name only when it is complete; what a killed run left half-written is never seen.
+A checkpoint counts only when it is complete, which Orbax marks on disk by its name and in `gs://` by a file in it; what
+a killed run left half-written is never seen.
+
+With several hosts, all call everything here alike; the directory must be shared.
 """
 
+import contextlib
+import dataclasses
 import math
-from pathlib import Path
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from etils.epath.typing import PathLike
 
 from fusejax.cli import UserError, one_line
+from fusejax.files import absolute, is_remote
 from fusejax.training.state import Params, TrainState
 
+_CHUNK_BYTES = 2**26
+_DELETED = "deleted"
+"""Folder beside the checkpoints with those that are being deleted."""
 
-def complete_steps(output_dir: str | Path) -> list[int]:
+
+def complete_steps(output_dir: PathLike) -> list[int]:
     """The steps of all complete checkpoints, in order; nothing is opened or made."""
-    # What Orbax has not completed has a longer name than the step's number.
-    found = (Path(output_dir) / "checkpoints").glob("*")
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
+    found = (epath.Path(output_dir) / "checkpoints").glob("*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal() and ocp.utils.is_checkpoint_finalized(path))
 
 
 class Checkpoints:
@@ -28,17 +41,33 @@ class Checkpoints:
     Args:
       output_dir: the run's.
       keep: how many to keep; None opens them for reading only, and leaves alone what the run may be writing.
+      regular: of which steps a checkpoint counts in `keep`. One of another step, where a run was stopped, is kept until
+        the next one is complete: in the end there is no trace of the stop.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged.
     """
 
-    def __init__(self, output_dir: str | Path, *, keep: int | None = None):
-        self.directory = Path(output_dir).absolute() / "checkpoints"
+    def __init__(
+        self, output_dir: PathLike, *, keep: int | None = None, regular: Callable[[int], bool] = lambda step: True
+    ):
+        self.directory = absolute(output_dir) / "checkpoints"
+        if is_remote(self.directory):
+            from fusejax import gcs  # slow to import
+
+            gcs.check_bucket(self.directory)
+        self._writes = keep is not None
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=_LastRegular(keep, regular),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+                # Renamed before they are deleted: a crash must not leave half a checkpoint under its name. On disk
+                # only; in `gs://` what marks a checkpoint as complete is deleted like the rest.
+                todelete_subdir=_DELETED,
+            )
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory, options=options, item_names=("params", "optimizer", "metrics")
@@ -49,22 +78,41 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Starts saving and returns once the arrays are copied; a failure is raised by the next call of any method."""
-        self._manager.check_for_errors()
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.optimizer}),
-                metrics=ocp.args.JsonSave(metrics),
-            ),
-        )
+        """Starts saving and returns once the arrays are copied; what goes wrong later, `check` and `wait` raise.
+
+        Raises:
+          UserError: this checkpoint, or the one before, cannot be saved.
+        """
+        with self._saving():
+            self._manager.check_for_errors()
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params, save_args=_chunks(state.params)),
+                    optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.optimizer}),
+                    metrics=ocp.args.JsonSave(metrics),
+                ),
+            )
+
+    def check(self) -> None:
+        """Quickly finds out whether the saving in the background has failed; to be called every step.
+
+        Raises:
+          UserError: it has.
+        """
+        with self._saving():
+            self._manager.check_for_errors()
+        self._delete()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:  # with several hosts, others may be gone, and waiting for them never end
+            with contextlib.suppress(UserError):  # the exception at hand came first
+                self.close()
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""
@@ -82,6 +130,18 @@ class Checkpoints:
     def restore_params(self, abstract: Params, step: int) -> Params:
         """The parameters of one checkpoint, without the optimizer's moments being read."""
         return self._restore(step, params=ocp.args.StandardRestore(abstract)).params
+
+    def find_step(self, step: int | None) -> int:
+        """The step if there is a checkpoint of it; by default the best one's.
+
+        Raises:
+          UserError: there is none.
+        """
+        if step is None:
+            return self.best_step()
+        if step not in self.steps():
+            raise UserError(f"{self.directory}: no checkpoint of step {step}; there are {self.steps()}")
+        return step
 
     def metrics(self) -> dict[int, dict[str, Any]]:
         """What the evaluations of the kept checkpoints said, by step."""
@@ -108,10 +168,52 @@ class Checkpoints:
         return min(losses, key=lambda step: (losses[step], -step))
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: what went wrong in the background.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        self._delete()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of many types, from Orbax, tensorstore and the file system
+            raise UserError(f"{self.directory}: a checkpoint cannot be saved: {one_line(error)[:1000]}") from error
+
+    def _delete(self) -> None:
+        """Deletes what Orbax has put aside; not the folder itself, for Orbax may be about to put something there."""
+        if self._writes and jax.process_index() == 0 and not is_remote(self.directory):
+            for checkpoint in (self.directory / _DELETED).glob("*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastRegular:
+    """Which checkpoints stay: the newest, and the last `keep` of the regular ones; an Orbax `PreservationPolicy`."""
+
+    keep: int
+    regular: Callable[[int], bool]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*[step for step in steps if self.regular(step)][-self.keep :], *steps[-1:]}
+        return [step in kept for step in steps]
+
+
+def _chunks(params: Params) -> Any:
+    """How parameters are stored: each layer apart and in small chunks, so that an export can read them one by one."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if path[0].key == "blocks" else ()),
+        params,
+    )

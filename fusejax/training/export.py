@@ -1,44 +1,116 @@
-"""A run's checkpoint as a Hugging Face directory."""
+"""A run's checkpoint as a Hugging Face directory. It streams: no model is built, and no accelerator needed."""
 
-from pathlib import Path
+import functools
+from collections.abc import Iterable
+from typing import Any
 
-from flax import nnx
+import numpy as np
+import tensorstore
+from etils import epath
 
-from fusejax.cli import UserError
+from fusejax.cli import UserError, one_line
 from fusejax.data.chat import load_tokenizer
-from fusejax.distributed.mesh import one_device_mesh
+from fusejax.distributed.hosts import Hosts
+from fusejax.files import is_remote
 from fusejax.models import huggingface
+from fusejax.models.export_weights import Fetch
 from fusejax.models.generation_config import generation_config
+from fusejax.models.names import Parameter
+from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.start import StartingModel
 
+_PIECE_BYTES = 2**26
+"""About what is read at a time of a parameter that is not stacked."""
 
-def export(run_dir: str, output: str, *, step: int | None, dtype: str) -> None:
+
+def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Hosts | None = None) -> None:
     """Writes sharded safetensors, `config.json`, `generation_config.json` and the tokenizer's files.
 
     Args:
-      run_dir: the run's `output_dir`.
-      output: where to; must not exist, or be empty.
+      run_dir: the run's `output_dir`, on disk or in a bucket.
+      output: where to, on disk or in a bucket; must not exist, or be empty.
       step: the checkpoint; by default the one with the lowest evaluation loss, or without evaluations the newest.
       dtype: of the tensors written, `bfloat16` or `float32`.
+      hosts: those that all call this, and of which the first writes; by default there is this one alone.
 
     Raises:
-      UserError: `run_dir` holds no run or no such checkpoint; `output` is taken or cannot be written.
+      UserError: `run_dir` holds no run or no such checkpoint, or a damaged one; `output` is taken or cannot be written.
     """
-    if not Path(run_dir).is_dir():
+    if not epath.Path(run_dir).is_dir():
         raise UserError(f"--checkpoint {run_dir}: no such directory")
     run = StartingModel(run_dir)
     if not run.is_run:
         raise UserError(f"--checkpoint {run_dir}: no run of fusejax.train (it has no checkpoints/ and model/)")
-    huggingface.check_target(Path(output))
-    # Read in the dtype that is written: rounding once, here, is rounding the trained weights.
-    params = run.load(one_device_mesh(), dtype=dtype, step=step)
-    graph, _ = run.graph(param_dtype=dtype, compute_dtype=dtype)
-    huggingface.save(
-        nnx.merge(graph, params),
-        run.config,
-        output,
-        hf_config=huggingface.read_json(run.directory / "config.json"),
-        dtype=dtype,
-        tokenizer_from=run.directory,
-        generation_config=generation_config(run.directory, load_tokenizer(run.directory)),
+    huggingface.check_target(output)
+    with Checkpoints(run_dir) as checkpoints:  # Orbax opens them on all hosts together
+        step = checkpoints.find_step(step)
+        params = checkpoints.directory / str(step) / "params"
+    hosts = hosts or Hosts()
+    hosts.note(f"{run_dir}: exporting the checkpoint of step {step}")
+    hosts.lead(
+        lambda: huggingface.save(
+            # Rounding once, here, is rounding the trained weights.
+            StoredParameters(params, np.dtype(dtype)),
+            run.config,
+            output,
+            hf_config=huggingface.read_json(run.directory / "config.json"),
+            dtype=dtype,
+            tokenizer_from=run.directory,
+            generation_config=generation_config(run.directory, load_tokenizer(run.directory)),
+        )
     )
+
+
+class StoredParameters:
+    """The parameters of a checkpoint, read piece by piece where Orbax has stored them: see `export_weights.Source`.
+
+    Orbax can restore whole arrays alone, and a stacked parameter is as large as a fraction of the model. What it stores
+    is a plain TensorStore array for each parameter, named by its path, in one OCDBT database.
+
+    Args:
+      directory: the item of an Orbax checkpoint.
+      dtype: what the parameters are rounded to.
+    """
+
+    on_all_processes = False
+
+    def __init__(self, directory: epath.Path, dtype: np.dtype):
+        self._directory, self._dtype = directory, dtype
+        self._open = functools.cache(self._open_array)
+
+    def pieces(self, parameter: Parameter, block: int) -> Iterable[Fetch]:
+        if parameter.stacked:
+            yield lambda: self._read(parameter, block)
+            return
+        array = self._open(parameter)
+        # Whole chunks: TensorStore would decode one again for each part of it.
+        rows = array.chunk_layout.read_chunk.shape[0]
+        rows *= max(1, _PIECE_BYTES * array.shape[0] // (rows * array.dtype.numpy_dtype.itemsize * array.size))
+        for start in range(0, array.shape[0], rows):
+            yield functools.partial(self._read, parameter, slice(start, min(start + rows, array.shape[0])))
+
+    def _read(self, parameter: Parameter, index: int | slice) -> np.ndarray:
+        array = self._open(parameter)
+        try:
+            return array[index].read().result().astype(self._dtype, copy=False)
+        except ValueError as error:  # which is all that TensorStore raises
+            raise self._damaged(error) from error
+
+    def _open_array(self, parameter: Parameter) -> Any:
+        base = str(self._directory) if is_remote(self._directory) else f"file://{self._directory}"
+        database = {"driver": "ocdbt", "base": f"{base}/", "path": f"{parameter.path}/"}
+        try:
+            array = tensorstore.open({"driver": "auto", "kvstore": database}, read=True, open=True).result()
+        except ValueError as error:
+            raise self._damaged(error) from error
+        if array.shape != parameter.shape:
+            raise UserError(
+                f"{self._directory}: {parameter.path} has shape {array.shape}; config.json asks for {parameter.shape}"
+            )
+        return array
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self._directory.parent}: the checkpoint is damaged; delete it, or choose another --step "
+            f"({one_line(error)[:200]})"
+        )

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
+from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from fusejax.cli import UserError
@@ -33,7 +33,7 @@ def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **dat
     }
 
 
-def claim(output_dir: Path, config: TrainConfig, data: dict[str, str], *, resumes: bool) -> None:
+def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, resumes: bool) -> None:
     """Marks `output_dir` as this run's, or finds that it already is.
 
     A run that has no checkpoint yet (not `resumes`) has nothing to lose, and gives way to another.

@@ -6,21 +6,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+from etils.epath.typing import PathLike
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from fusejax.cli import UserError
-from fusejax.files import write_text
+from fusejax.files import is_remote, write_text
+from fusejax.training.mirror import Mirror
 
 
 class MetricsLog:
     """Writes the steps' metrics; a resumed run goes on as if it had never stopped."""
 
-    def __init__(self, output_dir: str | Path, *, start_step: int, num_steps: int, title: str):
-        path = Path(output_dir) / "metrics.jsonl"
-        _keep_steps(path, start_step)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(Path(output_dir) / "tensorboard"), purge_step=start_step + 1)
+    def __init__(self, output_dir: PathLike, *, start_step: int, num_steps: int, title: str):
+        target = epath.Path(output_dir)
+        self._mirror = Mirror(target) if is_remote(target) else None
+        folder = self._mirror.folder if self._mirror else Path(target)
+        write_text(folder / "metrics.jsonl", _logged(target / "metrics.jsonl", start_step))
+        self._file = (folder / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         self._progress = tqdm(total=num_steps, initial=start_step, desc=title, unit="step", dynamic_ncols=True)
         self._last_write = time.perf_counter()
 
@@ -56,18 +61,30 @@ class MetricsLog:
         self._progress.set_postfix_str(_postfix(metrics), refresh=False)
         self._progress.update()
 
+    def flush(self) -> None:
+        """Returns when all logged steps are in `output_dir`.
+
+        To be called before a checkpoint is saved: the run that goes on from there does not take these steps again.
+        """
+        self._board.flush()
+        if self._mirror:
+            self._mirror.upload()
+
     def close(self) -> None:
         self._file.close()
         self._board.close()
         self._progress.close()
+        if self._mirror:
+            self._mirror.close()
 
 
-def _keep_steps(path: Path, last_step: int) -> None:
-    """Drops what a killed run wrote after its last checkpoint, a torn last line included: those steps run again."""
-    if not path.exists():
-        return
+def _logged(path: epath.Path, last_step: int) -> str:
+    """The lines of an earlier attempt up to its last checkpoint: what it wrote after that, it takes again.
+
+    A torn last line is among those that are dropped.
+    """
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             step = json.loads(line)["step"]
         except ValueError:
@@ -75,7 +92,7 @@ def _keep_steps(path: Path, last_step: int) -> None:
         if step > last_step:
             break
         kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    return "".join(kept)
 
 
 def _postfix(metrics: dict[str, Any]) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from fusejax.config import TrainConfig
 from fusejax.data.loader import max_examples_per_row
-from fusejax.distributed.mesh import BATCH_AXES, axis_size
-from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated
+from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
+from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated, with_replicas
+from fusejax.models.attention import kernel_for
 from fusejax.models.config import DecoderConfig
 from fusejax.models.decoder import abstract_decoder
+from fusejax.training.network import Network
 from fusejax.training.optimizer import make_optimizer
 from fusejax.training.state import abstract_state, initializer
-from fusejax.training.step import Accumulator, accumulate, apply, make_loss, pair_logprobs
+from fusejax.training.step import Accumulator, Passes, apply, make_loss
 
 
 class Programs:
@@ -35,50 +36,49 @@ class Programs:
       reference: params, microbatch of pairs -> pair_ids and log-probabilities of chosen and rejected, on every device.
     """
 
-    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int):
+    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int, unroll: bool = False):
         self.mesh = mesh
         self.rows = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
-        graph, shapes = abstract_decoder(
-            model,
-            param_dtype=jnp.dtype(config.dtype.params),
-            compute_dtype=jnp.dtype(config.dtype.compute),
-            remat=config.remat,
-        )
+        dtypes = {"param_dtype": jnp.dtype(config.dtype.params), "compute_dtype": jnp.dtype(config.dtype.compute)}
+        _, shapes = abstract_decoder(model, **dtypes)
         optimizer = make_optimizer(config.optimizer, num_steps)
-        loss = make_loss(config.preference, mesh)
-        everywhere = replicated(mesh)
+        kernel = kernel_for(mesh.devices.flat[0].platform)
+        network = Network(model, mesh, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
+        passes = Passes(network, make_loss(config.preference), shapes, mesh)
 
         self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
         self.state = abstract_state(self.params, optimizer, mesh)
         self.microbatch = self._microbatch(config)
-        sums = jax.eval_shape(lambda params, rows: loss(nnx.merge(graph, params), rows), self.params, self.microbatch)
+        sums = jax.eval_shape(passes.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), self.params),
-            jax.tree.map(lambda x: _laid_out(x, everywhere), sums),
+            jax.tree.map(self._per_replica, self.params),
+            jax.tree.map(lambda x: self._per_part(x.dtype), sums),
         )
 
         def shardings(tree: Any) -> Any:
             return jax.tree.map(lambda x: x.sharding, tree)
 
         # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
-        state, accumulator = shardings(self.state), shardings(self.accumulator)
+        state, accumulator, everywhere = shardings(self.state), shardings(self.accumulator), replicated(mesh)
         self.init_state = jax.jit(initializer(optimizer), out_shardings=state, donate_argnums=0)
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
-        self.accumulate = jax.jit(
-            functools.partial(accumulate, loss, graph), donate_argnums=1, out_shardings=accumulator
-        )
+        self.accumulate = jax.jit(passes.accumulate, donate_argnums=1, out_shardings=accumulator)
         self.apply = jax.jit(
             functools.partial(apply, optimizer), donate_argnums=(0, 1), out_shardings=(state, accumulator, everywhere)
         )
-        self.evaluate = jax.jit(lambda params, rows: loss(nnx.merge(graph, params), rows), out_shardings=everywhere)
+        self.evaluate = jax.jit(passes.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.
-        self.reference = jax.jit(
-            lambda params, rows: (rows["pair_ids"], *pair_logprobs(nnx.merge(graph, params), rows, mesh)),
-            out_shardings=everywhere,
-        )
+        self.reference = jax.jit(passes.pair_logprobs, out_shardings=everywhere)
+
+    def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self.mesh, with_replicas(x.sharding.spec))
+        return jax.ShapeDtypeStruct((axis_size(self.mesh, REPLICAS), *x.shape), jnp.float32, sharding=sharding)
+
+    def _per_part(self, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((axis_size(self.mesh, BATCH_AXES),), dtype, sharding=batch_sharding(self.mesh))
 
     def _microbatch(self, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
         def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:

@@ -9,15 +9,15 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from fusejax.cli import UserError, one_line
-from fusejax.files import replacing
+from fusejax.files import local_copy, replacing
 from fusejax.training.batches import Batches
 from fusejax.training.programs import Programs
 from fusejax.training.state import Params
@@ -50,7 +50,7 @@ class Reference:
 
 
 def references(
-    path: Path,
+    path: epath.Path,
     identity: dict[str, str],
     programs: Programs,
     load_params: Callable[[], Params],
@@ -74,28 +74,31 @@ def references(
     params = load_params()
     found = {split: Reference.empty(size) for split, size in sizes.items()}
     for split, reference in found.items():
-        with tqdm(total=sizes[split], desc=f"reference, {split}", unit="pair", dynamic_ncols=True) as progress:
+        desc, quiet = f"reference, {split}", jax.process_index() > 0
+        with tqdm(total=sizes[split], desc=desc, unit="pair", dynamic_ncols=True, disable=quiet) as progress:
             for rows in batches.once(split):
-                reference.fill(*jax.device_get(programs.reference(params, batches.put(rows))))
-                progress.update(int((rows["pair_ids"] >= 0).sum()))
+                pair_ids, chosen, rejected = jax.device_get(programs.reference(params, batches.put(rows)))
+                reference.fill(pair_ids, chosen, rejected)
+                progress.update(int((pair_ids >= 0).sum()))
         broken = int((~np.isfinite(reference.chosen + reference.rejected)).sum())
         if broken:
             raise UserError(
                 f"reference pass: the starting model gives {broken} of {sizes[split]} {split} pairs no finite "
                 "log-probability; its weights are damaged, or too large for dtype.compute"
             )
-    save(path, identity, found)
+    if jax.process_index() == 0:  # all have found the same
+        save(path, identity, found)
     return found
 
 
-def save(path: Path, identity: dict[str, str], found: dict[str, Reference]) -> None:
+def save(path: epath.Path, identity: dict[str, str], found: dict[str, Reference]) -> None:
     arrays = {f"{split}.chosen": reference.chosen for split, reference in found.items()}
     arrays |= {f"{split}.rejected": reference.rejected for split, reference in found.items()}
     with replacing(path) as file:
         np.savez(file, identity=np.array(json.dumps(identity)), **arrays)  # type: ignore[arg-type]  # as in tokens.py
 
 
-def load(path: Path, identity: dict[str, str]) -> dict[str, Reference]:
+def load(path: epath.Path, identity: dict[str, str]) -> dict[str, Reference]:
     """Reads the sidecar.
 
     Args:
@@ -105,7 +108,7 @@ def load(path: Path, identity: dict[str, str]) -> dict[str, Reference]:
       UserError: the file is damaged, or was computed from anything else; the line names what differs.
     """
     try:
-        with np.load(path) as file:
+        with local_copy(path) as local, np.load(local) as file:
             found = json.loads(str(file["identity"]))
             arrays = {name: file[name] for name in file.files if name != "identity"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

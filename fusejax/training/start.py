@@ -1,17 +1,17 @@
 """Where a run's parameters come from: a Hugging Face checkpoint, or the checkpoints of another run."""
 
 import hashlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from fusejax.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
 from fusejax.models import huggingface
-from fusejax.models.decoder import Remat, abstract_decoder
+from fusejax.models.decoder import abstract_decoder
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 
@@ -28,16 +28,16 @@ class StartingModel:
 
     def __init__(self, source: str):
         self.source = source
-        self.is_run = (Path(source) / "checkpoints").is_dir() and (Path(source) / "model").is_dir()
-        self.directory = Path(source) / "model" if self.is_run else huggingface.resolve(source)
-        """Holds `config.json` and the tokenizer; of a Hugging Face checkpoint, the weights too."""
+        path = epath.Path(source)
+        self.is_run = (path / "checkpoints").is_dir() and (path / "model").is_dir()
+        self._checkpoint = None if self.is_run else huggingface.find(source)
+        self.directory = self._checkpoint.files if self._checkpoint else huggingface.local_files(path / "model")
+        """On disk, with `config.json` and the tokenizer."""
         self.config = huggingface.read_config(self.directory)
 
-    def graph(self, *, param_dtype: str, compute_dtype: str, remat: Remat = "none") -> tuple[nnx.GraphDef, Params]:
+    def graph(self, *, param_dtype: str, compute_dtype: str) -> tuple[nnx.GraphDef, Params]:
         """The decoder without arrays: its graph, and its parameters as shapes."""
-        return abstract_decoder(
-            self.config, param_dtype=jnp.dtype(param_dtype), compute_dtype=jnp.dtype(compute_dtype), remat=remat
-        )
+        return abstract_decoder(self.config, param_dtype=jnp.dtype(param_dtype), compute_dtype=jnp.dtype(compute_dtype))
 
     def load(self, mesh: Mesh, *, dtype: str, step: int | None = None) -> Params:
         """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.
@@ -45,13 +45,13 @@ class StartingModel:
         Raises:
           UserError: the weights are damaged, or are not those of the architecture; no such step.
         """
-        if not self.is_run:
-            decoder = huggingface.load(
-                str(self.directory),
-                param_dtype=jnp.dtype(dtype),
+        if self._checkpoint:
+            return huggingface.load_parameters(
+                self._checkpoint.weights,
+                self.config,
+                dtype=jnp.dtype(dtype),
                 shardings=lambda name, shape: parameter_sharding(name, shape, mesh),
             )
-            return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
         _, shapes = self.graph(param_dtype=dtype, compute_dtype=dtype)
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -59,10 +59,7 @@ class StartingModel:
             parameter_shardings(shapes, mesh),
         )
         with Checkpoints(self.source) as checkpoints:
-            steps = checkpoints.steps()
-            if step is not None and step not in steps:
-                raise UserError(f"{self.source}: no checkpoint of step {step}; there are {steps}")
-            step = checkpoints.best_step() if step is None else step
+            step = checkpoints.find_step(step)
             note(f"{self.source}: reading the checkpoint of step {step}")
             return checkpoints.restore_params(abstract, step)
 

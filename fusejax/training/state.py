@@ -10,9 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from fusejax.distributed.sharding import parameter_shardings, replicated
-
-Params = dict[str, Any]
-"""A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
+from fusejax.training.network import Params
 
 
 class TrainState(NamedTuple):

@@ -8,16 +8,16 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from fusejax.cli import UserError, one_line
 from fusejax.data.examples import Rejection, Tokenized
-from fusejax.files import replacing
+from fusejax.files import local_copy, replacing
 
 
-def save(path: Path, identity: dict[str, str], tokenized: Tokenized) -> None:
+def save(path: epath.Path, identity: dict[str, str], tokenized: Tokenized) -> None:
     """Keeps a split's tokens, together with what they were made from."""
     fields = {field.name: getattr(tokenized, field.name) for field in dataclasses.fields(tokenized)}
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
@@ -27,7 +27,7 @@ def save(path: Path, identity: dict[str, str], tokenized: Tokenized) -> None:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
 
-def load(path: Path, identity: dict[str, str]) -> Tokenized | None:
+def load(path: epath.Path, identity: dict[str, str]) -> Tokenized | None:
     """The tokens kept at `path`; None if there are none, or if they were made from anything else.
 
     Raises:
@@ -36,7 +36,7 @@ def load(path: Path, identity: dict[str, str]) -> Tokenized | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as file:
+        with local_copy(path) as local, np.load(local) as file:
             header = json.loads(str(file["header"]))
             if header.pop("identity") != identity:
                 return None

@@ -95,7 +95,7 @@ def test_train_batches(problem):
     assert set(np.bincount(seen, minlength=len(data))) <= {2, 3}
 
     # The hosts' shares put together are the whole, and all hosts tell the same counts.
-    hosts = [list(train_batches(data, **options, host_index=i, num_hosts=num_hosts)) for i in range(num_hosts)]
+    hosts = [list(train_batches(data, **options, mine=rows)) for rows in shares_of(options["rows"], num_hosts)]
     for batch, *shares in zip(batches, *hosts, strict=True):
         assert {(s.step, s.examples, s.tokens, s.target_tokens) for s in shares} == {
             (batch.step, batch.examples, batch.tokens, batch.target_tokens)
@@ -118,8 +118,12 @@ def test_eval_batches(problem):
     examples = list(sequences(data, batches))
     assert sorted(examples) == sorted(list(range(len(data))) * data.sequences_per_example)
     assert all(batch["tokens"].shape == (options["rows"], options["row_length"]) for batch in batches)
-    hosts = [list(eval_batches(data, **options, host_index=i, num_hosts=num_hosts)) for i in range(num_hosts)]
+    hosts = [list(eval_batches(data, **options, mine=rows)) for rows in shares_of(options["rows"], num_hosts)]
     assert_equal(batches, [join(parts) for parts in zip(*hosts, strict=True)])
+
+
+def shares_of(rows: int, num_hosts: int) -> list[range]:
+    return [range(i * rows // num_hosts, (i + 1) * rows // num_hosts) for i in range(num_hosts)]
 
 
 def join(parts):
@@ -162,9 +166,3 @@ def test_a_failure_is_no_end(monkeypatch, error):
     with pytest.raises((error, RuntimeError)) as caught:
         list(batches)
     assert "disk on fire" in f"{caught.value} {caught.value.__cause__}"
-
-
-def test_uneven_hosts():
-    data = tokenized([4] * 4)
-    with pytest.raises(ValueError, match="3 rows cannot be shared evenly by 2 hosts"):
-        next(train_batches(data, batch_size=2, row_length=8, seed=0, rows=3, num_steps=1, num_hosts=2))

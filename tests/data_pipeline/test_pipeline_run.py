@@ -146,7 +146,12 @@ def test_a_failing_reward_is_counted(config: Path, tmp_path: Path):
         ),
         ("run", "selection.chinese.source=cool", "'cool' is none of the sources with the domain chinese"),
         ("run", "scorers.math.correctness=null", "scorers.math.correctness: input should be 'math_verify' or 'code'"),
-        ("run", "output_dir=gs://bucket/data", "output_dir: gs://bucket/data: remote storage is not supported yet"),
+        ("run", "output_dir=s3://bucket/data", "output_dir: s3://bucket/data is neither a local path nor gs://BUCKET"),
+        (
+            "run",
+            "sources=[{name: a, model: gs://b/m}]",
+            "sources.0.model: gs://b/m: samplers read checkpoints from disk",
+        ),
         ("run", "scorers.chinese.reward=no_such_module:f", "scorers.chinese.reward: cannot import 'no_such_module'"),
         ("run", "sources=[{name: gone, model: /no/such/model}]", "model /no/such/model: no such directory"),
         ("prompts", "output_dir=/dev/null/out", "cannot be made: Not a directory"),

@@ -171,35 +171,6 @@ def without_values(config: DecoderConfig, **options) -> tuple[nnx.GraphDef, nnx.
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), **options)), nnx.Param)
 
 
-@pytest.fixture(scope="module")
-def remat_results():
-    """Loss, gradients and temporary bytes of the training step for each choice."""
-    inputs = rows_alone(128)
-    inputs = (inputs[0] % 64, *inputs[1:])
-    params = nnx.state(huggingface.init(small()), nnx.Param)
-    results = {}
-    for remat in ("none", "dots", "full"):
-        graphdef, _ = without_values(small(), remat=remat)
-        step = jax.jit(jax.value_and_grad(lambda params, g=graphdef: loss_of(nnx.merge(g, params), *inputs)))
-        compiled = step.lower(params).compile()
-        results[remat] = (*compiled(params), compiled.memory_analysis().temp_size_in_bytes)
-    return results
-
-
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(remat, remat_results):
-    loss, gradients, _ = remat_results["none"]
-    other_loss, other_gradients, _ = remat_results[remat]
-    assert float(loss) == pytest.approx(float(other_loss), rel=1e-6)
-    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
-
-
-def test_remat_saves_memory(remat_results):
-    none, dots, full = (remat_results[remat][2] for remat in ("none", "dots", "full"))
-    assert full < dots < none
-
-
 def test_compiled_program_does_not_grow_with_depth():
     def program(num_layers: int) -> int:
         graphdef, params = without_values(small(num_layers))

@@ -126,7 +126,9 @@ def test_a_damaged_checkpoint_is_named(original, tmp_path):
     shutil.copytree(original / "run", run)
     for file in (run / "checkpoints" / "2" / "params" / "d").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match="checkpoint 2 is damaged; delete it to go on from the one before"):
+    with pytest.raises(
+        UserError, match="checkpoints/2: the checkpoint is damaged; delete it, or choose another --step"
+    ):
         export(str(run), str(tmp_path / "hf"), step=2, dtype="float32")
     assert not (tmp_path / "hf").exists()
     (run / "checkpoints" / "1" / "metrics" / "metrics").write_text("{")
@@ -143,7 +145,7 @@ def test_reading_changes_nothing(original, tmp_path, capsys):
     before = sorted(run.rglob("*"))
     export(str(run), str(tmp_path / "hf"), step=1, dtype="bfloat16")
     assert sorted(run.rglob("*")) == before
-    assert "reading the checkpoint of step 1" in capsys.readouterr().err
+    assert "exporting the checkpoint of step 1" in capsys.readouterr().err
     tokenizer = make_tokenizer()
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text()) == {
         "eos_token_id": tokenizer.eos_token_id,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from transformers import AutoModelForCausalLM
 
 from fusejax.config import OptimizerConfig, PreferenceConfig
@@ -15,24 +14,33 @@ from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import tokenize
 from fusejax.data.loader import assemble
 from fusejax.data.records import open_shards
-from fusejax.distributed.mesh import make_mesh
+from fusejax.distributed.mesh import one_device_mesh
+from fusejax.training.network import Network
 from fusejax.training.optimizer import make_optimizer, make_schedule
 from fusejax.training.start import StartingModel
 from fusejax.training.state import TrainState, initializer
-from fusejax.training.step import Accumulator, accumulate, apply, make_loss, pair_logprobs
+from fusejax.training.step import Accumulator, Passes, apply, make_loss
 from tests.tiny_runs import run_config
 
 
 class Setup:
-    def __init__(self, world, task):
+    def __init__(self, world, task, **preference):
         config = run_config(world, world / "unused", task)
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = one_device_mesh()
         start = StartingModel(config.model)
-        self.graph, _ = start.graph(param_dtype="float32", compute_dtype="float32")
         self.params = start.load(self.mesh, dtype="float32")
+        self.network = Network(
+            start.config,
+            self.mesh,
+            param_dtype=jnp.dtype("float32"),
+            compute_dtype=jnp.dtype("float32"),
+            remat="none",
+        )
         tokenizer = load_tokenizer(start.directory)
         self.data = tokenize(open_shards(config.data.train), tokenizer, max_length=64)
-        self.loss = make_loss(config.preference, self.mesh)
+        if preference:
+            config = config.model_copy(update={"preference": PreferenceConfig(**preference)})
+        self.passes = Passes(self.network, make_loss(config.preference), self.params, self.mesh)
 
     def gradients(self, microbatches):
         """Mean gradients and sums of a batch given as microbatches, each a list of rows of examples."""
@@ -45,10 +53,10 @@ class Setup:
                 batch["reference_chosen"] = np.where(filled, -20.0 - batch["pair_ids"] % 5, 0).astype(np.float32)
                 batch["reference_rejected"] = np.where(filled, -40.0 + batch["pair_ids"] % 3, 0).astype(np.float32)
             if total is None:
-                sums = jax.eval_shape(lambda b=batch: self.loss(nnx.merge(self.graph, self.params), b))
-                total = Accumulator(*jax.tree.map(lambda x: jnp.zeros(x.shape), (self.params, sums)))
-            total = accumulate(self.loss, self.graph, self.params, total, batch)
-        return jax.tree.map(lambda x: x / total.sums["count"], total)
+                sums = jax.eval_shape(self.passes.evaluate, self.params, batch)
+                total = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), Accumulator(self.params, sums))
+            total = jax.jit(self.passes.accumulate)(self.params, total, batch)
+        return jax.tree.map(lambda x: x[0] / total.sums["count"][0], total)
 
 
 @pytest.mark.parametrize("task", ["sft", "dpo"])
@@ -80,9 +88,9 @@ def test_sft_loss_is_that_of_transformers(world):
 
 def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
     setup = Setup(world, "dpo")
-    decoder = nnx.merge(setup.graph, setup.params)
-    alone = [pair_logprobs(decoder, assemble(setup.data, [[i]], 128), setup.mesh) for i in range(4)]
-    packed = pair_logprobs(decoder, assemble(setup.data, [[2, 0], [3, 1], []], 512), setup.mesh)
+    pass_ = jax.jit(setup.passes.pair_logprobs)
+    alone = [pass_(setup.params, assemble(setup.data, [[i]], 128))[1:] for i in range(4)]
+    packed = pass_(setup.params, assemble(setup.data, [[2, 0], [3, 1], []], 512))[1:]
     for side in range(2):
         expected = [[alone[2][side][0, 0], alone[0][side][0, 0]], [alone[3][side][0, 0], alone[1][side][0, 0]]]
         np.testing.assert_allclose(packed[side][:2, :2], np.array(expected), rtol=1e-5)
@@ -92,12 +100,11 @@ def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
 
 @pytest.mark.parametrize("length_normalized", [False, True])
 def test_dpo_starts_at_log_2(world, length_normalized):
-    setup = Setup(world, "dpo")
+    setup = Setup(world, "dpo", beta=10.0, length_normalized=length_normalized)
     batch = dict(assemble(setup.data, [[0, 1], [2]], 256))
-    chosen, rejected = pair_logprobs(nnx.merge(setup.graph, setup.params), batch, setup.mesh)
+    _, chosen, rejected = setup.passes.pair_logprobs(setup.params, batch)
     batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
-    loss = make_loss(PreferenceConfig(beta=10.0, length_normalized=length_normalized), setup.mesh)
-    sums = loss(nnx.merge(setup.graph, setup.params), batch)
+    sums = setup.passes.evaluate(setup.params, batch)
     assert float(sums["count"]) == 3
     assert float(sums["loss"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
 
@@ -120,9 +127,10 @@ def test_adamw_and_clipping_agree_with_torch():
         theirs.grad = torch.tensor(gradient)
         torch.nn.utils.clip_grad_norm_([theirs], 1.0)
         optimizer.step()
-        sums = {"count": jnp.float32(2), "loss": jnp.float32(1)}
-        # The step divides the summed gradient by the count.
-        state, zeroed, metrics = apply(transformation, state, Accumulator({"w": jnp.asarray(2 * gradient)}, sums))
+        # Two replicas of the parameters, and four parts of the rows. The step divides the sums by the count.
+        sums = {"count": jnp.full(4, 0.5), "loss": jnp.full(4, 0.25)}
+        gradients_ = {"w": jnp.stack([1.5 * gradient, 0.5 * gradient])}
+        state, zeroed, metrics = apply(transformation, state, Accumulator(gradients_, sums))
         assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
         assert float(metrics["loss"]) == 0.5
         assert not np.any(zeroed.gradients["w"])

@@ -1,0 +1,334 @@
+"""The hosts of a run: how they find each other, agree on what they do, and end together.
+
+Every host runs the same command. JAX's coordination service, which lives on host 0, carries a few short texts between
+them. Each host says there every two seconds that it is alive, and looks at what the others say, in a thread of its own:
+the main thread may be deep in a collective that will never end. So a host that ends, for whatever reason, takes the
+others along, and they tell which it was.
+
+| exit status | meaning | the same command again |
+|---|---|---|
+| 0 | the run is complete | says so |
+| 2 | a mistake of the user's, found by any host | fails alike |
+| 1 | an exception on any host | probably fails alike |
+| `HOST_LOST` | another host died or cannot be reached | goes on from the last checkpoint |
+| `STOPPED` | SIGTERM; a checkpoint of the last step was saved | goes on as if nothing had happened |
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import jax
+from jax._src import cloud_tpu_init  # JAX has no public way to ask whether TPUs are attached without starting them,
+from jax._src import distributed as jax_distributed  # nor to the coordination service; Orbax uses the same
+
+from fusejax.cli import UserError, note, one_line
+
+STOPPED = 75
+"""Exit status of a run that SIGTERM ended: EX_TEMPFAIL of sysexits.h."""
+HOST_LOST = 69
+"""Exit status of a host that ended because another did: EX_UNAVAILABLE of sysexits.h."""
+BEAT_SECONDS = 2.0
+LOST_SECONDS = 20.0
+"""A host that has not said for so long that it is alive, is not."""
+
+_JAX_TIMEOUT = 100
+"""For JAX's own heartbeats, in seconds: it aborts the others after a good half of them, without our line, so it must be
+well behind our watch, and is for the case that this is stuck."""
+_FOREVER = 7 * 24 * 3600 * 1000
+"""Milliseconds to wait for a host that is alive, and may be busy with what it alone does."""
+_FAREWELL_SECONDS = 10.0
+"""So long host 0, and the coordination service with it, outlives a failure for the others to hear of it."""
+
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """SIGTERM asked the run to stop, and it has saved where it was; the text says where."""
+
+
+class Hosts:
+    """This host and the others; made by `join`, or without arguments for a run on one host alone.
+
+    Attributes:
+      index: this host's; host 0 writes what there is one of.
+      count: how many there are.
+    """
+
+    def __init__(self, client: Any = None, index: int = 0, count: int = 1):
+        self.index, self.count = index, count
+        self._client = client
+        self._leads = 0
+        self._sigterm = threading.Event()
+        self._saves_steps = False
+        self._asked = False
+        self._closed = threading.Event()
+        self._ending = threading.Lock()
+        if client is not None:
+            self._set(f"name/{index}", f"host {index} ({socket.gethostname()}, process {os.getpid()})")
+            threading.Thread(target=self._watch, name="hosts", daemon=True).start()
+
+    def lead(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on host 0, which alone calls it while the others wait; must be JSON, and short."""
+        if self._client is None:
+            return work()
+        self._leads += 1
+        key = f"lead/{self._leads}"
+        if self.index == 0:
+            result = work()
+            self._set(key, json.dumps(result))
+            return result
+        return json.loads(self._client.blocking_key_value_get(_ROOT + key, _FOREVER))
+
+    def same(self, what: str, value: str) -> None:
+        """Makes sure that the hosts agree.
+
+        Args:
+          what: names it in the error, such as "the configuration".
+          value: must be the same on all hosts.
+
+        Raises:
+          UserError: this host's differs from host 0's.
+        """
+        if self.lead(lambda: value) != value:
+            raise UserError(f"{what} on host {self.index} differs from host 0's")
+
+    def note(self, text: str) -> None:
+        """Tells what all hosts know, once."""
+        if self.index == 0:
+            note(text)
+
+    def stops_after(self, step: int) -> bool:
+        """Whether SIGTERM has reached any host, so that step `step` must be the last one: alike on all hosts.
+
+        To be asked before each step is started, the steps counted one by one; and step `step - 2` must be complete on
+        the devices. That is what makes the answers alike: the host that got the signal announces, before its step s,
+        that step s + 2 is the last; and no host asks about that one before all have started step s.
+        """
+        self._saves_steps = True
+        if self._client is None:
+            return self._sigterm.is_set()
+        if self._sigterm.is_set() and not self._asked:
+            self._asked = True
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host got the signal, too, and was faster
+                self._set("stop/after", str(step + 2))
+        return self._all("stop/") == [(f"{_ROOT}stop/after", str(step))]
+
+    # How a host ends.
+
+    def close(self) -> None:
+        """Waits until every host is done, and parts from them."""
+        if self._client is not None:
+            self._client.wait_at_barrier(_ROOT + "done", _FOREVER)
+            self._closed.set()
+            jax.distributed.shutdown()
+
+    def leave(self, status: int, text: str) -> NoReturn:
+        """Ends this process at once, and with it all others: they give the same status, and `text` as the reason.
+
+        Not by an exception: other threads may be stuck, and JAX would wait at exit for hosts that never come.
+        """
+        self._end(status, text, f"host {self.index}: {text}")
+
+    def await_verdict(self) -> None:
+        """Ends this process if another host is found to have ended; returns if all are still there."""
+        if self._client is not None:
+            time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
+
+    def sigterm(self) -> None:
+        """What SIGTERM does, called by the thread that listens for it: the main thread may be busy."""
+        if self._saves_steps:
+            self._sigterm.set()
+        else:
+            self.leave(STOPPED, "stopped by SIGTERM before the first step; the same command starts again")
+
+    def _watch(self) -> None:
+        """Says that this host is alive, and looks whether the others are."""
+        heard = {index: ("", time.monotonic()) for index in range(self.count)}
+        beat = 0
+        while not self._closed.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self._client.key_value_set(f"{_ROOT}alive/{self.index}", str(beat), True)
+                ended, alive = self._all("end/"), dict(self._all("alive/"))
+            except jax.errors.JaxRuntimeError:
+                continue  # host 0 is gone: `_say_who_aborted` tells
+            if self._closed.is_set():
+                return
+            for _, end in ended:
+                told = json.loads(end)
+                self._end(told["status"], told["text"], told["text"])
+            now = time.monotonic()
+            for index, (last, since) in heard.items():
+                value = alive.get(f"{_ROOT}alive/{index}", "")
+                if value != last:
+                    heard[index] = value, now
+                elif now - since > LOST_SECONDS:
+                    name = dict(self._all("name/")).get(f"{_ROOT}name/{index}", f"host {index}")
+                    text = f"{name} died or cannot be reached: no sign of life for {now - since:.0f} s"
+                    self._end(HOST_LOST, text, text)
+
+    def _end(self, status: int, text: str, to_others: str) -> NoReturn:
+        while not self._ending.acquire(timeout=60):
+            pass  # another thread is at it
+        _tell(status, text)
+        if self._client is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._set(f"end/{self.index}", json.dumps({"status": status, "text": to_others}))
+                deadline = time.monotonic() + _FAREWELL_SECONDS
+                while self.index == 0 and len(self._all("end/")) < self.count and time.monotonic() < deadline:
+                    time.sleep(0.2)
+        _exit(status)
+
+    def _set(self, key: str, value: str) -> None:
+        self._client.key_value_set(_ROOT + key, value)
+
+    def _all(self, prefix: str) -> list[tuple[str, str]]:
+        return self._client.key_value_dir_get(_ROOT + prefix)
+
+
+@contextlib.contextmanager
+def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Iterator[Hosts]:
+    """Finds the other hosts and stays with them until the block ends; to be called before JAX computes anything.
+
+    SIGTERM and exceptions in the block end the process as the table above says, here and on all other hosts.
+
+    Args:
+      coordinator: HOST:PORT of host 0, where its port is free; by default the hosts of a TPU pod find each other, and
+        any other machine is alone.
+      count: how many hosts there are; needed with `coordinator`, and only then, as is
+      index: which of them this is, from 0.
+
+    Raises:
+      UserError: of the arguments some are missing; the hosts do not find each other. On a host alone, also the block's.
+    """
+    listener = _Listener()  # before the wait for the others
+    hosts = Hosts(*_connect(coordinator, count, index))
+    listener.call(hosts.sigterm)
+    try:
+        yield hosts
+        hosts.close()
+    except Stopped as stopped:
+        note(str(stopped))
+        hosts.close()
+        sys.exit(STOPPED)
+    except KeyboardInterrupt:
+        hosts.leave(128 + signal.SIGINT, "interrupted")
+    except Exception as error:
+        if hosts.count == 1:
+            raise
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        if _may_be_anothers(error):
+            hosts.await_verdict()
+        hosts.leave(2 if isinstance(error, UserError) else 1, _describe(error))
+
+
+_ROOT = "fusejax/"
+
+
+class _Listener:
+    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library."""
+
+    def __init__(self) -> None:
+        self._action: Callable[[], None] = lambda: _exit(STOPPED)
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True).start()
+
+    def call(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def _listen(self, pipe: int) -> None:
+        while received := os.read(pipe, 1):
+            if received[0] == signal.SIGTERM:
+                self._action()
+
+
+def _connect(coordinator: str | None, count: int | None, index: int | None) -> tuple[Any, int, int]:
+    """The coordination service's client, and which of how many hosts this is."""
+    given = (coordinator, count, index)
+    if (coordinator is None and given != (None, None, None)) or (coordinator is not None and None in given):
+        raise UserError("--coordinator, --num-hosts and --host-index are given together, or none of them")
+    if coordinator is None and not _on_tpu_pod():
+        return None, 0, 1
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(f"--host-index {index}: with --num-hosts {count} it is from 0 to {count - 1}")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator {coordinator}: expected HOST:PORT")
+    # On CPU; elsewhere it has no effect.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_JAX_TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"--coordinator {coordinator}" if coordinator else "this TPU pod"
+        raise UserError(f"{where}: the hosts do not find each other: {one_line(error)}") from error
+    state = jax_distributed.global_state
+    if state.process_id > 0 and state.coordinator_address:
+        _say_who_aborted(state.coordinator_address)
+    return state.client, state.process_id, state.num_processes
+
+
+def _on_tpu_pod() -> bool:
+    """Whether TPUs are attached; JAX then asks the environment (GKE) or the metadata server (TPU VMs) for the pod."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return cloud_tpu_init.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms.split(","))
+
+
+def _say_who_aborted(coordinator: str) -> None:
+    """Makes an abort tell that host 0 is gone, if it is.
+
+    JAX aborts the process within milliseconds when host 0 ends, and there is no other way to learn of it before.
+    """
+
+    def on_abort(number: int) -> None:
+        address, _, port = coordinator.rpartition(":")
+        try:
+            socket.create_connection((address.strip("[]"), int(port)), timeout=5).close()
+        except OSError:
+            _tell(HOST_LOST, f"host 0 ({coordinator}) died or cannot be reached")
+            _exit(HOST_LOST)
+
+    global _on_abort
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+_on_abort: Any = None  # kept from the garbage collector
+
+
+def _may_be_anothers(error: Exception) -> bool:
+    """Whether an exception may follow from another host's end: JAX's and the collectives' own, also as a cause."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, jax.errors.JaxRuntimeError) or "Gloo" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _tell(status: int, text: str) -> None:
+    # Below a progress bar, if there is one.
+    note(f"\n{text}" if status == STOPPED else f"\nerror: {text}")
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,106 @@
+"""How long a program runs on a chip, and what part of the chip's power that uses.
+
+XLA's cost analysis counts the body of a loop once, and the layers are a loop. So a program is compiled for two shallow
+models with all loops unrolled, and what a layer adds is read off the difference.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+from fusejax.models.config import DecoderConfig
+from fusejax.planning.compile import Cost
+from fusejax.planning.topology import Chip
+
+# A fused attention kernel, as a compiled program calls it.
+_KERNEL = re.compile(r"%splash_mha_(fwd|dkv)\S* = (.*?) custom-call\(")
+_SHAPE = re.compile(r"\[([\d,]+)\]")
+# Matrix products for each pair of a query and a key: scores and mixture forwards; backwards scores again, and the
+# gradients of weights, values, keys and queries.
+_PRODUCTS = {"fwd": 2, "dkv": 5}
+# The kernel works on blocks of so many queries and keys, and skips those of which no pair is visible.
+_BLOCK = 512
+
+
+def shallow_depths(model: DecoderConfig) -> tuple[int, ...]:
+    """Layers of the models to extrapolate from: whole blocks, 2 and 4 layers if it can be; or all that there are."""
+    block = len(model.pattern)
+    few = block * max(1, 2 // block)
+    return (few, 2 * few) if model.num_layers > 2 * few else (model.num_layers,)
+
+
+def with_layers(model: DecoderConfig, layers: int) -> DecoderConfig:
+    """The same model with its first `layers` layers only."""
+    return dataclasses.replace(model, windows=model.windows[:layers])
+
+
+def extrapolate(costs: Sequence[Cost], model: DecoderConfig) -> Cost:
+    """The cost for all layers of `model` from those at each of `shallow_depths`."""
+    if len(costs) == 1:
+        return costs[0]
+    few, more = shallow_depths(model)
+    low, high = costs
+    return low + (high + low * -1) * ((model.num_layers - few) / (more - few))
+
+
+def attention_flops(program: str, model: DecoderConfig) -> float:
+    """FLOPs on a chip of the fused attention kernels in a compiled program: the compiler knows nothing of them.
+
+    Args:
+      program: the compiled program's text.
+      model: whose windows the layers have.
+    """
+    total = 0.0
+    for kind, results in _KERNEL.findall(program):
+        shapes = [tuple(map(int, shape.split(","))) for shape in _SHAPE.findall(results)]
+        # The largest result is the mixture [rows, heads, length, width]; or, of the backward kernel, the gradient of
+        # queries from each block of keys, which adds an axis after the rows. Where there is one row, it has no axis.
+        largest = max(shapes, key=math.prod)
+        *_, heads, length, width = largest
+        rows = largest[0] if len(largest) == (4 if kind == "fwd" else 5) else 1
+        pairs = sum(_pairs(length, window) for window in model.windows) / model.num_layers
+        total += _PRODUCTS[kind] * 2 * width * rows * heads * pairs
+    return total
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Pairs of a query and a key that a kernel computes for a row: whole blocks, wherever a pair of one is visible."""
+    block = min(_BLOCK, length)
+    blocks = -(-length // block)
+    back = blocks if window is None else (window - 2) // block + 1  # blocks before the diagonal that a query may see
+    return sum(min(i, back) + 1 for i in range(blocks)) * block**2
+
+
+def model_flops(model: DecoderConfig, parameters: int, length: int, *, training: bool) -> float:
+    """FLOPs a token that the model itself needs, whatever is recomputed: as in PaLM (arXiv:2204.02311), appendix B.
+
+    `6 N + 12 H Q T` summed over layers for training and a third of it for a forward pass, with heads H of width Q and
+    rows of T tokens, or a window if that is shorter. N leaves an input embedding out that is not the output projection
+    too: looking a row up takes no products.
+
+    Args:
+      parameters: of the model, all of them.
+      length: tokens a row.
+    """
+    if not model.tie_embeddings:
+        parameters -= model.vocab_size * model.hidden_size
+    seen = sum(min(length, window or length) for window in model.windows)
+    return (6 if training else 2) * (parameters + 2 * model.num_heads * model.head_dim * seen)
+
+
+def seconds(costs: Sequence[Cost], chip: Chip) -> tuple[list[float], str]:
+    """Of each program, and how they were found: all by the compiler's own estimate, or all as a roofline.
+
+    The compiler's is used where it is one: for a chip of which it knows, and nowhere less than the products take at
+    the chip's peak. Fused attention, which it leaves out, is added at that peak. The roofline takes the published
+    peaks: the time for all products or for all bytes, whichever is more. Neither counts what chips wait for each other.
+    """
+    attention = [cost.attention / chip.flops for cost in costs]
+    if chip.knows_seconds and all(cost.seconds >= cost.flops / chip.flops for cost in costs):
+        return [cost.seconds + extra for cost, extra in zip(costs, attention, strict=True)], "compiler"
+    rooflines = [
+        max(cost.flops / chip.flops + extra, cost.bytes / chip.bandwidth)
+        for cost, extra in zip(costs, attention, strict=True)
+    ]
+    return rooflines, "roofline"

@@ -1,0 +1,240 @@
+"""Does a run fit a slice, and how long will it take? The programs that it would run, compiled for it, tell.
+
+`Planner` compiles; `TaskPlan` is what there is to say of one task: training, and for pairs the reference pass before.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fusejax.cli import note
+from fusejax.config import TrainConfig
+from fusejax.distributed.mesh import make_mesh
+from fusejax.models.config import DecoderConfig
+from fusejax.planning import estimate
+from fusejax.planning.compile import Cost, DoesNotFit, cost, memory, tree_bytes, uncached
+from fusejax.planning.topology import Topology
+from fusejax.planning.workload import Workload
+from fusejax.training.programs import Programs
+
+
+@dataclasses.dataclass(frozen=True)
+class HBM:
+    """Bytes on each chip."""
+
+    parameters: int
+    moments: int
+    """What the optimizer keeps beside the parameters."""
+    accumulator: int
+    """The sum of gradients over a step's microbatches."""
+    temporary: int
+    """What is added while a program runs, the most of all programs, and the code of all of them."""
+    code: int
+    """Part of `temporary`."""
+    activations: int
+    """Part of `temporary`: the input of each block, which the backward pass starts from whatever is recomputed."""
+    limit: int
+
+    @property
+    def state(self) -> int:
+        """What lives from step to step."""
+        return self.parameters + self.moments + self.accumulator
+
+    @property
+    def total(self) -> int:
+        return self.state + self.temporary
+
+    def as_json(self) -> dict[str, int]:
+        return {"state": self.state, "total": self.total, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Estimated; of a step, which for the reference pass is a microbatch."""
+
+    flops: float
+    """Over all chips, what is computed twice included."""
+    model_flops: float
+    """Over all chips, as `estimate.model_flops` of the step's tokens, padding left out."""
+    step_seconds: float
+    mfu: float
+    """`model_flops` by what all chips could do in `step_seconds`."""
+    estimate: str
+    """`compiler` or `roofline`; see `estimate.seconds`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPlan:
+    hbm: HBM
+    fits: bool
+    steps: int
+    microbatches: int
+    """Of a step."""
+    chips: int
+    speed: Speed | None
+    """None where it does not fit, or there is no telling."""
+
+    @property
+    def total_seconds(self) -> float | None:
+        return None if self.speed is None else self.steps * self.speed.step_seconds
+
+    @property
+    def chip_hours(self) -> float | None:
+        return None if self.total_seconds is None else self.total_seconds * self.chips / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        speed = (
+            dataclasses.asdict(self.speed) if self.speed else dict.fromkeys(f.name for f in dataclasses.fields(Speed))
+        )
+        return {
+            "hbm": self.hbm.as_json(),
+            "fits": self.fits,
+            **speed,
+            "microbatches": self.microbatches,
+            "steps": self.steps,
+            "total_seconds": self.total_seconds,
+            "chip_hours": self.chip_hours,
+        }
+
+
+class Planner:
+    """Compiles a run's programs for a topology.
+
+    Args:
+      model: the architecture to train.
+      work: how much there is to compute.
+    """
+
+    def __init__(self, topology: Topology, model: DecoderConfig, work: Workload):
+        self.topology, self.model, self.work = topology, model, work
+        self._devices = topology.devices()
+        # What a search has compiled, need not be compiled again.
+        self.hbm = functools.cache(self._hbm)
+        self.speed = functools.cache(self._speed)
+
+    def plan(self, config: TrainConfig) -> dict[str, TaskPlan]:
+        """By task: `sft`, or `reference` and `dpo`."""
+        return {task: self._task(config, task) for task in tasks(config)}
+
+    def rows(self, config: TrainConfig) -> int:
+        """Of a microbatch, over all devices."""
+        return self._programs(config, self.model).rows
+
+    def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
+        """What `task` takes of each chip's HBM, and whether it fits."""
+        programs = self._programs(config, self.model)
+        arguments = _arguments(config, programs, task)
+        note(f"{task}: compiling {', '.join(arguments)} for {self.topology.name}")
+        # One after the other: libtpu was seen to crash where two threads compiled at once.
+        with uncached():
+            found = [memory(getattr(programs, name), *arguments[name]) for name in arguments]
+        # Of its arguments, a program's microbatch is the only one that does not live from step to step.
+        microbatch = tree_bytes(programs.microbatch)
+        extra = [each.temporary + (name != "apply") * microbatch for name, each in zip(arguments, found, strict=True)]
+        code = sum(each.code for each in found)
+        parameters = tree_bytes(programs.params)
+        trains = task != "reference"  # before it, there is nothing but the parameters
+        hbm = HBM(
+            parameters=parameters,
+            moments=tree_bytes(programs.state) - parameters if trains else 0,
+            accumulator=tree_bytes(programs.accumulator) if trains else 0,
+            temporary=max(extra) + code,
+            code=code,
+            activations=self._block_inputs(config) if trains else 0,
+            limit=self.topology.chip.hbm,
+        )
+        return hbm, all(each.fits for each in found) and hbm.total <= hbm.limit
+
+    def _speed(self, config: TrainConfig, task: str) -> Speed | None:
+        """How long a step of `task` takes; None where its programs do not fit with their loops written out."""
+        programs = self._programs(config, self.model)
+        names = ["reference"] if task == "reference" else ["accumulate", "apply"]
+        try:
+            costs = self._costs(config, task, names)
+        except DoesNotFit:
+            note(f"{task}: no room to write the loops out, so the time is not known")
+            return None
+        microbatches = 1 if task == "reference" else self.work.microbatches(programs.rows)
+        counts = [microbatches, 1][: len(costs)]
+        each, how = estimate.seconds(costs, self.topology.chip)
+        seconds = sum(count * value for count, value in zip(counts, each, strict=True))
+        chips = self.topology.chips
+        flops = chips * sum(n * (cost.flops + cost.attention) for n, cost in zip(counts, costs, strict=True))
+        examples: float = self.work.batch_size
+        if task == "reference":
+            examples = self.work.examples / self.work.passes(programs.rows)
+        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
+        a_token = estimate.model_flops(self.model, parameters, config.row_length, training=task != "reference")
+        useful = a_token * examples * self.work.tokens_per_example
+        return Speed(
+            flops=flops,
+            model_flops=useful,
+            step_seconds=seconds,
+            mfu=useful / (seconds * self.topology.chip.flops * chips),
+            estimate=how,
+        )
+
+    def _task(self, config: TrainConfig, task: str) -> TaskPlan:
+        hbm, fits = self.hbm(config, task)
+        rows = self.rows(config)
+        reference = task == "reference"
+        return TaskPlan(
+            hbm=hbm,
+            fits=fits,
+            steps=self.work.passes(rows) if reference else self.work.steps,
+            microbatches=1 if reference else self.work.microbatches(rows),
+            chips=self.topology.chips,
+            speed=self.speed(config, task) if fits else None,
+        )
+
+    def _costs(self, config: TrainConfig, task: str, names: Sequence[str]) -> list[Cost]:
+        """Of one run of each program."""
+        depths = estimate.shallow_depths(self.model)
+        note(
+            f"{task}: compiling {', '.join(names)} of {' and '.join(map(str, depths))} layers, unrolled, for their time"
+        )
+
+        def one(name: str, depth: int) -> Cost:
+            shallow = estimate.with_layers(self.model, depth)
+            programs = self._programs(config, shallow, unroll=True)
+            return cost(
+                getattr(programs, name),
+                *_arguments(config, programs, task)[name],
+                attention=lambda text: estimate.attention_flops(text, shallow),
+            )
+
+        with uncached():
+            found = {(name, depth): one(name, depth) for name in names for depth in depths}
+        return [estimate.extrapolate([found[name, depth] for depth in depths], self.model) for name in names]
+
+    def _programs(self, config: TrainConfig, model: DecoderConfig, *, unroll: bool = False) -> Programs:
+        return Programs(config, model, make_mesh(config.mesh, self._devices), num_steps=self.work.steps, unroll=unroll)
+
+    def _block_inputs(self, config: TrainConfig) -> int:
+        tokens = config.packing.rows_per_device * config.row_length
+        blocks = self.model.num_layers // len(self.model.pattern)
+        return blocks * tokens * self.model.hidden_size * jnp.dtype(config.dtype.compute).itemsize
+
+
+def tasks(config: TrainConfig) -> list[str]:
+    return ["reference", "dpo"] if config.task == "dpo" else [config.task]
+
+
+def _arguments(config: TrainConfig, programs: Programs, task: str) -> dict[str, tuple[Any, ...]]:
+    """The programs that a task runs, each with the shapes of its arguments."""
+    if task == "reference":
+        known = ("reference_chosen", "reference_rejected")  # not yet
+        rows = {name: array for name, array in programs.microbatch.items() if name not in known}
+        return {"reference": (programs.params, rows)}
+    arguments: dict[str, tuple[Any, ...]] = {
+        "accumulate": (programs.params, programs.accumulator, programs.microbatch),
+        "apply": (programs.state, programs.accumulator),
+    }
+    if config.data.eval is not None:
+        arguments["evaluate"] = (programs.params, programs.microbatch)
+    return arguments

@@ -1,0 +1,96 @@
+"""A plan as people read it, and as scripts do."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fusejax.config import TrainConfig
+from fusejax.planning.plan import Planner, TaskPlan
+from fusejax.planning.search import SearchResult
+
+GB = 1e9
+
+
+def plan_json(
+    planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPlan], source: str, search: SearchResult | None
+) -> dict[str, Any]:
+    """All figures, sizes in bytes a chip; `null` for the speed of what does not fit. Arguments as of `plan_table`."""
+    work = planner.work
+    values = {
+        "topology": planner.topology.name,
+        "chips": planner.topology.chips,
+        "model": source,
+        "remat": config.remat,
+        "rows_per_device": config.packing.rows_per_device,
+        "examples": work.examples,
+        "tokens_per_example": work.tokens_per_example,
+        "assumed": list(work.assumed),
+        "tasks": {task: plan.as_json() for task, plan in plans.items()},
+    }
+    return values | ({"search": dataclasses.asdict(search)} if search else {})
+
+
+def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPlan], source: str) -> str:
+    """All figures of all tasks, a column each.
+
+    Args:
+      source: where the architecture was found.
+    """
+    topology, work = planner.topology, planner.work
+    slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
+    assumed = f" (assumed: {', '.join(work.assumed)})" if work.assumed else ""
+    lines = [
+        f"{topology.name}: {topology.chips} chips, {slices}{topology.shape}; {source}",
+        f"{work.examples:,} examples of {work.tokens_per_example:,.0f} tokens{assumed}; batch {work.batch_size}, "
+        f"{work.rows:.1f} rows of {work.row_length} a step, {planner.rows(config)} a microbatch; remat {config.remat}",
+        "",
+    ]
+
+    def row(name: str, cell: Callable[[TaskPlan], str]) -> None:
+        lines.append(f"{name:<34}" + "".join(f"{cell(plan):>14}" for plan in plans.values()))
+
+    def gigabytes(name: str, size: Callable[[TaskPlan], int]) -> None:
+        row(name, lambda plan: f"{size(plan) / GB:.2f}")
+
+    lines.append(f"{'HBM a chip, in GB':<34}" + "".join(f"{task:>14}" for task in plans))
+    gigabytes("  parameters", lambda plan: plan.hbm.parameters)
+    gigabytes("  optimizer's moments", lambda plan: plan.hbm.moments)
+    gigabytes("  gradient accumulator", lambda plan: plan.hbm.accumulator)
+    gigabytes("state", lambda plan: plan.hbm.state)
+    gigabytes("temporary", lambda plan: plan.hbm.temporary)
+    gigabytes("  of it block inputs", lambda plan: plan.hbm.activations)
+    gigabytes("  of it the programs' code", lambda plan: plan.hbm.code)
+    gigabytes("total", lambda plan: plan.hbm.total)
+    gigabytes("limit", lambda plan: plan.hbm.limit)
+    row("fits", lambda plan: "yes" if plan.fits else "NO")
+    lines.append("")
+    row("microbatches a step", lambda plan: f"{plan.microbatches}")
+    row("steps", lambda plan: f"{plan.steps:,}")
+    row("PFLOPs a step, all chips", _speed(lambda speed: f"{speed.flops / 1e15:.3g}"))
+    row("seconds a step, estimated", _speed(lambda speed: f"{speed.step_seconds:.3g}"))
+    row("  by", _speed(lambda speed: speed.estimate))
+    row("MFU at that", _speed(lambda speed: f"{speed.mfu:.1%}"))
+    row("hours in all", lambda plan: "-" if plan.total_seconds is None else f"{plan.total_seconds / 3600:.3g}")
+    row("chip-hours", lambda plan: "-" if plan.chip_hours is None else f"{plan.chip_hours:.3g}")
+    return "\n".join(lines)
+
+
+def search_table(result: SearchResult, limit: int) -> str:
+    """What was tried, and what to write into the configuration."""
+    lines = [f"{'remat':<10}{'rows a device':>14}{'HBM, GB':>10}{'fits':>6}{'s a step':>10}"]
+    for trial in result.trials:
+        seconds = "" if trial.step_seconds is None else f"{trial.step_seconds:.3g}"
+        lines.append(
+            f"{trial.remat:<10}{trial.rows_per_device:>14}{trial.total / GB:>10.2f}"
+            f"{'yes' if trial.fits else 'NO':>6}{seconds:>10}"
+        )
+    best = result.best
+    if best is None:
+        return "\n".join([*lines, f"nothing fits {limit / GB:.2f} GB: take more chips"])
+    more = best.largest_rows_per_device
+    note = "" if more == best.rows_per_device else f" ({more} would fit, and stay partly empty)"
+    return "\n".join([*lines, f"fastest: remat={best.remat} packing.rows_per_device={best.rows_per_device}{note}"])
+
+
+def _speed(cell: Callable) -> Callable[[TaskPlan], str]:
+    return lambda plan: "-" if plan.speed is None else cell(plan.speed)

@@ -1,0 +1,77 @@
+"""How much a run has to compute: examples, steps, and the microbatches that a step takes."""
+
+import dataclasses
+import json
+import math
+
+from etils import epath
+
+from fusejax.config import TrainConfig
+from fusejax.data.packing import num_steps
+from fusejax.data.records import MANIFEST
+
+# What is assumed where nothing is known: the counts of FuseChat-3.0's data, and the mean length of real answers with
+# their prompts (`benchmarks/packing_fill.py` on four models' answers to AlpacaEval; a pair has two of them).
+EXAMPLES = {"sft": 94_539, "dpo": 64_128}
+TOKENS = {"sft": 466, "dpo": 932}
+FILL = 0.996
+"""Share of a packed row that holds tokens, measured there too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    examples: int
+    tokens_per_example: float
+    """Of a pair: both of its sequences."""
+    steps: int
+    batch_size: int
+    row_length: int
+    assumed: tuple[str, ...]
+    """Which of `examples` and `tokens_per_example` are assumptions."""
+
+    @property
+    def rows(self) -> float:
+        """Packed rows that a step's examples fill, on average."""
+        return self._packed(self.batch_size)
+
+    def microbatches(self, rows: int) -> int:
+        """Of `rows` rows each, that a step takes."""
+        return math.ceil(self.rows / rows)
+
+    def passes(self, rows: int) -> int:
+        """Microbatches of `rows` rows each, that all examples take once."""
+        return math.ceil(self._packed(self.examples) / rows)
+
+    def _packed(self, examples: int) -> float:
+        return max(1.0, examples * self.tokens_per_example / (self.row_length * FILL))
+
+
+def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Workload:
+    """What is given, else what the manifest of `data.train` says, else what is assumed of FuseChat-3.0's data."""
+    assumed = []
+    if examples is None:
+        examples = _count(config.data.train)
+    if examples is None:
+        examples = EXAMPLES[config.task]
+        assumed.append("examples")
+    if tokens_per_example is None:
+        tokens_per_example = min(TOKENS[config.task], config.row_length)
+        assumed.append("tokens_per_example")
+    steps = num_steps(examples, config.batch_size, config.epochs)
+    return Workload(
+        examples=examples,
+        tokens_per_example=tokens_per_example,
+        steps=min(steps, config.max_steps or steps),
+        batch_size=config.batch_size,
+        row_length=config.row_length,
+        assumed=tuple(assumed),
+    )
+
+
+def _count(train: str) -> int | None:
+    """Examples of the training split, if it lies where the configuration says."""
+    path = epath.Path(train)
+    try:
+        return int(json.loads((path.parent / MANIFEST).read_text())["splits"][path.name]["examples"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

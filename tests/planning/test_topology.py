@@ -1,0 +1,89 @@
+"""Names of slices, and the devices that are compiled for."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fusejax.cli import UserError
+from fusejax.config import MeshConfig
+from fusejax.distributed.mesh import make_mesh
+from fusejax.planning.compile import memory, uncached
+from fusejax.planning.topology import CHIPS, parse_topology
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "shape", "chips", "slices"),
+    [
+        ("v5e-16", "v5e", "4x4", 16, 1),
+        ("v5litepod-16", "v5e", "4x4", 16, 1),
+        ("v5p-16", "v5p", "2x2x2", 8, 1),
+        ("v5p-128", "v5p", "4x4x4", 64, 1),
+        ("v6e-256", "v6e", "16x16", 256, 1),
+        ("2xv5p-128", "v5p", "4x4x4", 128, 2),
+        ("v5e-1", "v5e", "1x1", 1, 1),
+    ],
+)
+def test_names(name, chip, shape, chips, slices):
+    topology = parse_topology(name)
+    assert (topology.chip.name, topology.shape, topology.chips, topology.slices) == (chip, shape, chips, slices)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_a_name_counts_the_chips_of_its_shape(chip):
+    for size, shape in chip.shapes.items():
+        chips = 1
+        for side in shape.split("x"):
+            chips *= int(side)
+        assert size == chips * chip.cores
+
+
+@pytest.mark.parametrize("name", ["v5p", "v5p-", "v4-8", "0xv5p-16", "v5p-16x2", "banana"])
+def test_unknown_names_are_refused_with_what_there_is(name):
+    with pytest.raises(UserError, match=rf"--topology {name}: unknown; there are v5e-\{{1,4,8,.*v5p-\{{8,.*v6e-"):
+        parse_topology(name)
+
+
+def test_unknown_sizes_are_refused_with_those_there_are():
+    with pytest.raises(UserError, match=r"--topology v5p-24: no slice of that size; there are v5p-\{8,16,32,"):
+        parse_topology("v5p-24")
+
+
+def test_without_the_compiler_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="extra `tpu`"):
+        parse_topology("v5p-16").devices()
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e-1", "v5e-8", "v5p-16", "v6e-16", "2xv5p-16"])
+def test_devices_fill_a_mesh(name):
+    topology = parse_topology(name)
+    mesh = make_mesh(MeshConfig(), topology.devices())
+    assert mesh.size == topology.chips
+    assert dict(mesh.shape) == {
+        "slice": topology.slices,
+        "data": 1,
+        "fsdp": topology.chips // topology.slices,
+        "tensor": 1,
+    }
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e-4", "v5p-8", "v6e-4"])
+def test_the_limit_is_the_compilers_own(name):
+    topology = parse_topology(name)
+    mesh = make_mesh(MeshConfig(), topology.devices())
+    shape = jax.ShapeDtypeStruct((2**19, 2**19), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as raised, uncached():
+        jax.jit(lambda x: 2 * x).lower(shape).compile()
+    [limit] = re.findall(r"available HBM \(([\d.]+)G\)", str(raised.value))
+    assert topology.chip.hbm == int(float(limit) * 2**30)
+    found = memory(jax.jit(lambda x: 2 * x), shape)
+    assert not found.fits
+    assert found.temporary >= 2**40  # the result, beside the argument

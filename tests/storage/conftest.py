@@ -1,0 +1,3 @@
+from tests.gcs_server import gcs, gcs_server
+
+__all__ = ["gcs", "gcs_server"]
