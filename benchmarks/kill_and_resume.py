@@ -10,6 +10,7 @@ checkpoints that are kept, and every number in `metrics.jsonl` but the time of a
 
 import argparse
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -40,7 +41,9 @@ def main() -> None:
         same = 0
         for number in range(1, arguments.runs + 1):
             task, hosts = ("sft", "dpo")[number % 2], 1 + number // 2 % 2
-            same += bench.run(number, task, hosts, generator)
+            while (identical := bench.run(number, task, hosts, generator)) is None:
+                pass
+            same += identical
         print(f"{same} of {arguments.runs} identical")
         raise SystemExit(same < arguments.runs)
 
@@ -51,8 +54,11 @@ class Bench:
         self._world = make_world(folder / "world")
         self._unbroken: dict[tuple[str, int], Path] = {}
 
-    def run(self, number: int, task: str, hosts: int, generator: random.Random) -> bool:
-        """One run, killed once and resumed; prints its row and returns whether it ended as the unbroken one."""
+    def run(self, number: int, task: str, hosts: int, generator: random.Random) -> bool | None:
+        """One run, killed once and resumed; prints its row and returns whether it ended as the unbroken one.
+
+        None if it was at its end before the signal came.
+        """
         unbroken = self._unbroken_run(task, hosts)
         number_sent = generator.choice([signal.SIGKILL, signal.SIGTERM])
         victim = generator.randrange(hosts)
@@ -68,7 +74,9 @@ class Bench:
             statuses = processes.wait()
         if set(statuses) == {0}:
             assert reached >= STEPS - 4, "a signal was ignored"
-        elif number_sent == signal.SIGTERM:
+            shutil.rmtree(output)
+            return None
+        if number_sent == signal.SIGTERM:
             # Before Python has set its handlers, the signal ends the process by itself.
             assert set(statuses) == {STOPPED} or not reached, (statuses, processes.errors())
         else:

@@ -7,11 +7,19 @@ and its figures are replaced. With `--check`, nothing is written and a figure th
 """
 
 import argparse
-import json
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the programs are for devices that are not here
+
+from fusejax.cli import load_config
+from fusejax.config import TrainConfig
+from fusejax.planning.architecture import find_architecture
+from fusejax.planning.plan import Planner, tasks
+from fusejax.planning.topology import parse_topology
+from fusejax.planning.workload import workload
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "fusechat3"
 COMMENT = re.compile(r"^# Fits (?P<topology>\S+): .* \(python -m fusejax\.plan\)\.$", re.MULTILINE)
@@ -37,15 +45,18 @@ def main() -> None:
     sys.exit(int(wrong and arguments.check))
 
 
-def planned(file: Path, topology: str) -> str:
-    """The comment that belongs into `file`."""
-    command = [sys.executable, "-m", "fusejax.plan", "--config", str(file), "--topology", topology, "--json"]
-    plan = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    most = max(plan["tasks"].values(), key=lambda task: task["hbm"]["total"])
-    if not all(task["fits"] for task in plan["tasks"].values()):
-        sys.exit(f"{file}: does not fit {topology}: {most['hbm']}")
-    total, limit = (most["hbm"][key] / 1e9 for key in ("total", "limit"))
-    return f"# Fits {topology}: {total:.1f} of {limit:.1f} GB a chip (python -m fusejax.plan)."
+def planned(file: Path, topology_name: str) -> str:
+    """The comment that belongs into `file`: memory alone, which is compiled far sooner than what tells the time."""
+    config = load_config(TrainConfig, file, [])
+    model, _ = find_architecture(config.model, file)
+    topology = parse_topology(topology_name)
+    planner = Planner(topology, model, workload(config, examples=None, tokens_per_example=None))
+    found = [planner.hbm(config, task) for task in tasks(config)]
+    most = max((hbm for hbm, _ in found), key=lambda hbm: hbm.total)
+    total, limit = most.total / 1e9, most.limit / 1e9
+    if not all(fits for _, fits in found):
+        sys.exit(f"{file}: does not fit {topology_name}: {total:.1f} of {limit:.1f} GB a chip")
+    return f"# Fits {topology_name}: {total:.1f} of {limit:.1f} GB a chip (python -m fusejax.plan)."
 
 
 if __name__ == "__main__":

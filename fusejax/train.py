@@ -4,16 +4,13 @@ On several hosts the same command runs on each. Those of a TPU pod find each oth
 `--coordinator HOST:PORT --num-hosts N --host-index I`. Exit statuses: see `fusejax.distributed.hosts`.
 """
 
-from fusejax.cli import config_parser, load_config, run
+from fusejax.cli import add_host_options, config_parser, load_config, run
 from fusejax.config import TrainConfig
 
 
 def main() -> None:
     parser = config_parser("fusejax.train", "Trains a model on preference shards.")
-    group = parser.add_argument_group("several hosts", "On TPU pods none of these is needed.")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="host 0, and a port that is free there")
-    group.add_argument("--num-hosts", type=int, metavar="N", help="how many hosts run this command")
-    group.add_argument("--host-index", type=int, metavar="I", help="which of them this is, from 0")
+    add_host_options(parser)
     arguments = parser.parse_args()
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     # After the configuration is known to be good: JAX takes seconds to import.

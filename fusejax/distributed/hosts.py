@@ -274,8 +274,12 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> t
     try:
         jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_JAX_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
-        where = f"--coordinator {coordinator}" if coordinator else "this TPU pod"
-        raise UserError(f"{where}: the hosts do not find each other: {one_line(error)}") from error
+        why = f"the hosts do not find each other: {one_line(error)}"
+        if coordinator:
+            raise UserError(f"--coordinator {coordinator}: {why}") from error
+        # Nothing that the user said: starting the command again may well help.
+        _tell(HOST_LOST, f"this TPU pod: {why}")
+        sys.exit(HOST_LOST)
     state = jax_distributed.global_state
     if state.process_id > 0 and state.coordinator_address:
         _say_who_aborted(state.coordinator_address)

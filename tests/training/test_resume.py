@@ -71,7 +71,7 @@ def test_killed_at_any_moment(world, tmp_path, monkeypatch, task):
         time.sleep(patience * generator.random())
         process.send_signal(number)
         process.communicate()
-        assert process.returncode in (0, STOPPED if number == term else -number)
+        assert process.returncode in (0, STOPPED if number == signal.SIGTERM else -number)
         kills += process.returncode != 0
     assert kills >= 2, "the run ended before it could be killed"
     subprocess.run(command, check=True)
