@@ -4,12 +4,13 @@ BIN := .venv/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test lint types
+.PHONY: help setup quickstart test test-slow lint types
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
-	@echo "make test         run all tests"
+	@echo "make test         run the tests, but for the slowest"
+	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
 	@echo "make lint types   what CI checks besides"
 
 setup: .venv/installed
@@ -28,7 +29,10 @@ quickstart: setup
 	$(BIN)/python -m quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ def main() -> None:
     started = time.monotonic()
     _claim(seed)
     # Tiny programs, many processes: compile each program once.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((OUTPUT / "cache").absolute()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Before JAX is imported. Most of the tests' time is compilation, much of it of the same programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "tests"))
+# With libtpu installed, JAX else looks for TPUs at every start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from tests.gcs_server import gcs, gcs_server
