@@ -54,6 +54,12 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def _answer_signals() -> None:
+    # What nohup or a background job ignores, its children ignore too, and bash cannot trap it.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Pod:
     """The stand-in's directory, and `tpu/pod.sh` run against it."""
@@ -81,6 +87,7 @@ class Pod:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_answer_signals,
         )
 
     def run(self, *arguments: str, **settings: str) -> tuple[int, str]:
