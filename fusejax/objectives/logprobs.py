@@ -129,6 +129,9 @@ def target_logprobs_vjp(
     """
     rows, length = cotangent.shape
     order, dtype = residuals.order, residuals.hidden.dtype
+    if projection.unroll:
+        # A loop's body is compiled apart; written out, the logits would be found again in the forward pass.
+        residuals = jax.lax.optimization_barrier(residuals)
     size = min(projection.chunk_tokens, rows * (length - 1))
     is_target = jnp.arange(order.size) < residuals.targets_first
     cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)

@@ -17,7 +17,7 @@ from fusejax.config import TrainConfig
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.config import DecoderConfig
 from fusejax.planning import estimate
-from fusejax.planning.compile import Cost, DoesNotFit, cost, memory, tree_bytes, uncached
+from fusejax.planning.compile import Cost, DoesNotFit, Memory, cost, memory, tree_bytes, uncached
 from fusejax.planning.topology import Topology
 from fusejax.planning.workload import Workload
 from fusejax.training.programs import Programs
@@ -116,6 +116,7 @@ class Planner:
         # What a search has compiled, need not be compiled again.
         self.hbm = functools.cache(self._hbm)
         self.speed = functools.cache(self._speed)
+        self._memory = functools.cache(self._compiled_memory)
 
     def plan(self, config: TrainConfig) -> dict[str, TaskPlan]:
         """By task: `sft`, or `reference` and `dpo`."""
@@ -131,8 +132,7 @@ class Planner:
         arguments = _arguments(config, programs, task)
         note(f"{task}: compiling {', '.join(arguments)} for {self.topology.name}")
         # One after the other: libtpu was seen to crash where two threads compiled at once.
-        with uncached():
-            found = [memory(getattr(programs, name), *arguments[name]) for name in arguments]
+        found = [self._memory(_all_that_matters(config, name), task, name) for name in arguments]
         # Of its arguments, a program's microbatch is the only one that does not live from step to step.
         microbatch = tree_bytes(programs.microbatch)
         extra = [each.temporary + (name != "apply") * microbatch for name, each in zip(arguments, found, strict=True)]
@@ -149,6 +149,11 @@ class Planner:
             limit=self.topology.chip.hbm,
         )
         return hbm, all(each.fits for each in found) and hbm.total <= hbm.limit
+
+    def _compiled_memory(self, config: TrainConfig, task: str, name: str) -> Memory:
+        programs = self._programs(config, self.model)
+        with uncached():
+            return memory(getattr(programs, name), *_arguments(config, programs, task)[name])
 
     def _speed(self, config: TrainConfig, task: str) -> Speed | None:
         """How long a step of `task` takes; None where its programs do not fit with their loops written out."""
@@ -223,6 +228,16 @@ class Planner:
 
 def tasks(config: TrainConfig) -> list[str]:
     return ["reference", "dpo"] if config.task == "dpo" else [config.task]
+
+
+def _all_that_matters(config: TrainConfig, name: str) -> TrainConfig:
+    """The configuration with all that is nothing to this program at its default, so that it is compiled once."""
+    if name == "accumulate":
+        return config
+    plain = config.model_copy(update={"remat": "full"})  # there is no backward pass
+    if name == "apply":
+        plain = plain.model_copy(update={"packing": config.packing.model_copy(update={"rows_per_device": 1})})
+    return plain
 
 
 def _arguments(config: TrainConfig, programs: Programs, task: str) -> dict[str, tuple[Any, ...]]:
