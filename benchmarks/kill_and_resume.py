@@ -26,6 +26,8 @@ from tests.training.test_resume import final_arrays, logged
 
 CHANGES = {"checkpoint": {"every_steps": 3, "keep": 2}, "epochs": 4}
 STEPS = 24
+PATIENCE = 400
+"""Seconds: a host whose companion died before they met looks for it for 300."""
 ROW = "{:>3} {:<4} {:>5} {:<8} {:>6} {:>10} {:<12} {:>8} {:<10}"
 
 
@@ -71,7 +73,7 @@ class Bench:
             time.sleep(delay)
             reached = _lines(output / "metrics.jsonl")
             processes.send(victim, number_sent)
-            statuses = processes.wait()
+            statuses = processes.wait(PATIENCE)
         if set(statuses) == {0}:
             assert reached >= STEPS - 4, "a signal was ignored"
             shutil.rmtree(output)
