@@ -12,6 +12,7 @@ import yaml
 
 from fusejax.planning.compile import Cost, Memory
 from fusejax.planning.plan import Planner
+from fusejax.planning.search import choose
 from fusejax.planning.topology import parse_topology
 from fusejax.planning.workload import workload
 from tests.tiny_runs import run_config, settings
@@ -173,3 +174,25 @@ def test_too_much_for_all_programs_together_does_not_fit(planner, monkeypatch):
     hbm, fits = made.hbm(config, "sft")
     assert hbm.total > limit
     assert not fits
+
+
+@needs_libtpu
+def test_a_program_is_compiled_once(planner, monkeypatch):
+    """Neither rematerialisation nor the rows of a microbatch are anything to the update."""
+    made, config = planner(6)
+    compiled = []
+
+    def memory(program, *arguments):
+        compiled.append(arguments)
+        return Memory(10**9, 0, fits=True)
+
+    monkeypatch.setattr("fusejax.planning.plan.memory", memory)
+    rows = config.packing.rows_per_device
+    made.hbm(choose(config, "full", rows), "sft")
+    assert len(compiled) == 3  # accumulate, apply, evaluate
+    made.hbm(choose(config, "dots", rows), "sft")
+    assert len(compiled) == 4  # accumulate
+    made.hbm(choose(config, "dots", rows + 1), "sft")
+    assert len(compiled) == 6  # accumulate, evaluate
+    made.hbm(choose(config, "full", rows), "sft")
+    assert len(compiled) == 6
