@@ -10,8 +10,9 @@ Makes a checkpoint with the shapes of Llama-3.2-3B in bfloat16 (6.4 GB; FOLDER n
 - export of a training checkpoint, as `python -m fusejax.export` does it.
 
 The disk's own speed is the best of sequential reads of the same files with blocks of 1 and 16 MB by one and by two
-threads, measured right before each import. CPU seconds are of all threads, user and system: where they are near the
-seconds times the cores, or the load printed at the end is above the cores, it is the processor that limits.
+threads, through the page cache and past it, measured right before each import. CPU seconds are of all threads, user
+and system: where they are near the seconds times the cores, or the load printed at the end is above the cores, it is
+the processor that limits.
 
 Memory is the process's peak of resident memory (the kernel's VmHWM, set back just before), less what was resident then,
 less the arrays that were made: on a CPU they are host memory, too. The limit is two of the largest tensors as they are
@@ -20,7 +21,9 @@ stored in the checkpoint that is read. Of it, 0.1 GB is XLA's compiler, which ma
 
 import argparse
 import concurrent.futures
+import itertools
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -107,20 +110,22 @@ def main() -> None:
 
 
 def disk_speed(folder: Path) -> float:
-    """GB/s of reading the folder's weights: the best of four ways."""
-    return max(sequential_read(folder, block, threads) for block in (2**20, 2**24) for threads in (1, 2))
+    """GB/s of reading the folder's weights: the best of eight ways."""
+    ways = itertools.product((2**20, 2**24), (1, 2), (0, os.O_DIRECT))
+    return max(sequential_read(folder, block, threads, flags) for block, threads, flags in ways)
 
 
-def sequential_read(folder: Path, block: int, threads: int) -> float:
+def sequential_read(folder: Path, block: int, threads: int, flags: int) -> float:
     drop_caches(folder)
     files = sorted(folder.glob("*.safetensors"))
     total = sum(file.stat().st_size for file in files)
 
     def read(file: Path, first: int) -> None:
-        buffer = bytearray(block)
-        with file.open("rb", buffering=0) as opened:
-            for offset in range(first * block, file.stat().st_size, threads * block):
-                os.preadv(opened.fileno(), [buffer], offset)
+        buffer = mmap.mmap(-1, block)  # aligned, as direct reads demand
+        descriptor = os.open(file, os.O_RDONLY | flags)
+        for offset in range(first * block, file.stat().st_size, threads * block):
+            os.preadv(descriptor, [buffer], offset)
+        os.close(descriptor)
 
     start = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:

@@ -1,6 +1,8 @@
 """Weights that stream: who reads which bytes, how much is held at a time, many devices, hosts and buckets."""
 
 import collections
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -365,6 +367,29 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
     (tmp_path / "file").write_bytes(bytes(100))
     with pytest.raises(UserError, match="file: ends at byte 100, within a tensor"):
         safetensors_file.read_range(epath.Path(tmp_path / "file"), 90, memoryview(bytearray(20)))
+
+
+@pytest.mark.parametrize("past_the_cache", [True, False])
+def test_any_range_of_a_file(past_the_cache, tmp_path, monkeypatch):
+    """Disks are read in whole sectors, in pieces of a buffer that is used again."""
+    if not past_the_cache:
+
+        def refused(file, flags, open_=os.open):
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return open_(file, flags)
+
+        monkeypatch.setattr(safetensors_file.os, "open", refused)
+    content = np.random.default_rng(0).bytes(3 * 2**20 + 4999)
+    file = epath.Path(tmp_path / "file")
+    file.write_bytes(content)
+    edges = [0, 1, 4095, 4096, 4097, 2**20 - 1, 2**20, 2**20 + 1, 2 * 2**20 + 8, 3 * 2**20 + 4096, len(content)]
+    for start, stop in itertools.combinations(edges, 2):
+        target = bytearray(stop - start)
+        safetensors_file.read_range(file, start, memoryview(target))
+        assert target == content[start:stop], (start, stop)
+    with pytest.raises(UserError, match=f"ends at byte {len(content)}, within a tensor"):
+        safetensors_file.read_range(file, len(content) - 5000, memoryview(bytearray(5001)))
 
 
 # In a bucket
