@@ -38,6 +38,8 @@ STOPPED = 75
 HOST_LOST = 69
 """Exit status of a host that ended because another did: EX_UNAVAILABLE of sysexits.h."""
 BEAT_SECONDS = 2.0
+_MEET_SECONDS = 300
+"""So long a host waits for the others to start: those of a pod may be minutes apart."""
 LOST_SECONDS = 20.0
 """A host that has not said for so long that it is alive, is not."""
 
@@ -271,18 +273,25 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> t
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
+    with_coordinator = f"--coordinator {coordinator}" if coordinator else "this TPU pod"
+    _on_abort(lambda: f"{with_coordinator}: the hosts did not find each other in {_MEET_SECONDS} s; did all start?")
     try:
-        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_JAX_TIMEOUT)
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=_MEET_SECONDS,
+            heartbeat_timeout_seconds=_JAX_TIMEOUT,
+        )
     except (RuntimeError, ValueError, OSError) as error:
         why = f"the hosts do not find each other: {one_line(error)}"
         if coordinator:
-            raise UserError(f"--coordinator {coordinator}: {why}") from error
+            raise UserError(f"{with_coordinator}: {why}") from error
         # Nothing that the user said: starting the command again may well help.
-        _tell(HOST_LOST, f"this TPU pod: {why}")
+        _tell(HOST_LOST, f"{with_coordinator}: {why}")
         sys.exit(HOST_LOST)
     state = jax_distributed.global_state
-    if state.process_id > 0 and state.coordinator_address:
-        _say_who_aborted(state.coordinator_address)
+    _on_abort(lambda: _lost_host_0(state.process_id, state.coordinator_address))
     return state.client, state.process_id, state.num_processes
 
 
@@ -292,26 +301,36 @@ def _on_tpu_pod() -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms.split(","))
 
 
-def _say_who_aborted(coordinator: str) -> None:
-    """Makes an abort tell that host 0 is gone, if it is.
+def _on_abort(why: Callable[[], str | None]) -> None:
+    """Makes an abort of this process tell why, and end with `HOST_LOST`, if that is known.
 
-    JAX aborts the process within milliseconds when host 0 ends, and there is no other way to learn of it before.
+    JAX aborts when the hosts have not met in time, and, within milliseconds, when host 0 ends; there is no other way to
+    learn of either before.
     """
 
-    def on_abort(number: int) -> None:
-        address, _, port = coordinator.rpartition(":")
-        try:
-            socket.create_connection((address.strip("[]"), int(port)), timeout=5).close()
-        except OSError:
-            _tell(HOST_LOST, f"host 0 ({coordinator}) died or cannot be reached")
+    def handler(number: int) -> None:
+        if text := why():
+            _tell(HOST_LOST, text)
             _exit(HOST_LOST)
 
-    global _on_abort
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
-    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    global _abort_handler
+    previous, _abort_handler = _abort_handler, ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler)
+    del previous  # only now that nothing calls it any more
 
 
-_on_abort: Any = None  # kept from the garbage collector
+_abort_handler: Any = None  # kept from the garbage collector
+
+
+def _lost_host_0(index: int, coordinator: str | None) -> str | None:
+    if index == 0 or not coordinator:
+        return None
+    address, _, port = coordinator.rpartition(":")
+    try:
+        socket.create_connection((address.strip("[]"), int(port)), timeout=5).close()
+        return None
+    except OSError:
+        return f"host 0 ({coordinator}) died or cannot be reached"
 
 
 def _may_be_anothers(error: Exception) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from fusejax.cli import UserError, run
+from fusejax.distributed import hosts as hosts_module
 from fusejax.distributed.hosts import Hosts, Stopped, join
 
 
@@ -40,6 +41,10 @@ def slow_start(hosts: Hosts) -> None:
     hosts.lead(lambda: time.sleep(60))
 
 
+def meet(hosts: Hosts) -> None:
+    print("met")
+
+
 def step_forever(hosts: Hosts) -> None:
     """Steps that wait for each other, as a run's do; their results are fetched one step late."""
     pending = None
@@ -57,6 +62,8 @@ def step_forever(hosts: Hosts) -> None:
 
 def main() -> None:
     scene, *where = sys.argv[1:]
+    if scene == "meet":
+        hosts_module._MEET_SECONDS = 5
     # Without arguments as on a TPU pod, where the hosts find each other.
     with join(f"127.0.0.1:{where[0]}", int(where[1]), int(where[2])) if where else join() as hosts:
         globals()[scene](hosts)

@@ -84,6 +84,19 @@ def test_a_dead_host_takes_the_others_along(tmp_path, victim):
             assert "died or cannot be reached" in hosts.errors()[i]
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_hosts_that_never_meet_say_so(tmp_path, missing):
+    with act("meet", tmp_path) as hosts:
+        hosts.send(missing, signal.SIGKILL)
+        expected = [HOST_LOST] * 3
+        expected[missing] = -signal.SIGKILL
+        assert hosts.wait(90) == expected
+        for i in {0, 1, 2} - {missing}:
+            last = hosts.output(i).splitlines()[-1]
+            assert last.startswith("error: --coordinator 127.0.0.1:")
+            assert last.endswith(": the hosts did not find each other in 5 s; did all start?")
+
+
 def test_sigterm_stops_all_after_the_same_step(tmp_path):
     with act("step_forever", tmp_path) as hosts:
         wait_for(hosts, "started")
