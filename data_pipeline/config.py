@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from data_pipeline.adapters import ADAPTERS
 from fusejax.cli import ConfigModel, Location
 
 Domain = Literal["instruction", "math", "code", "chinese"]
@@ -27,17 +28,68 @@ class ColumnsConfig(ConfigModel):
     tests: str | None = None
 
 
-class PromptsConfig(ConfigModel):
+class RowsConfig(ConfigModel):
+    """Where rows come from."""
+
     path: Location
-    """A file (.jsonl, .jsonl.gz, .parquet) or the Hub id of a data set."""
+    """A file (.jsonl, .jsonl.gz, .parquet), or the Hub id of a data set or a folder with its files."""
+    subset: str | None = None
+    """Configuration of a Hub data set that has several."""
     split: str = "train"
     """Split of a Hub data set."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub data set."""
+
+
+class PromptsConfig(RowsConfig):
     dataset: str
     """The data set's name in records and reports."""
     domain: Domain
     limit: PositiveInt | None = None
     """Draw so many of the valid prompts, by the seed, before they are asked; selection drops some of them later."""
+    adapter: str | None = None
+    """Hub id of the data set whose columns and filters these rows have. Default: `path`, if it is a known Hub id and
+    no columns are named."""
     columns: ColumnsConfig = ColumnsConfig()
+
+    @property
+    def adapter_name(self) -> str | None:
+        known = self.path in ADAPTERS and self.columns == ColumnsConfig()
+        return self.adapter or (self.path if known else None)
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_read(self) -> "PromptsConfig":
+        if self.adapter is not None and self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter {self.adapter!r} is none of {', '.join(ADAPTERS)}")
+        if self.adapter is not None and self.columns != ColumnsConfig():
+            raise ValueError("an adapter knows the columns: name it or them")
+        return self
+
+
+class EvaluationSetConfig(RowsConfig):
+    name: str = Field(min_length=1)
+    """Names the set in reasons and reports."""
+    split: str = "test"
+    columns: list[str] = Field(min_length=1)
+    """Columns with the texts, or lists of texts, that no prompt may hold."""
+
+
+class OverlapConfig(ConfigModel):
+    """Prompts left out because they hold what is elsewhere already."""
+
+    near_duplicates: float | None = Field(None, gt=0, le=1)
+    """Jaccard similarity of the runs of five words at which the later of two prompts is left out. Default: only equal
+    prompts are, since short prompts made from one template are no mistake."""
+    evaluation_sets: tuple[EvaluationSetConfig, ...] = ()
+    """A prompt that shares `ngram` words in a row with a text of these, or is one of the shorter ones, is left out."""
+    ngram: PositiveInt = 13
+
+    @pydantic.model_validator(mode="after")
+    def _distinct_names(self) -> "OverlapConfig":
+        names = [entry.name for entry in self.evaluation_sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluation_sets: a name occurs twice in {', '.join(names)}")
+        return self
 
 
 def on_disk(model: str) -> str:
@@ -163,6 +215,7 @@ class PipelineConfig(ConfigModel):
     output_dir: Location
     seed: int = 0
     prompts: list[PromptsConfig] = Field(min_length=1)
+    overlap: OverlapConfig = OverlapConfig()
     sources: list[SourceConfig] = Field(min_length=1)
     sampler: SamplerConfig = SamplerConfig()
     samples_per_prompt: SamplesPerPrompt = SamplesPerPrompt()

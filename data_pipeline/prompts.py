@@ -1,24 +1,31 @@
 """Stage `prompts`: files and Hub data sets to one checked table, `prompts.parquet`.
 
-Every record either becomes a row or a line of `rejected/prompts.jsonl` with its reason.
+Every record either becomes a row or a line of `rejected/prompts.jsonl` with its reason. `prompts_funnel.json` counts
+both for each entry of the config:
+
+    {"path", "dataset", "domain", "read": 20324, "dropped": {"topic_code": 310, "duplicate_prompt": ...}, "kept": 9435}
+
+A prompt's place in the order, in which prompts are drawn and the table is written, depends on the seed and its id
+alone. So a table's beginning is a fair sample of it, and prompts that are added change little of what is drawn.
 """
 
 import codecs
-import gzip
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 import pydantic
 from etils import epath
 
-from data_pipeline import store
-from data_pipeline.config import PipelineConfig, PromptsConfig
+from data_pipeline import adapters, inputs, store
+from data_pipeline.adapters import Rejected
+from data_pipeline.config import OverlapConfig, PipelineConfig, PromptsConfig
+from data_pipeline.overlap import EvaluationNgrams, NearDuplicates
 from fusejax.cli import UserError
-from fusejax.files import local_copy, replacing
+from fusejax.files import replacing, write_text
 
 _MESSAGE = pl.Struct([pl.Field("role", pl.String), pl.Field("content", pl.String)])
 _COLUMNS: dict[str, Any] = {
@@ -30,137 +37,165 @@ _COLUMNS: dict[str, Any] = {
     "tests": pl.List(pl.String),
 }
 SCHEMA = pl.Schema(_COLUMNS)
-LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-class Rejected(Exception):
-    """A record that cannot serve as a prompt: a short constant reason, and what is wrong in particular."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
+FUNNEL = "prompts_funnel.json"
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `prompts.parquet` and `rejected/prompts.jsonl`.
+    """Writes `prompts.parquet`, `prompts_funnel.json` and `rejected/prompts.jsonl`.
 
     Raises:
       UserError: a file is missing or unreadable, has no such column, or yields no prompt.
     """
     output = epath.Path(config.output_dir)
-    table, rejected = output / "prompts.parquet", output / "rejected" / "prompts.jsonl"
-    inputs = store.fingerprint(
-        config.model_dump(mode="json", include={"prompts", "seed", "scorers"}),
-        *(epath.Path(entry.path) for entry in config.prompts if epath.Path(entry.path).is_file()),
+    table, funnel, rejected = output / "prompts.parquet", output / FUNNEL, output / "rejected" / "prompts.jsonl"
+    fingerprint = store.fingerprint(
+        config.model_dump(mode="json", include={"prompts", "overlap", "seed", "scorers"}),
+        *(file for entry in (*config.prompts, *config.overlap.evaluation_sets) for file in inputs.files(entry)),
     )
 
     def work() -> str:
-        reasons: Counter[str] = Counter()
         with replacing(rejected) as file:
             # A record's text can hold half of a surrogate pair, which UTF-8 cannot.
-            lines = codecs.getwriter("utf-8")(file, "replace")
-            store.write_parquet(_read_all(config, lines, reasons), table)
-        count = len(store.read_parquet(table, ["id"], made_by="prompts"))
-        return f"{count:,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
+            rows, counts = _read_all(config, _Rejections(codecs.getwriter("utf-8")(file, "replace")))
+            store.write_parquet(pl.DataFrame(rows, schema=SCHEMA), table)
+        write_text(funnel, json.dumps([entry.as_dict() for entry in counts], ensure_ascii=False, indent=1) + "\n")
+        reasons = sum((entry.dropped for entry in counts), Counter[str]())
+        return f"{len(rows):,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
 
-    store.once(output, "prompts", inputs, [table, rejected], work)
+    store.once(output, "prompts", fingerprint, [table, funnel, rejected], work)
 
 
-def _read_all(config: PipelineConfig, rejected: codecs.StreamWriter, reasons: Counter[str]) -> pl.DataFrame:
-    """The table; rejected records go to the file as they come, and are counted."""
+@dataclass
+class _Found:
+    """A prompt that has passed the checks of its own entry."""
+
+    where: str
+    row: dict[str, Any]
+
+
+class _Funnel:
+    """How many records of one entry of the config were read, dropped for each reason, and kept."""
+
+    def __init__(self, entry: PromptsConfig):
+        self._entry = entry
+        self.read = 0
+        self.dropped: Counter[str] = Counter()
+
+    def as_dict(self) -> dict[str, Any]:
+        names = self._entry.model_dump(include={"path", "dataset", "domain"})
+        kept = self.read - self.dropped.total()
+        return {**names, "read": self.read, "dropped": dict(self.dropped.most_common()), "kept": kept}
+
+
+class _Rejections:
+    """Writes rejected records as they come, and counts them."""
+
+    def __init__(self, file: codecs.StreamWriter):
+        self._file = file
+
+    def add(self, funnel: _Funnel, where: str, error: Rejected, record: Any = None) -> None:
+        line = {"where": where, "reason": error.reason, "detail": error.detail, "record": record}
+        self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        funnel.dropped[error.reason] += 1
+
+
+def _read_all(config: PipelineConfig, rejections: _Rejections) -> tuple[list[dict[str, Any]], list[_Funnel]]:
+    """The rows of the table in their order, and each entry's counts."""
+    refuse_overlap = _OverlapCheck(config.overlap)
     kept: list[dict[str, Any]] = []
-    ids: set[str] = set()
-    texts: set[str] = set()
-    entries_of: Counter[str] = Counter()
-
-    def reject(where: str, reason: str, detail: str, record: Any = None) -> None:
-        line = {"where": where, "reason": reason, "detail": detail, "record": record}
-        rejected.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-        reasons[reason] += 1
-
+    funnels: list[_Funnel] = []
+    seen = _Seen()
     for entry in config.prompts:
-        before = Counter(reasons)
-        # Another file of the same data set has ids of its own.
-        entries_of[entry.dataset] += 1
-        prefix = entry.dataset if entries_of[entry.dataset] == 1 else f"{entry.dataset}.{entries_of[entry.dataset]}"
-        of_entry: list[tuple[str, dict[str, Any]]] = []
-        unseen = set(entry.columns.model_dump(exclude_none=True).values())
-        count = 0
-        for count, (where, record) in enumerate(_records(entry), 1):
-            if isinstance(record, dict):
-                unseen -= record.keys()
+        funnels.append(_Funnel(entry))
+        found = _in_order(_read_entry(config, entry, seen, funnels[-1], rejections), config.seed)
+        before = len(kept)
+        for prompt in found:
             try:
-                row = _prompt(record, entry, default_id=f"{prefix}-{count - 1}", config=config)
-                content = store.fingerprint(row["domain"], row["messages"])
-                if row["id"] in ids:
-                    raise Rejected("duplicate_id", row["id"])
-                if content in texts:
-                    raise Rejected("duplicate_prompt", row["id"])
+                if entry.limit is not None and len(kept) - before >= entry.limit:
+                    raise Rejected("over_limit", prompt.row["id"])
+                refuse_overlap(prompt.row)
             except Rejected as error:
-                reject(where, error.reason, error.detail, record)
-                continue
-            ids.add(row["id"])
-            texts.add(content)
-            of_entry.append((where, row))
-        if not count:
-            raise UserError(f"prompts: {entry.path}: empty data set")
-        if unseen:
-            raise UserError(f"prompts: {entry.path}: no record has the column {min(unseen)!r}")
-        if not of_entry:
-            reason, _ = (reasons - before).most_common(1)[0]
-            raise UserError(f"prompts: {entry.path}: all {count} records are rejected, mostly for {reason}")
-        if entry.limit is not None and entry.limit < len(of_entry):
-            ranked = sorted(row["id"] for _, row in of_entry)
-            ranked.sort(key=lambda prompt: store.rank(config.seed, "limit", prompt))
-            chosen = set(ranked[: entry.limit])
-            for where, row in of_entry:
-                if row["id"] not in chosen:
-                    reject(where, "over_limit", row["id"])
-            of_entry = [(where, row) for where, row in of_entry if row["id"] in chosen]
-        kept.extend(row for _, row in of_entry)
-    return pl.DataFrame(kept, schema=SCHEMA)
+                rejections.add(funnels[-1], prompt.where, error)
+            else:
+                kept.append(prompt.row)
+        if len(kept) == before:
+            reason, _ = funnels[-1].dropped.most_common(1)[0]
+            read = funnels[-1].read
+            raise UserError(f"prompts: {entry.path}: all {read} records are rejected, mostly for {reason}")
+    return [prompt.row for prompt in _in_order([_Found("", row) for row in kept], config.seed)], funnels
 
 
-def _records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
-    """Pairs of (where, record); a line that is no JSON comes as its text."""
-    path = epath.Path(entry.path)
-    if path.is_dir():
-        raise UserError(f"prompts: {path} is a directory; give a file ({', '.join(LOCAL_SUFFIXES)}) or a Hub id")
-    if path.name.endswith((".jsonl", ".jsonl.gz")) and path.exists():
+def _in_order(found: list[_Found], seed: int) -> list[_Found]:
+    return sorted(found, key=lambda prompt: (store.rank(seed, "prompt", prompt.row["id"]), prompt.row["id"]))
+
+
+class _Seen:
+    """What no two prompts of a table may share."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._contents: set[bytes] = set()
+        self._entries: Counter[str] = Counter()
+
+    def prefix(self, dataset: str) -> str:
+        """Begins the ids that an entry's prompts get: another file of the same data set has ids of its own."""
+        self._entries[dataset] += 1
+        return dataset if self._entries[dataset] == 1 else f"{dataset}.{self._entries[dataset]}"
+
+    def refuse_again(self, row: dict[str, Any]) -> None:
+        """Raises `Rejected` for an id or a conversation that was there already, in the same domain."""
+        content = bytes.fromhex(store.fingerprint(row["domain"], row["messages"]))
+        if content in self._contents:
+            raise Rejected("duplicate_prompt", row["id"])
+        if row["id"] in self._ids:
+            raise Rejected("duplicate_id", row["id"])
+        self._ids.add(row["id"])
+        self._contents.add(content)
+
+
+def _read_entry(
+    config: PipelineConfig, entry: PromptsConfig, seen: _Seen, funnel: _Funnel, rejections: _Rejections
+) -> list[_Found]:
+    """The entry's prompts that are valid by themselves and new, in the order of the file."""
+    adapter = adapters.ADAPTERS[entry.adapter_name] if entry.adapter_name else None
+    columns = adapter.columns if adapter else tuple(entry.columns.model_dump(exclude_none=True).values())
+    unseen = set(columns)
+    prefix = seen.prefix(entry.dataset)
+    found: list[_Found] = []
+    for where, record in inputs.rows(entry, "prompts", adapter.columns if adapter else ()):
+        funnel.read += 1
+        if isinstance(record, dict):
+            unseen -= record.keys()
         try:
-            with local_copy(path) as local, gzip.open(local) if path.suffix == ".gz" else local.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield f"{path}:{number}", _json(line)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"prompts: {path}: cannot be read: {store.one_line(error)}") from None
-    elif path.suffix == ".parquet" and path.exists():
-        rows = store.read_parquet(path, [], made_by="prompts").iter_rows(named=True)
-        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows))
-    elif path.exists():
-        raise UserError(f"prompts: {path}: unknown kind of file; known are {', '.join(LOCAL_SUFFIXES)}")
-    elif path.is_absolute() or path.name.endswith(LOCAL_SUFFIXES) or len(path.parts) > 2:
-        raise UserError(f"prompts: {path}: no such file")
-    else:
-        yield from _hub_records(entry)
+            if not isinstance(record, dict):
+                raise Rejected("bad_json" if isinstance(record, str) else "not_an_object")
+            values = adapter.read(record) if adapter else _named_columns(record, entry)
+            row = _prompt(values, entry, config)
+            if row["id"] is None:
+                # Rows of a data set with an adapter go by what they say: its own order is no one's promise.
+                of_text = store.fingerprint(row["messages"])[:16]
+                row["id"] = f"{entry.dataset}-{of_text}" if adapter else f"{prefix}-{funnel.read - 1}"
+            seen.refuse_again(row)
+        except Rejected as error:
+            rejections.add(funnel, where, error, record)
+        else:
+            found.append(_Found(where, row))
+    if not funnel.read:
+        raise UserError(f"prompts: {entry.path}: empty data set")
+    if unseen:
+        raise UserError(f"prompts: {entry.path}: no record has the column {min(unseen)!r}")
+    return found
 
 
-def _json(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line.decode(errors="replace").rstrip("\n")
-
-
-def _hub_records(entry: PromptsConfig) -> Iterator[tuple[str, Any]]:
-    import datasets  # Slow to import, and only here.
-
-    try:
-        rows = datasets.load_dataset(entry.path, split=entry.split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        problem = store.one_line(error)
-        raise UserError(f"prompts: {entry.path}: no such file, nor a data set that the Hub gives: {problem}") from None
-    yield from ((f"{entry.path}:{entry.split}:{number}", row) for number, row in enumerate(rows))
+def _named_columns(record: dict[str, Any], entry: PromptsConfig) -> dict[str, Any]:
+    """What the config's `columns` say is where."""
+    columns = {ours: theirs or ours for ours, theirs in entry.columns.model_dump().items()}
+    # `input` is a common name with many meanings, so it is read only where the config names it.
+    values = {ours: record.get(theirs) for ours, theirs in (columns | {"input": entry.columns.input}).items()}
+    more = values.pop("input")
+    if isinstance(values["prompt"], str) and values["prompt"].strip() and isinstance(more, str) and more.strip():
+        values["prompt"] = f"{values['prompt']}\n\n{more}"
+    return values
 
 
 class _Message(pydantic.BaseModel):
@@ -171,20 +206,13 @@ class _Message(pydantic.BaseModel):
 _MESSAGES = pydantic.TypeAdapter(list[_Message])
 
 
-def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: PipelineConfig) -> dict[str, Any]:
-    """A row of `SCHEMA`, or `Rejected`."""
-    if not isinstance(record, dict):
-        raise Rejected("bad_json" if isinstance(record, str) else "not_an_object")
-    columns = {ours: theirs or ours for ours, theirs in entry.columns.model_dump().items()}
-    # `input` is a common name with many meanings, so it is read only where the config names it.
-    values = {ours: record.get(theirs) for ours, theirs in (columns | {"input": entry.columns.input}).items()}
-    messages = values["messages"]
+def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig) -> dict[str, Any]:
+    """A row of `SCHEMA`, whose id may be None, or `Rejected`."""
+    messages = values.get("messages")
     if messages is None:
-        text = values["prompt"]
+        text = values.get("prompt")
         if not isinstance(text, str) or not text.strip():
             raise Rejected("no_prompt")
-        if isinstance(values["input"], str) and values["input"].strip():
-            text = f"{text}\n\n{values['input']}"
         messages = [{"role": "user", "content": text}]
     try:
         messages = [message.model_dump() for message in _MESSAGES.validate_python(messages)]
@@ -196,7 +224,7 @@ def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: Pipel
         raise Rejected("bad_messages", f"roles {', '.join(roles)}")
     if not roles or roles[-1] != "user" or not messages[-1]["content"].strip():
         raise Rejected("no_user_turn", f"roles {', '.join(roles)}")
-    answer, tests = values["answer"], values["tests"]
+    answer, tests = values.get("answer"), values.get("tests")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):
@@ -210,7 +238,7 @@ def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: Pipel
     if correctness == "code" and not tests:
         raise Rejected("no_tests")
     row = {
-        "id": default_id if values["id"] is None else str(values["id"]),
+        "id": None if values.get("id") is None else str(values["id"]),
         "dataset": entry.dataset,
         "domain": entry.domain,
         "messages": messages,
@@ -222,3 +250,34 @@ def _prompt(record: Any, entry: PromptsConfig, *, default_id: str, config: Pipel
     except UnicodeEncodeError:
         raise Rejected("bad_unicode") from None
     return row
+
+
+class _OverlapCheck:
+    """Refuses prompts that evaluation sets hold, and near duplicates of those that it let pass."""
+
+    def __init__(self, config: OverlapConfig):
+        self._evaluation = EvaluationNgrams(config.ngram)
+        self._near = NearDuplicates(config.near_duplicates) if config.near_duplicates is not None else None
+        for number, entry in enumerate(config.evaluation_sets):
+            texts = list(
+                _evaluation_texts(inputs.rows(entry, f"overlap.evaluation_sets.{number}", entry.columns), entry.columns)
+            )
+            if not texts:
+                raise UserError(
+                    f"overlap.evaluation_sets.{number}: {entry.path}: no text in the columns {', '.join(entry.columns)}"
+                )
+            self._evaluation.add(entry.name, texts)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        asked = "\n".join(message["content"] for message in row["messages"] if message["role"] == "user")
+        if match := self._evaluation.find(asked):
+            raise Rejected(f"contaminated: {match[0]}", f"{row['id']}: {match[1]}")
+        if self._near and (other := self._near.add(row["id"], asked)):
+            raise Rejected("near_duplicate", f"{row['id']}: of {other}")
+
+
+def _evaluation_texts(rows: Iterator[tuple[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    for _, row in rows:
+        for column in columns if isinstance(row, dict) else ():
+            value = row.get(column)
+            yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
