@@ -3,6 +3,7 @@
 Stages, each a module with `run(config)`, each resumable and idempotent, joined by Parquet files under `output_dir`:
 
     prompts    prompts.parquet              read and checked prompts              rejected/prompts.jsonl
+               prompts_funnel.json          how many were read, dropped and kept
     sample     samples/{source}.parquet     every answer of every source
     score      scores/{source}.parquet      with reward and verdict
     select     selection/*.parquet          sft, dpo, discarded (prompts), unused (answers)

@@ -58,4 +58,25 @@ def test_data_figures():
     assert data.selection.instruction.sft_fraction == 0.4
     for selection in (data.selection.instruction, data.selection.math):
         assert (selection.min_margin, selection.max_margin) == (0.01, 0.1)
-    assert len(data.prompts) == 8
+    drawn = {entry.path: (entry.domain, entry.limit) for entry in data.prompts}
+    assert drawn == {
+        "openbmb/UltraFeedback": ("instruction", 51_098),
+        "Magpie-Align/Magpie-Pro-DPO-100K-v0.1": ("instruction", 20_374),
+        "nvidia/HelpSteer2": ("instruction", 9_435),
+        "nvidia/OpenMathInstruct-2": ("math", 51_803),
+        "greengerong/leetcode": ("code", None),
+        "bigcode/self-oss-instruct-sc2-exec-filter-50k": ("code", None),
+        "llamafactory/alpaca_gpt4_zh": ("chinese", 2_471),
+        "Magpie-Align/Magpie-Qwen2-Pro-200K-Chinese": ("chinese", 7_481),
+    }
+    assert sum(entry.limit or 0 for entry in data.prompts) == 158_667 - 3_113 - 12_892  # all but code, which has no limit
+    assert all(entry.adapter_name == entry.path for entry in data.prompts)
+    asked = {source.model: set(source.domains) for source in data.sources}
+    assert asked == {
+        "google/gemma-2-27b-it": {"instruction", "code"},
+        "mistralai/Mistral-Large-Instruct-2407": {"instruction", "code"},
+        "Qwen/Qwen2.5-72B-Instruct": {"instruction", "code", "chinese"},
+        "meta-llama/Llama-3.1-70B-Instruct": {"instruction", "code"},
+        "Qwen/Qwen2.5-Math-72B-Instruct": {"math"},
+    }
+    assert data.max_new_tokens == 4096
