@@ -69,7 +69,8 @@ def test_data_figures():
         "llamafactory/alpaca_gpt4_zh": ("chinese", 2_471),
         "Magpie-Align/Magpie-Qwen2-Pro-200K-Chinese": ("chinese", 7_481),
     }
-    assert sum(entry.limit or 0 for entry in data.prompts) == 158_667 - 3_113 - 12_892  # all but code, which has no limit
+    # All but code, which has no limit.
+    assert sum(entry.limit or 0 for entry in data.prompts) == 158_667 - 3_113 - 12_892
     assert all(entry.adapter_name == entry.path for entry in data.prompts)
     asked = {source.model: set(source.domains) for source in data.sources}
     assert asked == {

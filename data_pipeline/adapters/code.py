@@ -14,8 +14,10 @@ _SHOWN_TESTS = re.compile(
 def _self_oss_instruct(row: Row) -> dict[str, Any]:
     prompt = text(row, "instruction")
     match = _SHOWN_TESTS.search(prompt)
-    if match is None or not match[1].strip():
+    if match is None:
         raise Rejected("no_tests")
+    if "assert" not in match[1]:
+        raise Rejected("tests_check_nothing")
     return {"id": row.get("sha1"), "prompt": prompt, "tests": [match[1].strip()]}
 
 

@@ -13,13 +13,13 @@ problems that accept any of several answers. Where any order is accepted, sorted
 import ast
 import re
 import textwrap
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.adapters.base import Rejected, Row, text
 
-_END = r"^\s*(?:Explanation|Example|Constraints|Note|Input|Follow)|^\s*$|\Z"
-_EXAMPLE = re.compile(rf"^\s*Input:?\s*(.+?)^\s*Output:?\s*(.+?)(?={_END})", re.MULTILINE | re.DOTALL)
+_END = r"\s\W*Explai?nation:|^\s*(?:Example|Constraints|Note|Input|Follow)|^\s*$|\Z"
+_EXAMPLE = re.compile(rf"^[>\s]*Input:?\s*(.+?)\sOutput:?\s*(.+?)(?={_END})", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"```(?:python)?[^\n]*\n(.*?)```", re.DOTALL)
 _NODES = re.compile(
     r"\b(?:linked list|ListNode|TreeNode|binary (?:search )?tree|n-ary tree|quad[- ]?tree|trie)\b", re.I
@@ -29,7 +29,7 @@ _SEVERAL = re.compile(
     r"return \W*any\W*(?: one)? (?:of|valid|such|possible|array|permutation|solution|answer)|"
     r"any (?:valid|of the) (?:answers?|solutions?)|"
     r"(?:multiple|several|more than one) (?:valid )?(?:answers?|solutions?)[^.]{0,60}\bany\b|"
-    r"\bwill be accepted\b|\brandom(?:ly)?\b",
+    r"\balso (?:a )?(?:valid|correct|accepted)|\bwill be accepted\b|\brandom(?:ly)?\b",
     re.I,
 )
 _ANY_ORDER = re.compile(r"\bin \W*any order\b", re.I)
@@ -46,11 +46,13 @@ def read(row: Row) -> dict[str, Any]:
     for pattern, reason in ((_NODES, "tests_need_nodes"), (_IN_PLACE, "changes_in_place"), (_SEVERAL, "many_answers")):
         if match := pattern.search(statement):
             raise Rejected(reason, match[0])
-    name, parameters = signature(row.get("python"))
-    unordered = bool(_ANY_ORDER.search(statement))
-    tests = [_assertion(name, arguments, output, unordered) for arguments, output in examples(statement, parameters)]
-    if not tests:
+    shown = examples(statement)
+    if not shown:
         raise Rejected("no_tests", "no example with plain values")
+    name, parameters = signature(row.get("python"), shown[0])
+    unordered = bool(_ANY_ORDER.search(statement))
+    calls = [(f"{name}({arguments})", item.output) for item in shown if (arguments := item.arguments(parameters))]
+    tests = [_assertion(call, output, unordered) for call, output in calls]
     header = f"def {name}({', '.join(parameters)}):"
     question = f"{statement}\n\nWrite this function in Python:\n\n```python\n{header}\n```"
     return {"id": row.get("slug"), "prompt": question, "tests": tests}
@@ -66,48 +68,64 @@ def plain(statement: str) -> str:
     return re.sub(r"\\([\[\]_*<>()\-+.#!`|{}])", r"\1", without_bold).strip()
 
 
-def signature(solution: Any) -> tuple[str, list[str]]:
-    """Name and parameters of the solution's function, the last that stands alone, or else `Solution`'s first.
+@dataclass(frozen=True)
+class Example:
+    """The values of one worked example."""
+
+    inputs: dict[str, Any]
+    """By name; by place where the statement gives none."""
+    output: Any
+
+    def arguments(self, parameters: list[str]) -> str | None:
+        """The inputs in the parameters' order; None if there are more or fewer."""
+        # A reference that renames its parameters leaves the statement's order.
+        named = set(self.inputs) == set(parameters)
+        values = [self.inputs[name] for name in parameters] if named else list(self.inputs.values())
+        return ", ".join(map(repr, values)) if len(values) == len(parameters) else None
+
+
+def examples(statement: str) -> list[Example]:
+    """Those of a plain statement's examples that have plain values.
+
+    >>> examples('Input: s = "a b", k = [1,null]\\nOutput: true')
+    [Example(inputs={'s': 'a b', 'k': [1, None]}, output=True)]
+    """
+    found = []
+    for given, result in _EXAMPLE.findall(statement):
+        try:
+            call = ast.parse(f"f({' '.join(given.split())})", mode="eval").body
+            output = _value(ast.parse(" ".join(result.split()), mode="eval").body)
+            if isinstance(call, ast.Call) and not isinstance(output, tuple):
+                values = [(str(place), node) for place, node in enumerate(call.args)]
+                values += [(str(keyword.arg), keyword.value) for keyword in call.keywords]
+                found.append(Example({name: _value(node) for name, node in values}, output))
+        except (SyntaxError, ValueError):
+            continue
+    return found
+
+
+def signature(solution: Any, example: Example) -> tuple[str, list[str]]:
+    """Name and parameters of the solution's function that takes the example's inputs, best by their names.
 
     Raises:
-      Rejected: there is no such function, or it takes no fixed number of arguments.
+      Rejected: there is no such function.
     """
     match = _FENCE.search(solution) if isinstance(solution, str) else None
     try:
         body = ast.parse(textwrap.dedent(match[1]) if match else "").body
     except SyntaxError:
         body = []
-    functions = [node for node in body if isinstance(node, ast.FunctionDef)][-1:]
-    for node in body:
-        if isinstance(node, ast.ClassDef) and node.name == "Solution":
-            methods = (item for item in node.body if isinstance(item, ast.FunctionDef))
-            functions += [method for method in methods if not method.name.startswith("_")][:1]
-    if not functions:
+    body += [item for node in body if isinstance(node, ast.ClassDef) and node.name == "Solution" for item in node.body]
+    functions = [
+        (node.name, [argument.arg for argument in node.args.args if argument.arg != "self"])
+        for node in body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+    takers = [(name, parameters) for name, parameters in functions if example.arguments(parameters)]
+    takers.sort(key=lambda function: set(function[1]) == set(example.inputs))
+    if not takers:
         raise Rejected("no_reference_function")
-    arguments = functions[0].args
-    names = [argument.arg for argument in arguments.args if argument.arg != "self"]
-    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or not names:
-        raise Rejected("no_reference_function", functions[0].name)
-    return functions[0].name, names
-
-
-def examples(statement: str, parameters: list[str]) -> Iterator[tuple[list[Any], Any]]:
-    """The arguments, in the parameters' order, and the result of each example that has plain values."""
-    for given, result in _EXAMPLE.findall(statement):
-        try:
-            call = ast.parse(f"f({' '.join(given.split())})", mode="eval").body
-            output = _value(ast.parse(" ".join(result.split()), mode="eval").body)
-            if not isinstance(call, ast.Call) or isinstance(output, tuple):
-                continue
-            named = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
-            arguments = [_value(node) for node in call.args]
-        except (SyntaxError, ValueError):
-            continue
-        if set(named) == set(parameters) and not arguments:
-            yield [named[name] for name in parameters], output
-        elif len(named) + len(arguments) == len(parameters):
-            # The reference renames its parameters: the statement's order is the only one there is.
-            yield [*arguments, *named.values()], output
+    return takers[-1]
 
 
 def _value(node: ast.expr) -> Any:
@@ -123,18 +141,12 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _assertion(name: str, arguments: list[Any], output: Any, unordered: bool) -> str:
-    call = f"{name}({', '.join(map(repr, arguments))})"
+def _assertion(call: str, output: Any, unordered: bool) -> str:
     if isinstance(output, float):
         return f"assert abs({call} - {output!r}) < 1e-5"
     if unordered and isinstance(output, list):
-        return f"assert sorted({call}) == {sorted(output)!r}" if _sortable(output) else f"assert {call} == {output!r}"
+        try:
+            return f"assert sorted({call}) == {sorted(output)!r}"
+        except TypeError:  # What cannot be sorted has values of several kinds.
+            raise Rejected("many_answers", "in any order") from None
     return f"assert {call} == {output!r}"
-
-
-def _sortable(values: list[Any]) -> bool:
-    try:
-        sorted(values)
-    except TypeError:
-        return False
-    return True

@@ -133,7 +133,8 @@ def test_leetcode_values(given: str, output: str, test: str):
         (example("head = [1,2]", "[2,1]") + "Reverse the linked list.", TWO_SUM_PYTHON, "tests_need_nodes"),
         (example("nums = [1], target = 2", "[1]") + "Do it **in-place**.", TWO_SUM_PYTHON, "changes_in_place"),
         (TWO_SUM + "If there are multiple valid answers, return **any of them**.", TWO_SUM_PYTHON, "many_answers"),
-        (example("nums = [1]", "[1]"), TWO_SUM_PYTHON, "no_tests"),
+        (example("nums = [1], target = 2", "[1,null]") + "In any order.", TWO_SUM_PYTHON, "many_answers"),
+        (example("nums = [1]", "[1]"), TWO_SUM_PYTHON, "no_reference_function"),
         (example("nums = [1], target = 2", "5, nums = [0,1,_,_]"), TWO_SUM_PYTHON, "no_tests"),
         ("A statement without examples.", TWO_SUM_PYTHON, "no_tests"),
         (TWO_SUM, "```python\nclass LRUCache:\n    pass\n```", "no_reference_function"),
@@ -144,12 +145,26 @@ def test_leetcode_leaves_out_what_equality_cannot_judge(content: str, python: st
     assert reason("greengerong/leetcode", **leetcode(content, python)) == why
 
 
-def test_leetcode_solution_class():
-    python = (
-        "```python\nclass Solution:\n    def _help(self): ...\n    def twoSum(self, nums, target):\n        ...\n```"
-    )
-    found = adapt("greengerong/leetcode", **leetcode(TWO_SUM, python))
-    assert found["tests"][1] == "assert sorted(twoSum([3, 2, 4], 6)) == [1, 2]"
+@pytest.mark.parametrize(
+    ("python", "header"),
+    [
+        ("class Solution:\n    def _help(self): ...\n    def twoSum(self, nums, target): ...", "twoSum(nums, target)"),
+        ("def two_sum(target, nums): ...\ndef helper(a, b): ...\ndef third(a): ...", "two_sum(target, nums)"),
+        ("def two_sum(a, b): ...", "two_sum(a, b)"),
+    ],
+)
+def test_leetcode_finds_the_function_that_takes_the_examples_inputs(python: str, header: str):
+    found = adapt("greengerong/leetcode", **leetcode(TWO_SUM, f"```python\n{python}\n```"))
+    assert f"def {header}:" in found["prompt"]
+    arguments = "6, [3, 2, 4]" if "target, nums" in header else "[3, 2, 4], 6"
+    assert found["tests"][1] == f"assert sorted({header.partition('(')[0]}({arguments})) == [1, 2]"
+
+
+def test_leetcode_examples_on_one_line():
+    content = r"Do it.\n\n**Example 1:** **Input:** nums = \[1\], target = 6 **Output:** 1\n\n".replace("\\n", "\n")
+    assert reason("greengerong/leetcode", **leetcode(content)) == "no_tests"
+    content = content.replace("**Input", "\n\n**Input").replace("1\n\n", "1 **Explanation:** So it is.\n")
+    assert adapt("greengerong/leetcode", **leetcode(content))["tests"] == ["assert twoSum([1], 6) == 1"]
 
 
 def test_self_oss_instruct_takes_the_tests_that_the_instruction_shows():
@@ -159,6 +174,7 @@ def test_self_oss_instruct_takes_the_tests_that_the_instruction_shows():
     shown = f"Write `add`.\n\nYour code should pass the following assertions:\n```python\n{tests}\n```"
     assert adapt(name, instruction=shown, **row) == {"id": "0a5c", "prompt": shown, "tests": [tests]}
     assert reason(name, instruction="Write `add` and test it.", **row) == "no_tests"
+    assert reason(name, instruction=shown.replace("assert ", ""), **row) == "tests_check_nothing"
 
 
 def test_leetcode_dataset_calls_check():
