@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from etils import epath
 
 from data_pipeline import store
@@ -52,8 +53,7 @@ def rows(source: RowsConfig, key: str, columns: Sequence[str] = ()) -> Iterator[
             raise UserError(f"{key}: {path}: cannot be read: {store.one_line(error)}") from None
     elif path.suffix == ".parquet" and path.exists():
         frame = store.read_parquet(path, [], made_by="prompts")
-        if columns:
-            frame = frame.select(column for column in columns if column in frame.columns)
+        frame = frame.select([column for column in columns if column in frame.columns] or pl.all())
         yield from ((f"{path}:{number}", row) for number, row in enumerate(frame.iter_rows(named=True)))
     elif path.exists():
         raise UserError(f"{key}: {path}: unknown kind of file; known are {', '.join(LOCAL_SUFFIXES)}")

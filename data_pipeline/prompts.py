@@ -102,7 +102,7 @@ class _Rejections:
 def _read_all(config: PipelineConfig, rejections: _Rejections) -> tuple[list[dict[str, Any]], list[_Funnel]]:
     """The rows of the table in their order, and each entry's counts."""
     refuse_overlap = _OverlapCheck(config.overlap)
-    kept: list[dict[str, Any]] = []
+    kept: list[_Found] = []
     funnels: list[_Funnel] = []
     seen = _Seen()
     for entry in config.prompts:
@@ -117,12 +117,12 @@ def _read_all(config: PipelineConfig, rejections: _Rejections) -> tuple[list[dic
             except Rejected as error:
                 rejections.add(funnels[-1], prompt.where, error)
             else:
-                kept.append(prompt.row)
+                kept.append(prompt)
         if len(kept) == before:
             reason, _ = funnels[-1].dropped.most_common(1)[0]
             read = funnels[-1].read
             raise UserError(f"prompts: {entry.path}: all {read} records are rejected, mostly for {reason}")
-    return [prompt.row for prompt in _in_order([_Found("", row) for row in kept], config.seed)], funnels
+    return [prompt.row for prompt in _in_order(kept, config.seed)], funnels
 
 
 def _in_order(found: list[_Found], seed: int) -> list[_Found]:

@@ -33,6 +33,8 @@ _SEVERAL = re.compile(
     re.I,
 )
 _ANY_ORDER = re.compile(r"\bin \W*any order\b", re.I)
+# What `ast` raises on strange text.
+_UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 _JSON = {"true": True, "false": False, "null": None}
 
 
@@ -99,7 +101,7 @@ def examples(statement: str) -> list[Example]:
                 values = [(str(place), node) for place, node in enumerate(call.args)]
                 values += [(str(keyword.arg), keyword.value) for keyword in call.keywords]
                 found.append(Example({name: _value(node) for name, node in values}, output))
-        except (SyntaxError, ValueError):
+        except _UNPARSABLE:
             continue
     return found
 
@@ -113,7 +115,7 @@ def signature(solution: Any, example: Example) -> tuple[str, list[str]]:
     match = _FENCE.search(solution) if isinstance(solution, str) else None
     try:
         body = ast.parse(textwrap.dedent(match[1]) if match else "").body
-    except SyntaxError:
+    except _UNPARSABLE:
         body = []
     body += [item for node in body if isinstance(node, ast.ClassDef) and node.name == "Solution" for item in node.body]
     functions = [
