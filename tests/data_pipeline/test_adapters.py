@@ -6,6 +6,9 @@ import pytest
 
 from data_pipeline.adapters import ADAPTERS, Rejected
 from data_pipeline.adapters.topics import refuse_code_and_math
+from data_pipeline.config import CodeScorerConfig
+from data_pipeline.scorers.base import Item
+from data_pipeline.scorers.code import CodeScorer
 
 TWO_SUM = r"""Given an array of integers `nums` and an integer `target`, return _indices of the two numbers such that
 they add up to `target`_.
@@ -175,6 +178,14 @@ def test_self_oss_instruct_takes_the_tests_that_the_instruction_shows():
     assert adapt(name, instruction=shown, **row) == {"id": "0a5c", "prompt": shown, "tests": [tests]}
     assert reason(name, instruction="Write `add` and test it.", **row) == "no_tests"
     assert reason(name, instruction=shown.replace("assert ", ""), **row) == "tests_check_nothing"
+
+
+def test_the_tests_judge_programs():
+    """The reference passes the tests that its own statement gave, and another program does not."""
+    prompt = adapt("greengerong/leetcode", **leetcode(TWO_SUM))
+    answers = [TWO_SUM_PYTHON.replace("    ```", "```"), "```python\ndef twoSum(nums, target):\n    return [0, 1]\n```"]
+    scores = CodeScorer(CodeScorerConfig(), workers=1).score([Item(prompt=prompt, text=text) for text in answers])
+    assert [score.verdict for score in scores] == ["correct", "wrong"]
 
 
 def test_leetcode_dataset_calls_check():
