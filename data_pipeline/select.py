@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from etils import epath
 
-from data_pipeline import selection, store
+from data_pipeline import seeded, selection, store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.score import COLUMNS, NEEDED
@@ -22,17 +22,20 @@ def run(config: PipelineConfig) -> None:
     """Writes `selection/{sft,dpo,discarded,unused}.parquet`.
 
     Raises:
-      UserError: a domain's rule needs a reward and the config names none, or a table is missing.
+      UserError: a domain's rule needs a reward and the config names none, a table is missing, or a mark is no boolean.
     """
     output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
-    prompts = store.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    store.check_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    with local_copy(prompts_path) as local:
+        prompts = pl.read_parquet(local, columns=["id", "dataset", "domain"], glob=False)
     require_rewards(config, domains=set(prompts["domain"]))
     files = [output / "scores" / f"{source.name}.parquet" for source in config.sources]
     for file in files:
         store.check_parquet(file, [*NEEDED, *COLUMNS], made_by="score")
+        _check_marks(file)
     rules = config.model_dump(mode="json", include={"selection", "seed"})
-    inputs = store.fingerprint(rules, prompts_path, *files, Path(selection.__file__), Path(__file__))
+    inputs = store.fingerprint(rules, prompts_path, *files, *map(Path, (selection.__file__, seeded.__file__, __file__)))
     tables = {name: output / "selection" / f"{name}.parquet" for name in TABLES}
 
     def work() -> str:
@@ -51,37 +54,66 @@ def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> No
             )
 
 
+def _check_marks(file: epath.Path) -> None:
+    """Raises `UserError` where a column that takes answers out holds something else than true and false."""
+    with local_copy(file) as local:
+        present = pl.read_parquet_schema(local)
+    for mark in selection.MARKS:
+        if present.get(mark, pl.Boolean) != pl.Boolean:
+            raise UserError(f"{file}: column {mark!r} must be boolean; it is {present[mark]}")
+
+
 def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path]) -> str:
-    text = pl.col("text").str.strip_chars()
-    columns = [*_KEY, "finish_reason", "reward", "verdict"]
-    candidates = pl.concat(
-        [
-            pl.scan_parquet(file, glob=False).select(
-                *columns, text_hash=pl.when(text.str.len_bytes() > 0).then(text.hash(seed=0))
-            )
-            for file in files
-        ]
-    ).collect()
-    selected = selection.select(prompts.select("id", "dataset", "domain"), candidates, config.selection, config.seed)
-    sft = _with_texts(selected.sft, files, {"": "text"})
-    dpo = _with_texts(selected.dpo, files, {"chosen_": "chosen", "rejected_": "rejected"})
-    assert selected.unused is not None
+    candidates = pl.concat([_candidates(file) for file in files]).collect(engine="streaming")
+    selected = selection.select(prompts, candidates, config.selection, config.seed)
+    del candidates
+    texts = _texts(selected, files)
+    sft = selected.sft.join(texts, on=_KEY, how="left", maintain_order="left")
+    dpo = selected.dpo
+    for name in ("chosen", "rejected"):
+        keys = {key: f"{name}_{key}" for key in ("source", "sample_index")}
+        dpo = dpo.join(
+            texts.rename({**keys, "text": name}),
+            on=["prompt_id", *keys.values()],
+            how="left",
+            maintain_order="left",
+        )
     frames = {"sft": sft, "dpo": dpo, "discarded": selected.discarded, "unused": selected.unused}
     for name in TABLES:
         store.write_parquet(frames[name], tables[name])
-    reasons = dict(selected.discarded["reason"].value_counts(sort=True).iter_rows())
-    lost = f" {reasons}" if reasons else ""
-    return f"{len(sft):,} SFT examples, {len(dpo):,} pairs, {len(selected.discarded):,} prompts discarded{lost}"
+    return (
+        f"{len(sft):,} SFT examples, {len(dpo):,} pairs, {len(selected.discarded):,} prompts discarded"
+        f"{_counts(selected.discarded)}, {len(selected.unused):,} answers unusable{_counts(selected.unused)}"
+    )
 
 
-def _with_texts(selected: pl.DataFrame, files: list[Path], columns: dict[str, str]) -> pl.DataFrame:
-    """Adds a text column for each prefix of key columns; only the selected answers' texts are kept in memory."""
-    for prefix, name in columns.items():
-        keys = {key: key if key == "prompt_id" else f"{prefix}{key}" for key in _KEY}
-        wanted = selected.select(**{key: pl.col(ours) for key, ours in keys.items()})
-        texts = pl.concat(
-            [pl.scan_parquet(file, glob=False).select(*_KEY, pl.col("text").alias(name)) for file in files]
-        )
-        found = texts.join(wanted.lazy(), on=_KEY, how="semi").unique(_KEY, keep="first").collect()
-        selected = selected.join(found.rename(keys), on=list(keys.values()), how="left", maintain_order="left")
-    return selected
+def _candidates(file: Path) -> pl.LazyFrame:
+    """What the rules look at. Texts are read as a stream and only their hashes kept."""
+    present = pl.read_parquet_schema(file)
+    text = pl.col("text").str.strip_chars()
+    return pl.scan_parquet(file, glob=False).select(
+        *_KEY,
+        "finish_reason",
+        "reward",
+        "verdict",
+        *(pl.col(mark) if mark in present else pl.lit(None, pl.Boolean).alias(mark) for mark in selection.MARKS),
+        text_hash=pl.when(text.str.len_bytes() > 0).then(text.hash(seed=0)),
+    )
+
+
+def _texts(selected: selection.Selected, files: list[Path]) -> pl.DataFrame:
+    """The texts of the selected answers, with their keys."""
+    wanted = pl.concat(
+        [selected.sft.select(_KEY)]
+        + [
+            selected.dpo.select("prompt_id", source=f"{name}_source", sample_index=f"{name}_sample_index")
+            for name in ("chosen", "rejected")
+        ]
+    ).unique()
+    texts = pl.concat([pl.scan_parquet(file, glob=False).select(*_KEY, "text") for file in files])
+    return texts.join(wanted.lazy(), on=_KEY, how="semi").collect(engine="streaming").unique(_KEY, keep="any")
+
+
+def _counts(frame: pl.DataFrame) -> str:
+    counts = dict(frame["reason"].value_counts(sort=True).iter_rows())
+    return f" {counts}" if counts else ""

@@ -2,22 +2,24 @@
 
 Candidates are one row an answer:
 
-    prompt_id, dataset, domain, source   text
+    prompt_id, source                    text
     sample_index                         integer, counts the source's answers to the prompt
-    finish_reason                        "stop", "length" (cut at the limit) or "error" (none was made)
+    finish_reason                        "stop", "length" (cut at the limit), "error" (none was made); null if not known
+    truncated, degenerate                boolean marks: an answer that has one serves nowhere; the columns can be absent
     text_hash                            unsigned integer: equal where texts are equal; null where the text is blank
     reward                               float, can be null or not finite
     verdict                              "correct", "wrong", "unknown" or null
 
-Nothing here reads texts, so millions of candidates fit in memory. Ties are broken by source name, then sample index;
-random choices hash (seed, prompt), so no result depends on the order of rows.
+Nothing here reads texts, so millions of candidates fit in memory. Every choice that the rules leave open (which of two
+answers with equal rewards, which side of the split) is a hash of the seed and of the names at stake: no result depends
+on the order of rows, and what happens to a prompt depends on no other prompt.
 """
 
-import math
 from dataclasses import dataclass
 
 import polars as pl
 
+from data_pipeline import seeded
 from data_pipeline.config import (
     ChineseSelection,
     CodeSelection,
@@ -26,11 +28,11 @@ from data_pipeline.config import (
     PairSource,
     SelectionConfig,
 )
-from data_pipeline.store import rank
 
-PROMPT = ["prompt_id", "dataset", "domain"]
+MARKS = ("truncated", "degenerate")
+"""Boolean columns of samples that take an answer out; the name is the reason."""
 _ANSWER = {"source": pl.String, "sample_index": pl.Int64, "reward": pl.Float64}
-_PROMPT_SCHEMA = dict.fromkeys(PROMPT, pl.String)
+_PROMPT_SCHEMA = dict.fromkeys(["prompt_id", "dataset", "domain"], pl.String)
 SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER})
 PAIR_SCHEMA = pl.Schema(
     {
@@ -42,6 +44,8 @@ PAIR_SCHEMA = pl.Schema(
 )
 DISCARDED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "stage": pl.String, "reason": pl.String})
 UNUSED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "source": pl.String, "sample_index": pl.Int64, "reason": pl.String})
+PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"])
+"""Why a source gives no pair, the furthest from one first."""
 
 
 @dataclass(frozen=True)
@@ -51,167 +55,192 @@ class Selected:
     sft: pl.DataFrame
     dpo: pl.DataFrame
     discarded: pl.DataFrame
-    unused: pl.DataFrame | None = None
+    unused: pl.DataFrame
     """Answers that could not serve at all, with the reason."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a domain's rule made of its prompts, which are row numbers here."""
+
+    sft: pl.DataFrame
+    dpo: pl.DataFrame | None
+    discarded: pl.DataFrame
+    """prompt, reason."""
 
 
 def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionConfig, seed: int) -> Selected:
     """Applies each domain's rule to its prompts.
 
     Args:
-      prompts: id, dataset, domain; the prompts to account for.
+      prompts: id, dataset, domain; the prompts to account for, each once.
       candidates: see the module; answers to other prompts are ignored.
+      config: the rules.
+      seed: of all random choices.
     """
-    prompts = prompts.select(pl.col("id").alias("prompt_id"), "dataset", "domain")
-    candidates = candidates.drop("dataset", "domain", strict=False).join(prompts, on="prompt_id")
-    candidates = candidates.with_columns(pl.col("reward").cast(pl.Float64))
-    judged = candidates.with_columns(reason=_unusable())
-    usable = judged.filter(pl.col("reason").is_null())
+    # Row numbers and hashes stand for names: they sort and join many times faster.
+    prompts = prompts.select(pl.col("id").alias("prompt_id"), "dataset", "domain").with_row_index("prompt")
+    prompts = prompts.with_columns(prompt_key=seeded.keys(seed, prompts["prompt_id"]))
+    judged = (
+        candidates.drop("dataset", "domain", strict=False)
+        .join(prompts.drop("dataset"), on="prompt_id")
+        .with_columns(pl.col("reward").cast(pl.Float64))
+        .with_columns(reason=_unusable([mark for mark in MARKS if mark in candidates.columns]))
+    )
+    unused = judged.filter(pl.col("reason").is_not_null())
+    usable = _best_first(judged.filter(pl.col("reason").is_null()), seed)
     parts = [
-        instruction(_of(usable, "instruction"), config.instruction, seed),
-        math_(_of(usable, "math"), config.math, seed),
-        code(_of(usable, "code"), config.code, seed),
+        instruction(_of(usable, "instruction"), config.instruction),
+        math_(_of(usable, "math"), config.math),
+        code(_of(usable, "code"), config.code),
         chinese(_of(usable, "chinese"), config.chinese),
     ]
-    lost = _lost(prompts, judged)
+
+    def named(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
+        found = [frame.join(prompts, on="prompt").select(schema.names()) for frame in frames]
+        return pl.concat([schema.to_frame(), *found]).sort("prompt_id")
+
+    discarded = [part.discarded.with_columns(stage=pl.lit("select")) for part in parts]
     return Selected(
-        sft=pl.concat([part.sft for part in parts]).sort("prompt_id"),
-        dpo=pl.concat([part.dpo for part in parts]).sort("prompt_id"),
-        discarded=pl.concat([lost, *(part.discarded for part in parts)]).sort("prompt_id"),
-        unused=judged.filter(pl.col("reason").is_not_null())
-        .select(UNUSED_SCHEMA.names())
-        .sort("prompt_id", "source", "sample_index"),
+        sft=named([part.sft for part in parts], SFT_SCHEMA),
+        dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
+        discarded=named([_lost(prompts, usable, unused), *discarded], DISCARDED_SCHEMA),
+        unused=named([unused.drop("prompt_id", "domain")], UNUSED_SCHEMA).sort("prompt_id", "source", "sample_index"),
     )
 
 
-def instruction(candidates: pl.DataFrame, rule: InstructionSelection, seed: int) -> Selected:
-    """Prompts with a valid pair are split, data set by data set: SFT gets the best answer of all, DPO the pair.
-
-    The share of SFT is rounded down. Splitting after the pairs are known gives the ratio exactly, as published.
-    """
-    valid = pairs(candidates, candidates, rule.min_margin, rule.max_margin, rule.pair_source, seed)
-    places = valid.select(*PROMPT).with_columns(
-        rank=pl.Series([rank(seed, "split", prompt) for prompt in valid["prompt_id"]], dtype=pl.Int64)
-    )
-    places = places.sort("rank", "prompt_id").with_columns(place=pl.int_range(pl.len()).over("dataset"))
-    quotas = {
-        dataset: math.floor(rule.sft_fraction * count + 1e-9)
-        for dataset, count in valid.group_by("dataset").len().iter_rows()
-    }
-    quota = pl.col("dataset").replace_strict(quotas, return_dtype=pl.Int64) if quotas else pl.lit(0)
-    to_sft = places.filter(pl.col("place") < quota)
-    return Selected(
-        sft=best(candidates.join(to_sft, on="prompt_id", how="semi")),
-        dpo=valid.join(to_sft, on="prompt_id", how="anti"),
-        discarded=_discard(candidates.join(valid, on="prompt_id", how="anti"), "no_valid_pair"),
-    )
-
-
-def math_(candidates: pl.DataFrame, rule: MathSelection, seed: int) -> Selected:
-    """Pairs of a correct and a wrong answer first; of the prompts left over, the best correct answer serves SFT."""
-    correct = candidates.filter(pl.col("verdict") == "correct")
-    wrong = candidates.filter(pl.col("verdict") == "wrong")
-    dpo = pairs(correct, wrong, rule.min_margin, rule.max_margin, rule.pair_source, seed)
-    return Selected(
-        sft=best(correct.join(dpo, on="prompt_id", how="anti")),
-        dpo=dpo,
-        discarded=_discard(candidates.join(correct, on="prompt_id", how="anti"), "no_correct_answer"),
-    )
-
-
-def code(candidates: pl.DataFrame, rule: CodeSelection, seed: int) -> Selected:
-    """The best answer that passes serves SFT; with one that fails it makes a pair too. None passes: dropped."""
-    correct = candidates.filter(pl.col("verdict") == "correct")
-    wrong = candidates.filter(pl.col("verdict") == "wrong")
-    return Selected(
-        sft=best(correct),
-        dpo=pairs(
-            correct, wrong, rule.min_margin, rule.max_margin, rule.pair_source, seed, same_source=rule.same_source
+def instruction(candidates: pl.DataFrame, rule: InstructionSelection) -> _Part:
+    """Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair."""
+    judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
+    valid = pairs(judged, rule.pair_source)
+    to_sft = valid.filter(seeded.share(seeded.mix(valid["prompt_key"])) < rule.sft_fraction)
+    # Why there is no pair: the problem of the source that came furthest.
+    furthest = judged.sort("problem").unique("prompt", keep="last")
+    return _Part(
+        sft=best(candidates.join(to_sft, on="prompt", how="semi")),
+        dpo=valid.join(to_sft, on="prompt", how="anti"),
+        discarded=furthest.join(valid, on="prompt", how="anti").select(
+            "prompt", pl.col("problem").cast(pl.String).alias("reason")
         ),
-        discarded=_discard(candidates.join(correct, on="prompt_id", how="anti"), "no_correct_answer"),
     )
 
 
-def chinese(candidates: pl.DataFrame, rule: ChineseSelection) -> Selected:
+def math_(candidates: pl.DataFrame, rule: MathSelection) -> _Part:
+    """Pairs of a correct and a wrong answer first; of the prompts left over, the best correct answer serves SFT."""
+    correct, wrong = _by_verdict(candidates)
+    dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
+    return _Part(
+        sft=best(correct.join(dpo, on="prompt", how="anti")),
+        dpo=dpo,
+        discarded=_without(candidates, correct, "no_correct_answer"),
+    )
+
+
+def code(candidates: pl.DataFrame, rule: CodeSelection) -> _Part:
+    """The best answer that passes serves SFT; with one that fails it makes a pair too. None passes: dropped."""
+    correct, wrong = _by_verdict(candidates)
+    judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
+    return _Part(
+        sft=best(correct),
+        dpo=pairs(judged, rule.pair_source),
+        discarded=_without(candidates, correct, "no_correct_answer"),
+    )
+
+
+def chinese(candidates: pl.DataFrame, rule: ChineseSelection) -> _Part:
     """The answer of the one source serves SFT; of several, that with the highest reward."""
     of_source = candidates if rule.source is None else candidates.filter(pl.col("source") == rule.source)
-    return Selected(
-        sft=best(of_source),
-        dpo=pl.DataFrame(schema=PAIR_SCHEMA),
-        discarded=_discard(candidates.join(of_source, on="prompt_id", how="anti"), "no_answer_of_the_source"),
-    )
+    return _Part(sft=best(of_source), dpo=None, discarded=_without(candidates, of_source, "no_answer_of_the_source"))
 
 
 def best(candidates: pl.DataFrame) -> pl.DataFrame:
     """The answer with the highest reward of each prompt; one without reward comes last."""
-    return (
-        _sorted(candidates, best_first=True)
-        .unique("prompt_id", keep="first", maintain_order=True)
-        .select(SFT_SCHEMA.names())
-    )
+    return candidates.unique("prompt", keep="first", maintain_order=True)
 
 
-def pairs(
+def compared(
     winners: pl.DataFrame,
     losers: pl.DataFrame,
     min_margin: float | None,
     max_margin: float | None,
-    pair_source: PairSource,
-    seed: int,
     *,
     same_source: bool = True,
 ) -> pl.DataFrame:
-    """At most one pair a prompt: a source's best winner against its worst loser, where the margin is within bounds.
+    """Each source's best winner beside its worst loser, with the `problem` that keeps them from being a pair, or null.
 
-    Of several valid sources, `pair_source` decides: "best", the one with the best chosen answer; "widest", the one with
-    the widest margin; "random", a seeded one. Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is
-    0.00999... in binary, in the seventh already where rewards are float32. Equal texts make no pair.
+    Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is 0.00999... in binary, in the seventh
+    already where rewards are float32. Equal texts make no pair.
     """
-    group = ["prompt_id", "source"] if same_source else ["prompt_id"]
-    answer = ["source", "sample_index", "reward", "text_hash"]
+    group = ["prompt", "source"] if same_source else ["prompt"]
+    answer = ["source", "sample_index", "reward", "text_hash", "tie"]
 
-    def ends(frame: pl.DataFrame, best_first: bool, prefix: str) -> pl.DataFrame:
-        first = _sorted(frame, best_first=best_first).unique(group, keep="first", maintain_order=True)
-        renamed = [pl.col(name).alias(f"{prefix}_{name}") for name in answer]
-        return first.select(*dict.fromkeys([*group, *PROMPT]), *renamed)
+    def ends(frame: pl.DataFrame, prefix: str) -> pl.DataFrame:
+        # Best first: of equal rewards, the first is chosen and the last rejected.
+        end = frame.unique(group, keep="first" if prefix == "chosen" else "last", maintain_order=True)
+        return end.select(*group, "prompt_key", *(pl.col(name).alias(f"{prefix}_{name}") for name in answer))
 
-    chosen = ends(winners, True, "chosen")
-    rejected = ends(losers, False, "rejected").drop("dataset", "domain")
-    valid = chosen.join(rejected, on=group).with_columns(
-        margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(6)
+    both = ends(winners, "chosen").join(ends(losers, "rejected").drop("prompt_key"), on=group)
+    both = both.with_columns(margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(6))
+    too_small = pl.lit(False) if min_margin is None else pl.col("margin") < min_margin
+    too_wide = pl.lit(False) if max_margin is None else pl.col("margin") > max_margin
+    problem = (
+        pl.when(pl.col("chosen_tie") == pl.col("rejected_tie"))
+        .then(pl.lit("one_answer"))
+        .when(pl.col("chosen_text_hash") == pl.col("rejected_text_hash"))
+        .then(pl.lit("equal_texts"))
+        .when(too_small)
+        .then(pl.lit("margin_too_small"))
+        .when(too_wide)
+        .then(pl.lit("margin_too_wide"))
     )
-    valid = valid.filter(pl.col("chosen_text_hash") != pl.col("rejected_text_hash"))
-    if min_margin is not None:
-        valid = valid.filter(pl.col("margin") >= min_margin)
-    if max_margin is not None:
-        valid = valid.filter(pl.col("margin") <= max_margin)
-    names = ["prompt_id", "chosen_source"]
-    if pair_source == "random":
-        ranks = [rank(seed, "pair", *row) for row in valid.select(names).iter_rows()]
-        valid = valid.with_columns(rank=pl.Series(ranks, dtype=pl.Int64)).sort("rank", *names)
-    else:
-        first, second = ("chosen_reward", "margin") if pair_source == "best" else ("margin", "chosen_reward")
-        valid = valid.sort(first, second, *names, descending=[True, True, False, False])
-    return valid.unique("prompt_id", keep="first", maintain_order=True).select(PAIR_SCHEMA.names())
+    return both.with_columns(problem=problem.cast(PROBLEMS))
 
 
-def _sorted(candidates: pl.DataFrame, *, best_first: bool) -> pl.DataFrame:
-    """By reward; ties by source, then sample index. An answer without reward comes last."""
-    order = ["reward", "source", "sample_index"]
-    return candidates.sort(order, descending=[best_first, False, False], nulls_last=True)
+def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
+    """At most one pair a prompt, of those `compared` without a problem.
+
+    Of several sources' pairs, `pair_source` decides: "best", the one with the best chosen answer; "widest", the one
+    with the widest margin; "random", a seeded one. Of equals there, the other of reward and margin, then the hash.
+    """
+    valid = judged.filter(pl.col("problem").is_null())
+    first, second = ("margin", "chosen_reward") if pair_source == "widest" else ("chosen_reward", "margin")
+    valid = valid.with_columns(place=seeded.mix(valid["chosen_tie"], valid["rejected_tie"]))
+    order = ["place"] if pair_source == "random" else [first, second, "place"]
+    valid = valid.sort(order, descending=[name != "place" for name in order])
+    return valid.unique("prompt", keep="first", maintain_order=True)
 
 
-def _unusable() -> pl.Expr:
+def _best_first(usable: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """By prompt, then by reward; one without comes last. Of equal rewards, a hash of seed and names decides."""
+    sources = usable.select(pl.col("source").unique())
+    sources = sources.with_columns(source_key=seeded.keys(seed, sources["source"]))
+    keyed = usable.join(sources, on="source")
+    keyed = keyed.with_columns(tie=seeded.mix(keyed["prompt_key"], keyed["source_key"], keyed["sample_index"]))
+    return keyed.sort("prompt", "reward", "tie", descending=[False, True, False], nulls_last=True)
+
+
+def _by_verdict(candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Those known to be correct, and those known to be wrong."""
+    return candidates.filter(pl.col("verdict") == "correct"), candidates.filter(pl.col("verdict") == "wrong")
+
+
+def _unusable(marks: list[str]) -> pl.Expr:
     """Why an answer can serve nowhere, neither chosen nor rejected; null if it can."""
     needs_reward = pl.col("domain") != "chinese"
-    return (
+    reason = (
         pl.when(pl.col("finish_reason") == "error")
         .then(pl.lit("not_sampled"))
         .when(pl.col("text_hash").is_null())
         .then(pl.lit("empty"))
         .when(pl.col("finish_reason") == "length")
         .then(pl.lit("truncated"))
-        .when(pl.col("reward").is_null() & needs_reward)
+        .when(pl.col("finish_reason") != "stop")
+        .then(pl.lit("not_finished"))
+    )
+    for mark in marks:
+        reason = reason.when(pl.col(mark)).then(pl.lit(mark))
+    return (
+        reason.when(pl.col("reward").is_null() & needs_reward)
         .then(pl.lit("no_reward"))
         .when(pl.col("reward").is_not_null() & ~pl.col("reward").is_finite())
         .then(pl.lit("non_finite_reward"))
@@ -222,20 +251,25 @@ def _of(candidates: pl.DataFrame, domain: str) -> pl.DataFrame:
     return candidates.filter(pl.col("domain") == domain)
 
 
-def _lost(prompts: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
-    """Prompts that come to the rules without any usable answer, by the stage where they lost the last one."""
-    lost = prompts.join(judged.filter(pl.col("reason").is_null()), on="prompt_id", how="anti")
-    # Where its furthest answer was lost, a prompt was lost.
-    asked = lost.join(judged, on="prompt_id", how="semi")
-    scored = judged.filter(pl.col("reason").is_in(["no_reward", "non_finite_reward"]))
-    parts = [
-        (lost.join(judged, on="prompt_id", how="anti"), "sample", "no_answer"),
-        (asked.join(scored, on="prompt_id", how="anti"), "sample", "no_usable_answer"),
-        (asked.join(scored, on="prompt_id", how="semi"), "score", "no_usable_reward"),
-    ]
-    return pl.concat([_discard(frame, reason, stage) for frame, stage, reason in parts])
+def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
+    """Prompts that come to the rules without any usable answer, by the stage where their furthest answer was lost."""
+    scored = unused.filter(pl.col("reason").is_in(["no_reward", "non_finite_reward"]))
+    lost = prompts.select("prompt").join(usable, on="prompt", how="anti")
+    return lost.with_columns(
+        asked=pl.col("prompt").is_in(unused["prompt"].unique().implode()),
+        scored=pl.col("prompt").is_in(scored["prompt"].unique().implode()),
+    ).select(
+        "prompt",
+        stage=pl.when("scored").then(pl.lit("score")).otherwise(pl.lit("sample")),
+        reason=pl.when("scored")
+        .then(pl.lit("no_usable_reward"))
+        .when("asked")
+        .then(pl.lit("no_usable_answer"))
+        .otherwise(pl.lit("no_answer")),
+    )
 
 
-def _discard(frame: pl.DataFrame, reason: str, stage: str = "select") -> pl.DataFrame:
-    unique = frame.select(PROMPT).unique("prompt_id", maintain_order=True)
-    return unique.with_columns(stage=pl.lit(stage), reason=pl.lit(reason)).select(DISCARDED_SCHEMA.names())
+def _without(candidates: pl.DataFrame, kept: pl.DataFrame, reason: str) -> pl.DataFrame:
+    """The prompts of `candidates` that have no row in `kept`."""
+    lost = candidates.join(kept, on="prompt", how="anti").select(pl.col("prompt").unique())
+    return lost.with_columns(reason=pl.lit(reason))

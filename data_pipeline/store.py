@@ -15,10 +15,13 @@ from etils import epath
 from fusejax.cli import UserError
 from fusejax.files import local_copy, replacing, write_text
 
+ROWS_A_GROUP = 16_384
+"""Rows that a reader holds at least: of long texts, Polars' own 262,144 would be most of a gigabyte."""
+
 
 def write_parquet(frame: pl.DataFrame, path: epath.Path) -> None:
     with replacing(path) as file:
-        frame.write_parquet(file)
+        frame.write_parquet(file, row_group_size=ROWS_A_GROUP)
 
 
 def read_parquet(path: epath.Path, columns: Sequence[str], made_by: str) -> pl.DataFrame:

@@ -49,6 +49,12 @@ def select(frame: pl.DataFrame, seed: int = 0, **rules: Any) -> selection.Select
     return selection.select(prompts, frame, SelectionConfig(**rules), seed)
 
 
+def many_prompts(count: int) -> pl.DataFrame:
+    """Prompts p0, p1, ... with a valid pair each."""
+    one = candidates([("a", 0.15), ("a", 0.1)], "instruction")
+    return pl.concat([one.with_columns(prompt_id=pl.lit(f"p{n}")) for n in range(count)])
+
+
 def pair(selected: selection.Selected) -> tuple[Any, ...] | None:
     """(source, chosen index, rejected index) of the only pair."""
     assert len(selected.dpo) <= 1
@@ -73,7 +79,7 @@ class TestInstruction:
 
     def test_never_across_sources(self):
         rows = [("a", 0.15), ("b", 0.10)]
-        assert reasons(select(candidates(rows, "instruction"), **ALL_DPO)) == [("select", "no_valid_pair")]
+        assert reasons(select(candidates(rows, "instruction"), **ALL_DPO)) == [("select", "one_answer")]
 
     @pytest.mark.parametrize(
         ("best", "worst", "valid"),
@@ -117,39 +123,63 @@ class TestInstruction:
         assert selected.sft.select("source", "sample_index", "reward").rows() == [("b", 0, 0.16)]
         assert selected.dpo.is_empty() and selected.discarded.is_empty()
 
-    def test_ties_go_by_source_then_index_in_any_row_order(self):
-        rows = [("b", 0.15), ("b", 0.15), ("b", 0.1), ("b", 0.1), ("a", 0.15), ("a", 0.1)]
-        frame = candidates(rows, "instruction")
-        for seed in range(5):
-            shuffled = frame.sample(fraction=1, shuffle=True, seed=seed)
-            assert pair(select(shuffled, **ALL_DPO)) == ("a", 0, 1)
-            assert select(shuffled, **ALL_SFT).sft["source"].to_list() == ["a"]
-        later = candidates([("b", 0.15), ("b", 0.1), ("a", 0.1), ("a", 0.15)], "instruction")
-        assert select(later, **ALL_SFT).sft.select("source", "sample_index").rows() == [("a", 1)]
-        only_b = frame.filter(pl.col("source") == "b").sample(fraction=1, shuffle=True, seed=1)
-        assert pair(select(only_b, **ALL_DPO)) == ("b", 0, 2)
+    def test_ties_are_broken_by_the_seed_in_any_row_order(self):
+        frame = candidates([(source, reward) for source in "abc" for reward in (0.15, 0.15, 0.1, 0.1)], "instruction")
+        seen = set()
+        for seed in range(40):
+            orders = [frame.sample(fraction=1, shuffle=True, seed=order) for order in range(3)]
+            found = {
+                (pair(select(order, seed, **ALL_DPO)), *select(order, seed, **ALL_SFT).sft.row(0)) for order in orders
+            }
+            assert len(found) == 1
+            seen |= found
+        chosen = {row[0][:2] for row in seen if row[0]}
+        assert chosen == {(source, index) for source in "abc" for index in (0, 1)}
+        assert {row[0][2] for row in seen if row[0]} == {2, 3}
+        assert {row[4] for row in seen} == set("abc")
+
+    def test_of_equal_rewards_throughout_two_different_answers_make_the_pair(self):
+        rule = InstructionSelection(sft_fraction=0.0, min_margin=0.0)
+        for seed in range(10):
+            found = pair(select(candidates([("a", 0.1), ("a", 0.1)], "instruction"), seed, instruction=rule))
+            assert found is not None and {found[1], found[2]} == {0, 1}
 
     def test_equal_texts_make_no_pair(self):
         rows = [("a", 0.15, None, "stop", "same"), ("a", 0.1, None, "stop", "same")]
-        assert reasons(select(candidates(rows, "instruction"), **ALL_DPO)) == [("select", "no_valid_pair")]
+        assert reasons(select(candidates(rows, "instruction"), **ALL_DPO)) == [("select", "equal_texts")]
 
-    def test_split_is_exactly_the_fraction_of_each_data_set_rounded_down(self):
-        # As in the published counts: 20,374 prompts gave 8,149 and 12,225.
-        frames = [
-            candidates([("a", 0.15), ("a", 0.1)], "instruction", f"{dataset}{n}", dataset)
-            for dataset, count in (("x", 37), ("y", 10))
-            for n in range(count)
-        ]
-        frame = pl.concat([*frames, candidates([("a", 0.1)], "instruction", "lonely", "y")])
+    @pytest.mark.parametrize(
+        ("rows", "reason"),
+        [
+            ([("a", 0.15), ("b", 0.15), ("b", 0.149)], "margin_too_small"),
+            ([("a", 0.15), ("a", 0.149), ("b", 0.3), ("b", 0.1)], "margin_too_wide"),
+            ([("a", 0.2), ("b", 0.2, None, "stop", "x"), ("b", 0.1, None, "stop", "x")], "equal_texts"),
+        ],
+    )
+    def test_a_prompt_without_pair_has_the_reason_of_its_furthest_source(self, rows: list[Any], reason: str):
+        assert reasons(select(candidates(rows, "instruction"))) == [("select", reason)]
+
+    def test_split_is_the_fraction_to_chance_and_differs_by_seed(self):
+        frame = many_prompts(4000)
         selected = select(frame)
-        counts = dict(selected.sft.group_by("dataset").len().iter_rows())
-        assert counts == {"x": math.floor(0.4 * 37), "y": 4}
-        assert len(selected.sft) + len(selected.dpo) == 47
+        assert len(selected.sft) + len(selected.dpo) == 4000
         assert not set(selected.sft["prompt_id"]) & set(selected.dpo["prompt_id"])
-        assert selected.discarded["prompt_id"].to_list() == ["lonely"]
-        again = select(frame.sample(fraction=1, shuffle=True, seed=3))
-        assert again.sft.equals(selected.sft) and again.dpo.equals(selected.dpo)
-        assert not select(frame, seed=1).sft.equals(selected.sft)
+        assert abs(len(selected.sft) / 4000 - 0.4) < 4 * math.sqrt(0.4 * 0.6 / 4000)
+        both = set(select(frame, seed=1).sft["prompt_id"]) & set(selected.sft["prompt_id"])
+        assert abs(len(both) / 4000 - 0.16) < 4 * math.sqrt(0.16 * 0.84 / 4000)
+
+    def test_added_prompts_and_answers_move_no_other_prompt(self):
+        frame = many_prompts(300)
+        sides = set(select(frame.head(200)).sft["prompt_id"])
+        with_all = select(frame)
+        old = set(frame.head(200)["prompt_id"])
+        assert len(old) == 100 and set(with_all.sft["prompt_id"]) & old == sides
+        wider = candidates([("b", 0.2), ("b", 0.16)], "instruction", "p0")
+        more = select(pl.concat([frame, wider]))
+        assert set(more.sft["prompt_id"]) == set(with_all.sft["prompt_id"])
+        kept = pl.col("prompt_id") != "p0"
+        assert more.sft.filter(kept).equals(with_all.sft.filter(kept))
+        assert more.dpo.filter(kept).equals(with_all.dpo.filter(kept))
 
     @pytest.mark.parametrize(("best", "worst"), [(0.15, 0.05), (0.12, 0.11), (0.3, 0.2)])
     def test_bounds_are_inclusive_for_float32_rewards(self, best: float, worst: float):
@@ -257,6 +287,7 @@ class TestUnusable:
         ("row", "reason"),
         [
             (("a", 0.5, "correct", "length"), "truncated"),
+            (("a", 0.5, "correct", "abort"), "not_finished"),
             (("a", 0.5, "correct", "stop", " \n"), "empty"),
             (("a", None, None, "error", ""), "not_sampled"),
             (("a", None, "correct"), "no_reward"),
@@ -268,9 +299,16 @@ class TestUnusable:
     def test_serves_nowhere_and_is_counted(self, domain: str, row: tuple[Any, ...], reason: str):
         good = [("a", 0.15, "correct"), ("a", 0.12, "wrong")]
         selected = select(candidates([row, *good], domain), **ALL_DPO)
-        assert selected.unused is not None
         assert selected.unused.select("sample_index", "reason").rows() == [(0, reason)]
         assert pair(selected) == ("a", 1, 2)
+
+    @pytest.mark.parametrize("mark", selection.MARKS)
+    @pytest.mark.parametrize("domain", ["instruction", "math", "code", "chinese"])
+    def test_a_mark_takes_the_answer_out(self, domain: str, mark: str):
+        frame = candidates([("a", 0.2, "correct"), ("a", 0.15, "correct"), ("a", 0.01, "wrong")], domain)
+        selected = select(frame.with_columns(pl.Series(mark, [True, False, None])), **ALL_SFT)
+        assert selected.unused.select("sample_index", "reason").rows() == [(0, mark)]
+        assert {*selected.sft["sample_index"], *selected.dpo["chosen_sample_index"]} <= {1}
 
     def test_infinitely_low_reward_is_not_rejected_either(self):
         rows = [("a", 0.15), ("a", 0.12), ("a", -math.inf)]

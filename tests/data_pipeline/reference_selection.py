@@ -1,0 +1,174 @@
+"""The selection rules once more, answer by answer in plain Python: slow, and short enough to be checked by reading."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipeline.config import SelectionConfig
+
+MASK = 2**64 - 1
+Row = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """What is expected of the tables, as sets of plain rows."""
+
+    sft: set[tuple[str, str, int]]
+    """prompt, source, sample index."""
+    dpo: set[tuple[str, str, int, str, int, float]]
+    """prompt, source and sample index chosen, the same rejected, margin."""
+    discarded: dict[str, tuple[str, str]]
+    unused: dict[tuple[str, str, int], str]
+
+
+def scrambled(*numbers: int) -> int:
+    """Splitmix64 over the numbers in turn."""
+    state = 0
+    for number in numbers:
+        state = ((state ^ number) + 0x9E3779B97F4A7C15) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return state
+
+
+def name_number(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") // 2
+
+
+def select(prompts: list[Row], answers: list[Row], config: SelectionConfig, seed: int) -> Outcome:
+    """Goes through the prompts one by one."""
+    outcome = Outcome(set(), set(), {}, {})
+    for prompt in prompts:
+        mine = [answer for answer in answers if answer["prompt_id"] == prompt["id"]]
+        Prompt(prompt, mine, config, seed, outcome).decide()
+    return outcome
+
+
+class Prompt:
+    """One prompt's way to an example, a pair, or the discarded."""
+
+    def __init__(self, prompt: Row, answers: list[Row], config: SelectionConfig, seed: int, outcome: Outcome):
+        self.id, self.domain, self.seed, self.outcome = prompt["id"], prompt["domain"], seed, outcome
+        self.rule: Any = getattr(config, self.domain)
+        self.answers, self.usable = answers, []
+        for answer in answers:
+            reason = self.unusable(answer)
+            if reason is None:
+                self.usable.append(answer)
+            else:
+                outcome.unused[self.id, answer["source"], answer["sample_index"]] = reason
+
+    def unusable(self, answer: Row) -> str | None:
+        finish, reward = answer["finish_reason"], answer["reward"]
+        if finish == "error":
+            return "not_sampled"
+        if answer["text_hash"] is None:
+            return "empty"
+        if finish == "length":
+            return "truncated"
+        if finish not in ("stop", None):
+            return "not_finished"
+        if answer["truncated"]:
+            return "truncated"
+        if answer["degenerate"]:
+            return "degenerate"
+        if reward is None:
+            return None if self.domain == "chinese" else "no_reward"
+        return None if math.isfinite(reward) else "non_finite_reward"
+
+    def decide(self) -> None:
+        if not self.answers:
+            self.discard("sample", "no_answer")
+        elif not self.usable:
+            reasons = {self.unusable(answer) for answer in self.answers}
+            if reasons & {"no_reward", "non_finite_reward"}:
+                self.discard("score", "no_usable_reward")
+            else:
+                self.discard("sample", "no_usable_answer")
+        elif self.domain == "instruction":
+            self.decide_instruction()
+        elif self.domain == "chinese":
+            wanted = [answer for answer in self.usable if self.rule.source in (None, answer["source"])]
+            self.example(wanted) if wanted else self.discard("select", "no_answer_of_the_source")
+        else:
+            self.decide_by_verdict()
+
+    def decide_instruction(self) -> None:
+        pairs, problems = self.pairs(self.usable, self.usable, one_source=True)
+        if not pairs:
+            order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
+            self.discard("select", max(problems, key=order.index))
+        elif (scrambled(name_number(self.seed, self.id)) >> 11) / 2**53 < self.rule.sft_fraction:
+            self.example(self.usable)
+        else:
+            self.pair(pairs)
+
+    def decide_by_verdict(self) -> None:
+        correct = [answer for answer in self.usable if answer["verdict"] == "correct"]
+        wrong = [answer for answer in self.usable if answer["verdict"] == "wrong"]
+        if not correct:
+            return self.discard("select", "no_correct_answer")
+        one_source = self.domain == "math" or self.rule.same_source
+        pairs, _ = self.pairs(correct, wrong, one_source=one_source)
+        if pairs:
+            self.pair(pairs)
+        if self.domain == "code" or not pairs:
+            self.example(correct)
+        return None
+
+    def discard(self, stage: str, reason: str) -> None:
+        self.outcome.discarded[self.id] = stage, reason
+
+    def tie(self, answer: Row) -> int:
+        names = (self.id, answer["source"])
+        return scrambled(*(name_number(self.seed, name) for name in names), answer["sample_index"])
+
+    def ordered(self, answers: list[Row]) -> list[Row]:
+        """Best first."""
+        return sorted(answers, key=lambda a: (a["reward"] is None, -(a["reward"] or 0.0), self.tie(a)))
+
+    def example(self, answers: list[Row]) -> None:
+        best = self.ordered(answers)[0]
+        self.outcome.sft.add((self.id, best["source"], best["sample_index"]))
+
+    def pairs(
+        self, winners: list[Row], losers: list[Row], *, one_source: bool
+    ) -> tuple[list[tuple[Row, Row]], list[str]]:
+        """Valid pairs, at most one a source, and the problems of the other sources."""
+        pairs, problems = [], []
+        groups = sorted({answer["source"] for answer in winners}) if one_source else [None]
+        for source in groups:
+            able = [self.ordered([a for a in side if source in (None, a["source"])]) for side in (winners, losers)]
+            if not able[0] or not able[1]:
+                continue
+            chosen, rejected = able[0][0], able[1][-1]
+            margin = self.margin(chosen, rejected)
+            if chosen is rejected:
+                problems.append("one_answer")
+            elif chosen["text_hash"] == rejected["text_hash"]:
+                problems.append("equal_texts")
+            elif self.rule.min_margin is not None and margin < self.rule.min_margin:
+                problems.append("margin_too_small")
+            elif self.rule.max_margin is not None and margin > self.rule.max_margin:
+                problems.append("margin_too_wide")
+            else:
+                pairs.append((chosen, rejected))
+        return pairs, problems
+
+    @staticmethod
+    def margin(chosen: Row, rejected: Row) -> float:
+        return round(chosen["reward"] - rejected["reward"], 6)
+
+    def pair(self, pairs: list[tuple[Row, Row]]) -> None:
+        def order(pair: tuple[Row, Row]) -> tuple[float, ...]:
+            reward, margin = pair[0]["reward"], self.margin(*pair)
+            first = {"best": (-reward, -margin), "widest": (-margin, -reward), "random": ()}[self.rule.pair_source]
+            return (*first, scrambled(self.tie(pair[0]), self.tie(pair[1])))
+
+        chosen, rejected = min(pairs, key=order)
+        ends = [value for answer in (chosen, rejected) for value in (answer["source"], answer["sample_index"])]
+        self.outcome.dpo.add((self.id, *ends, self.margin(chosen, rejected)))  # type: ignore[arg-type]
