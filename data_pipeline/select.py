@@ -1,6 +1,7 @@
 """Stage `select`: applies the rules of `selection` to all scored answers, and fetches the texts of those selected."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -110,8 +111,14 @@ def _texts(selected: selection.Selected, files: list[Path]) -> pl.DataFrame:
             for name in ("chosen", "rejected")
         ]
     ).unique()
-    texts = pl.concat([pl.scan_parquet(file, glob=False).select(*_KEY, "text") for file in files])
-    return texts.join(wanted.lazy(), on=_KEY, how="semi").collect(engine="streaming").unique(_KEY, keep="any")
+    with tempfile.TemporaryDirectory() as folder:
+        # One file at a time, and by way of the disk: rows filtered in memory keep the buffers of all others alive.
+        found = [Path(folder) / f"{number}.parquet" for number in range(len(files))]
+        for file, part in zip(files, found, strict=True):
+            texts = pl.scan_parquet(file, glob=False).select(*_KEY, "text")
+            texts.join(wanted.lazy(), on=_KEY, how="semi").sink_parquet(part, row_group_size=store.ROWS_A_GROUP)
+        parts = [pl.read_parquet(part, memory_map=False) for part in found]
+    return pl.concat(parts).unique(_KEY, keep="any")
 
 
 def _counts(frame: pl.DataFrame) -> str:

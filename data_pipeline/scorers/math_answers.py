@@ -153,7 +153,7 @@ def words(answer: str) -> str | None:
 
 def is_prose(answer: str) -> bool:
     """Whether it is a sentence, or a number within words, rather than a formula, a word, or a number with its unit."""
-    text = re.sub(r"\\[a-zA-Z]+", " ", _unwrapped(split_unit(answer)[0]))
+    text = re.sub(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+", " ", _unwrapped(split_unit(answer)[0]))
     found = re.findall(r"[^\W\d_]{3,}", text)
     return len(found) >= 2 or bool(found and re.search(r"\d", text))
 
@@ -187,6 +187,7 @@ _FRACTION = re.compile(r"([-+]?)\\frac(?:\{([-+]?[\d.]+)\}\{([-+]?[\d.]+)\}|(\d)
 _MIXED = re.compile(r"([-+]?)(\d+)(?:\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))| (\d+)/(\d+))")
 _RATIO = re.compile(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*|×)10\^\{?([-+]?\d{1,4})\}?")
 
 
@@ -195,6 +196,8 @@ def rational(answer: str) -> Fraction | None:
 
     >>> rational("$1,234.50"), rational(r"-\\frac{3}{6}"), rational("3 1/2"), rational("1e6"), rational("x+1")
     (Fraction(2469, 2), Fraction(-1, 2), Fraction(7, 2), Fraction(1000000, 1), None)
+    >>> rational(r"0.1\\overline{6}")
+    Fraction(1, 6)
     """
     text = normalize(answer).replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "")
     text = re.sub(r"^([-+]?)[£€]", r"\1", text)
@@ -210,6 +213,10 @@ def rational(answer: str) -> Fraction | None:
             return (-1 if sign == "-" else 1) * Fraction(top) / Fraction(bottom)
         if match := _RATIO.fullmatch(text):
             return Fraction(match.group(1)) / Fraction(match.group(2))
+        if match := _REPEATING.fullmatch(text):
+            sign, whole, fixed, period = match.groups()
+            digits = int(f"{whole}{fixed}{period}") - int(f"0{whole}{fixed}")
+            return (-1 if sign == "-" else 1) * Fraction(digits, 10 ** len(fixed) * (10 ** len(period) - 1))
         if match := _SCIENTIFIC.fullmatch(text):
             return Fraction(match.group(1)) * Fraction(10) ** int(match.group(2))
         return Fraction(text) if _DECIMAL.fullmatch(text) else None

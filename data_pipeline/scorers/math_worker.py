@@ -16,25 +16,53 @@ DIGITS = 60
 """Significant digits at which two constants are compared."""
 
 
+_DEGREES = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°)"
+_ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\left\s*)?[({]?\s*)(\d+(?:\.\d+)?)" + _DEGREES)
+
+
 def verify(pair: tuple[str, str]) -> tuple[Verdict, str]:
-    """(verdict, reason) for (label, answer), both as LaTeX or plain text."""
-    gold, found = (_parse(answer) for answer in pair)
+    """(verdict, reason) for (label, answer), both as LaTeX or plain text.
+
+    Raises:
+      MemoryError: the comparison needs more than the process may have.
+    """
+    try:
+        return _verify(*pair)
+    except MemoryError:
+        raise
+    except Exception as error:  # Whatever sympy raises on strange input, RecursionError too.
+        return "unknown", f"math_verify_failed: {type(error).__name__}"
+
+
+def _verify(gold_text: str, found_text: str) -> tuple[Verdict, str]:
+    gold_text, found_text = (_ANGLE.sub(r"\1(\\frac{\2\\pi}{180})", text) for text in (gold_text, found_text))
+    gold, found = _parse(gold_text), _parse(found_text)
     if not gold or not found:
         return "unknown", "label_not_parsed" if not gold else "answer_not_parsed"
-    left, right = gold[0], found[0]
+    left, right = _with_imaginary_unit(gold[0], found[0])
+    verdict, reason = _compare(left, right, gold, found)
+    # The parser drops the sign: 45 degrees are 45 to it, and no quarter of pi.
+    if verdict == "wrong" and bool(re.search(_DEGREES, gold_text)) != bool(re.search(_DEGREES, found_text)):
+        return "unknown", "degrees_against_number"
+    return verdict, reason
+
+
+def _compare(left: Any, right: Any, gold: list[Any], found: list[Any]) -> tuple[Verdict, str]:
     same = _same_constants(left, right)
     if same is not None:
         # Math-Verify compares at a few digits: to it, 1/2004! is 1/2006!.
         return ("correct", "same_value") if same else ("wrong", "other_value")
     options: dict[str, Any] = {"timeout_seconds": None, "raise_on_error": True}
-    try:
-        if math_verify.verify(gold, found, **options) or math_verify.verify(found, gold, **options):
-            return "correct", "math_verify"
-    except Exception as error:  # Whatever sympy raises on strange input; a killed or crashed worker is seen outside.
-        return "unknown", f"math_verify_failed: {type(error).__name__}"
+    if math_verify.verify(gold, found, **options) or math_verify.verify(found, gold, **options):
+        return "correct", "math_verify"
     if _is_rounding(left, right):
         return "unknown", "rounded"
-    return ("wrong", "math_verify") if _comparable(left, right) else ("unknown", "not_comparable")
+    if _comparable(left, right):
+        return "wrong", "math_verify"
+    sets = _solutions(left), _solutions(right)
+    if None not in sets:
+        return ("correct", "same_set") if sets[0] == sets[1] else ("wrong", "other_set")
+    return "unknown", "not_comparable"
 
 
 def _parse(answer: str) -> list[Any]:
@@ -44,10 +72,21 @@ def _parse(answer: str) -> list[Any]:
     try:
         # In a box the whole answer is read or nothing; in `$...$` it may be some number within it.
         parsed = math_verify.parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)
-    except Exception:  # The same: no parse, no verdict.
+    except MemoryError:
+        raise
+    except Exception:  # Whatever sympy raises: no parse, no verdict.
         return []
     understood = parsed and not isinstance(parsed[0], str)
     return parsed if understood and parsed[-1].count("{") == parsed[-1].count("}") else []
+
+
+def _with_imaginary_unit(left: Any, right: Any) -> tuple[Any, Any]:
+    """Where i is the only letter, it is no variable."""
+    symbols = {str(symbol) for value in (left, right) for symbol in getattr(value, "free_symbols", ())}
+    if symbols != {"i"} or not all(isinstance(value, sympy.Expr) for value in (left, right)):
+        return left, right
+    units = {symbol: sympy.I for value in (left, right) for symbol in value.free_symbols}
+    return left.subs(units), right.subs(units)
 
 
 def _same_constants(left: Any, right: Any) -> bool | None:
@@ -58,10 +97,19 @@ def _same_constants(left: Any, right: Any) -> bool | None:
         if value.has(sympy.Float):
             return None  # A rounded number has no many digits.
     a, b = left.evalf(DIGITS), right.evalf(DIGITS)
-    if not (a.is_number and b.is_number and a.is_comparable is not False and b.is_comparable is not False):
+    sizes = [abs(value).evalf(DIGITS) for value in (a, b, a - b)]
+    if not all(size.is_comparable for size in sizes):
         return None
-    scale = max(abs(a), abs(b))
-    return bool(scale == 0 or abs(a - b) <= scale * sympy.Float(10, DIGITS) ** (10 - DIGITS))
+    scale = max(sizes[:2])
+    return bool(scale == 0 or sizes[2] <= scale * sympy.Float(10, DIGITS) ** (10 - DIGITS))
+
+
+def _solutions(value: Any) -> Any:
+    """The set of real numbers that an interval or an inequality in one variable stands for; None for anything else."""
+    if isinstance(value, sympy.Interval | sympy.Union):
+        return value
+    inequality = isinstance(value, sympy.core.relational.Relational | sympy.And | sympy.Or)
+    return value.as_set() if inequality and len(value.free_symbols) == 1 else None
 
 
 def _is_rounding(left: Any, right: Any) -> bool:
@@ -76,5 +124,7 @@ def _is_rounding(left: Any, right: Any) -> bool:
 
 def _comparable(left: Any, right: Any) -> bool:
     """Whether both were understood as the same kind of thing, so that "not equal" means wrong."""
-    kinds = (sympy.Expr, sympy.Set, sympy.MatrixBase, sympy.core.relational.Relational)
-    return any(isinstance(left, kind) and isinstance(right, kind) for kind in kinds)
+    kinds = (sympy.Expr, sympy.Set, sympy.MatrixBase, sympy.Tuple, sympy.core.relational.Relational)
+    # (1, 2) is read as an interval, (2, 1) as a point.
+    lists = (sympy.Tuple, sympy.Interval)
+    return any(isinstance(left, kind) and isinstance(right, kind) for kind in (*kinds, lists))

@@ -34,6 +34,7 @@ def test_run_from_prompts_to_shards_and_again(
     with (tmp_path / "chinese.jsonl").open("a") as file:
         file.write('{"prompt": "", "note": "a line separator: \u2028"}\n')
     values["prompts"][3]["limit"] = 3
+    values["write"]["eval_fraction"] = 0.5
     write_config(config, values)
     run("run", config)
     out = tmp_path / "out"
