@@ -57,12 +57,12 @@ def _compare(left: Any, right: Any, gold: list[Any], found: list[Any]) -> tuple[
         return "correct", "math_verify"
     if _is_rounding(left, right):
         return "unknown", "rounded"
-    if _comparable(left, right):
-        return "wrong", "math_verify"
     sets = _solutions(left), _solutions(right)
     if None not in sets:
+        if left.free_symbols and right.free_symbols and left.free_symbols != right.free_symbols:
+            return "unknown", "other_variables"
         return ("correct", "same_set") if sets[0] == sets[1] else ("wrong", "other_set")
-    return "unknown", "not_comparable"
+    return ("wrong", "math_verify") if _comparable(left, right) else ("unknown", "not_comparable")
 
 
 def _parse(answer: str) -> list[Any]:
@@ -105,11 +105,15 @@ def _same_constants(left: Any, right: Any) -> bool | None:
 
 
 def _solutions(value: Any) -> Any:
-    """The set of real numbers that an interval or an inequality in one variable stands for; None for anything else."""
+    """The set of real numbers that an interval or inequalities in one variable stand for; None for anything else."""
     if isinstance(value, sympy.Interval | sympy.Union):
         return value
-    inequality = isinstance(value, sympy.core.relational.Relational | sympy.And | sympy.Or)
-    return value.as_set() if inequality and len(value.free_symbols) == 1 else None
+    # "x < -2 or x > 2" is read as the set of the two.
+    parts = tuple(value) if isinstance(value, sympy.FiniteSet) else (value,)
+    kinds = (sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.And, sympy.Or)
+    if not parts or not all(isinstance(part, kinds) for part in parts) or len(value.free_symbols) != 1:
+        return None
+    return sympy.Union(*(part.as_set() for part in parts))
 
 
 def _is_rounding(left: Any, right: Any) -> bool:

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+OUT_OF_MEMORY = "out_of_memory"
 START_SECONDS = 120.0
 """For a worker to import what it needs."""
 
@@ -40,7 +41,12 @@ class WorkerPool:
             self._stop(connection)
 
     def map(self, tasks: Sequence[Any]) -> list[Any]:
-        """Results in order; "timeout" or "crashed" in place of a result, so the function should not return strings."""
+        """Results in order; "timeout", "crashed" or "out_of_memory" in place of those that there are not, so the
+        function should not return strings. The process of such a task is killed, and another takes its place.
+
+        Raises:
+          RuntimeError: a new process dies or hangs before its first task.
+        """
         results: list[Any] = ["crashed"] * len(tasks)
         waiting = deque(enumerate(tasks))
         running: dict[Connection, tuple[int | None, float]] = {}  # Task (None: starting) and deadline of each worker.
@@ -58,6 +64,9 @@ class WorkerPool:
                     continue
                 if index is not None:
                     results[index] = result
+                if result == OUT_OF_MEMORY:  # What it holds, it may hold on to.
+                    self._replace(connection, running, index)
+                    continue
                 if waiting:
                     following, task = waiting.popleft()
                     try:
@@ -114,4 +123,4 @@ def _work(function: Callable[[Any], Any], memory_mb: int, timeout: float, connec
             try:
                 connection.send(function(task))
             except MemoryError:
-                connection.send("out_of_memory")
+                connection.send(OUT_OF_MEMORY)
