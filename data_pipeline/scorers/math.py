@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from data_pipeline.config import ScorerConfig
-from data_pipeline.scorers import math_answers, math_worker
+from data_pipeline.scorers import math_answers, math_units, math_worker
 from data_pipeline.scorers.base import Item, Score, Verdict
 from data_pipeline.scorers.math_answers import Found
 from data_pipeline.scorers.workers import WorkerPool
@@ -44,6 +44,8 @@ _NOTHING = frozenset(
     ]
 )
 """Words that others mean just as well."""
+_TRUTH = {"yes": True, "true": True, "no": False, "false": False}
+_GEOMETRY = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|widehat)(?![a-zA-Z])")
 _SUBSCRIPT = re.compile(r"(?<=[\d)}])_\{?(\d+)")
 
 
@@ -53,7 +55,7 @@ class MathScorer:
     def __init__(self, config: ScorerConfig, workers: int | None):
         self._timeout, self._memory, self._workers = config.timeout_seconds, config.memory_mb, workers
         self._known: dict[tuple[str, str], Outcome] = {}
-        files = (Path(module.__file__ or "") for module in (math_answers, math_worker))
+        files = (Path(module.__file__ or "") for module in (math_answers, math_units, math_worker))
         self.fingerprint = fingerprint(version("math-verify"), self._timeout, self._memory, Path(__file__), *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
@@ -103,6 +105,10 @@ def compare_exactly(gold: str, found: str) -> Outcome | None:
     """(verdict, reason) where text or exact numbers decide it, else None."""
     if len(gold) > LONGEST or len(found) > LONGEST:
         return "unknown", "too_long"
+    decided = _compare_truth(gold, found)
+    if decided is not None:
+        return decided
+    gold, found = math_answers.in_symbols(gold), math_answers.in_symbols(found)
     if math_answers.normalize(gold) == math_answers.normalize(found):
         return "correct", "same_text"
     decided = _compare_choices(gold, found) or _compare_words(gold, found)
@@ -117,10 +123,32 @@ def compare_exactly(gold: str, found: str) -> Outcome | None:
     decided = ("correct", "same_text") if same else _compare_numbers(left, right)
     if unit == other:
         return decided or (("unknown", "not_a_formula") if _unreadable(left, right) else None)
+    measured = _compare_measures(left, unit, right, other)
+    if measured is not None:
+        return measured
     # 18 dollars are 1800 cents, and 5 m may be a product.
     if (unit and other) or len((unit or other).rstrip("23")) == 1 or (decided and decided[0] == "wrong"):
         return "unknown", "other_units"
     return decided or ("unknown", "other_units")
+
+
+def _compare_truth(gold: str, found: str) -> Outcome | None:
+    """Yes or true against no or false."""
+    left, right = (_TRUTH.get(math_answers.normalize(answer).lower()) for answer in (gold, found))
+    return ("wrong", "other_words") if left is not None and right is not None and left != right else None
+
+
+def _compare_measures(gold: str, unit: str, found: str, other: str) -> Outcome | None:
+    """Two quantities in different units of the same kind."""
+    left, right = math_answers.rational(gold), math_answers.rational(found)
+    sizes = math_units.measure(unit), math_units.measure(other)
+    if left is None or right is None or sizes[0] is None or sizes[1] is None or sizes[0][0] != sizes[1][0]:
+        return None
+    left, right = left * sizes[0][1], right * sizes[1][1]
+    if left == right:
+        return "correct", "same_quantity"
+    near = abs(left - right) <= max(abs(left), abs(right)) / 100  # 5 miles are 8.05 km.
+    return ("unknown", "rounded") if near else ("wrong", "other_quantity")
 
 
 def _compare_choices(gold: str, found: str) -> Outcome | None:
@@ -154,7 +182,7 @@ def _compare_words(gold: str, found: str) -> Outcome | None:
 def _compare_numbers(gold: str, found: str) -> Outcome | None:
     left, right = math_answers.rational(gold), math_answers.rational(found)
     if left is None or right is None:
-        return None
+        return ("unknown", "decimal_comma") if _by_decimal_comma(gold, found) else None
     percent = math_answers.is_percentage(gold), math_answers.is_percentage(found)
     if percent[0] != percent[1]:
         share, number = (left / 100, right) if percent[0] else (right / 100, left)
@@ -167,6 +195,13 @@ def _compare_numbers(gold: str, found: str) -> Outcome | None:
     if _is_rounding(found, right, left) or _is_rounding(gold, left, right):
         return "unknown", "rounded"
     return "wrong", "other_number"
+
+
+def _by_decimal_comma(gold: str, found: str) -> bool:
+    """Whether 1,5 is meant as 1.5, not as two numbers."""
+    commas = [bool(re.fullmatch(r"[-+]?\d+,\d+", math_answers.normalize(answer))) for answer in (gold, found)]
+    left, right = (math_answers.rational(answer.replace(",", ".")) for answer in (gold, found))
+    return any(commas) and left is not None and left == right
 
 
 def _is_rounding(text: str, rounded: Fraction, exact: Fraction) -> bool:
@@ -182,9 +217,10 @@ def _bracket(answer: str) -> str:
 
 
 def _unreadable(*answers: str) -> bool:
-    """Whether Math-Verify would read only some part: prose, or numbers side by side."""
+    """Whether Math-Verify would read only some part: prose, numbers side by side, or names of points as products."""
     return any(
-        math_answers.is_prose(answer)
+        _GEOMETRY.search(answer)
+        or math_answers.is_prose(answer)
         or (math_answers.rational(answer) is None and re.search(r"(?<![_^\d])\d+ \d", math_answers.normalize(answer)))
         for answer in answers
     )

@@ -1,6 +1,7 @@
 """Final answers in mathematical text: finding them, and reading them as exact numbers where they are such."""
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -141,13 +142,102 @@ def _unwrapped(answer: str) -> str:
     return " ".join(answer.split())
 
 
+_PHRASES = {
+    **dict.fromkeys(
+        ["no solution", "no solutions", "no real solution", "no real solutions", "empty set"], r"\emptyset"
+    ),
+    **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
+    "negative infinity": r"-\infty",
+    **dict.fromkeys(["all real numbers", "all reals"], r"\mathbb{R}"),
+    **{
+        word: str(number)
+        for number, word in enumerate(
+            ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+        )
+    },
+}
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_TEXT_WORD = re.compile(
+    r"(?:(?<!\\)\\ )?\\(?:text|textrm|mathrm|mbox)\s*\{\s*(and|or|percent|"
+    + "|".join(_POWERS)
+    + r")\b\s*([^{}]*?)\s*\}"
+)
+_POWER_WORD = re.compile(r"(?<=\d)\s*\b(" + "|".join(_POWERS) + r")\b")
+_CONJUNCTION = re.compile(r"(?<![A-Za-z]{2})(?<!\s)\s*(?:,\s*|\b)(?:and|or)\b(?!\s*[A-Za-z]{2})\s*")
+_DESCRIBED = re.compile(r"\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)([^{}|:]+)\\\}")  # {x | x > 2}
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[gl]eq?q?|[gl]t|neq?|[gl]eqslant)(?![a-zA-Z])")
+
+
+def in_symbols(answer: str) -> str:
+    """The answer with symbols in place of words that have one: numbers, powers of ten, percent, lists, the empty set.
+
+    >>> in_symbols(r"1.5\\text{ million dollars}"), in_symbols(r"\\text{no solution}"), in_symbols(r"2 \\text{ or } 3")
+    ('1.5\\\\times10^{6} \\\\text{dollars}', '\\\\emptyset', '2, 3')
+    """
+    answer = re.sub(r"^\s*[–—−]\s*", "-", answer)
+    answer = answer.replace("\\langle", "(").replace("\\rangle", ")")
+    if described := _DESCRIBED.fullmatch(bare(answer)):
+        return described[1]
+    phrase = _unwrapped(answer).rstrip(".").lower()
+    if (symbol := _PHRASES.get(re.sub(r"^(?:the|an?) ", "", phrase))) is not None:
+        return symbol
+    answer = _TEXT_WORD.sub(lambda match: f" {match[1]} " + (f"\\text{{{match[2]}}}" if match[2] else ""), answer)
+    answer = re.sub(r"(?<=\d)\s*\bpercent\b", r"\\%", answer)
+    answer = _POWER_WORD.sub(lambda match: rf"\times10^{{{_POWERS[match[1]]}}}", answer)
+    # "x > 2 and x < 5" is one interval, "x = 2 and x = 5" are two answers.
+    return (answer if _INEQUALITY.search(answer) else _CONJUNCTION.sub(", ", answer)).strip()
+
+
+def bare(answer: str) -> str:
+    """Without the dollars around it and without `\\left` and `\\right`."""
+    return _NOTHING.sub("", answer.strip().strip("$")).strip()
+
+
+def is_tuple(answer: str) -> bool:
+    """Whether it is several values in one pair of parentheses.
+
+    >>> is_tuple(r"\\left(1, 2\\right)"), is_tuple("(0,1) + (1,2)"), is_tuple("(x+1)"), is_tuple("1, 2")
+    (True, False, False, False)
+    """
+    text = bare(answer)
+    return text.startswith("(") and text.endswith(")") and len(_items(text[1:-1])) > 1
+
+
+def named_values(answer: str) -> dict[str, str]:
+    """The values of `x = 2, y = -1` by letter, in the letters' order; empty for anything else.
+
+    >>> named_values("y = -1, x = 2"), named_values("2, -1")
+    ({'x': '2', 'y': '-1'}, {})
+    """
+    found = [re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", item) for item in _items(bare(answer))]
+    values = {match[1]: match[2].strip() for match in found if match}
+    return dict(sorted(values.items())) if 1 < len(values) == len(found) else {}
+
+
+def as_tuple(values: Iterable[str]) -> str:
+    return f"({', '.join(values)})"
+
+
+def _items(text: str) -> list[str]:
+    """What the commas outside of all brackets part; nothing where brackets do not balance."""
+    items, depth, start = [], 0, 0
+    for position, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth < 0:
+            return []
+        if letter == "," and depth == 0:
+            items.append(text[start:position])
+            start = position + 1
+    return [] if depth else [*items, text[start:]]
+
+
 def words(answer: str) -> str | None:
     """The answer in lower case if it is words of a language and no formula.
 
     >>> words("\\\\text{Evelyn}"), words("seven  apples"), words("xy"), words(r"\\sqrt{2}")
     ('evelyn', 'seven apples', None, None)
     """
-    text = _unwrapped(answer).rstrip(".").lower()
+    text = re.sub(r"^(?:the|an?) ", "", _unwrapped(answer).rstrip(".").lower())
     return text if re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", text) and re.search(r"[^\W\d_]{3}", text) else None
 
 
@@ -169,7 +259,7 @@ def split_unit(answer: str) -> tuple[str, str]:
     if not match:
         return answer, ""
     unit = next(group for group in match.groups()[:3] if group is not None).strip(" .").lower()
-    singular = unit.removesuffix("s") if len(unit) > 2 else unit
+    singular = re.sub(r"(?<=..)(?:(?<=inch)e)?s$", "", unit)
     return answer[: match.start()].strip(), singular + (match.group(4) or "")
 
 
@@ -179,7 +269,8 @@ def choice(answer: str) -> tuple[str, str] | None:
     >>> choice("B"), choice("(B) 5"), choice("(x) 5")
     (('B', ''), ('B', '5'), None)
     """
-    match = re.fullmatch(r"\(?([A-H])\)?|(?:\(([A-H])\)|([A-H])[).:]) ?([\w$\\].*)", _unwrapped(answer))
+    text = re.sub(r"^(?:option|choice|answer) (?=\W?[A-H]\b)", "", _unwrapped(answer), flags=re.IGNORECASE)
+    match = re.fullmatch(r"\(?([A-H])\)?|(?:\(([A-H])\)|([A-H])[).:]) ?([\w$\\].*)", text)
     return (match[1] or match[2] or match[3], match[4] or "") if match else None
 
 
@@ -187,7 +278,7 @@ _FRACTION = re.compile(r"([-+]?)\\frac(?:\{([-+]?[\d.]+)\}\{([-+]?[\d.]+)\}|(\d)
 _MIXED = re.compile(r"([-+]?)(\d+)(?:\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))| (\d+)/(\d+))")
 _RATIO = re.compile(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
+_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{?|\()(\d+)[})]?")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*|×)10\^\{?([-+]?\d{1,4})\}?")
 
 

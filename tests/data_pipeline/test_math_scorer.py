@@ -136,6 +136,8 @@ def test_correct(gold: str, found: str):
         ("5%", "500"),
         ("B", "(C) 5"),
         ("1e6", "10^5"),
+        ("5 km", "5 m"),
+        (r"5\text{ km}", r"5\text{ m}"),
     ],
 )
 def test_wrong(gold: str, found: str):
@@ -155,8 +157,6 @@ def test_wrong(gold: str, found: str):
         ("no solution", "None"),
         ("B", "5"),
         ("18", "1800 cents"),
-        ("5 km", "5 m"),
-        (r"5\text{ km}", r"5\text{ m}"),
         ("5", "5 m"),
         ("0.5", r"0.5\%"),
         ("(1,2)", r"\{1,2\}"),
