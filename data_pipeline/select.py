@@ -93,13 +93,17 @@ def _candidates(file: Path) -> pl.LazyFrame:
     present = pl.read_parquet_schema(file)
     text = pl.col("text").str.strip_chars()
     return pl.scan_parquet(file, glob=False).select(
-        *_KEY,
-        "finish_reason",
-        "reward",
-        "verdict",
+        *_keys(),
+        pl.col("finish_reason", "verdict").cast(pl.String),
+        pl.col("reward").cast(pl.Float64),
         *(pl.col(mark) if mark in present else pl.lit(None, pl.Boolean).alias(mark) for mark in selection.MARKS),
         text_hash=pl.when(text.str.len_bytes() > 0).then(text.hash(seed=0)),
     )
+
+
+def _keys() -> list[pl.Expr]:
+    """The columns `_KEY`; other programs' files may hold smaller integers or categories."""
+    return [pl.col("prompt_id", "source").cast(pl.String), pl.col("sample_index").cast(pl.Int64)]
 
 
 def _texts(selected: selection.Selected, files: list[Path]) -> pl.DataFrame:
@@ -115,7 +119,7 @@ def _texts(selected: selection.Selected, files: list[Path]) -> pl.DataFrame:
         # One file at a time, and by way of the disk: rows filtered in memory keep the buffers of all others alive.
         found = [Path(folder) / f"{number}.parquet" for number in range(len(files))]
         for file, part in zip(files, found, strict=True):
-            texts = pl.scan_parquet(file, glob=False).select(*_KEY, "text")
+            texts = pl.scan_parquet(file, glob=False).select(*_keys(), "text")
             texts.join(wanted.lazy(), on=_KEY, how="semi").sink_parquet(part, row_group_size=store.ROWS_A_GROUP)
         parts = [pl.read_parquet(part, memory_map=False) for part in found]
     return pl.concat(parts).unique(_KEY, keep="any")

@@ -74,21 +74,24 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
 
     Args:
       prompts: id, dataset, domain; the prompts to account for, each once.
-      candidates: see the module; answers to other prompts are ignored.
+      candidates: see the module; answers to other prompts are unused ones without data set and domain.
       config: the rules.
       seed: of all random choices.
     """
     # Row numbers and hashes stand for names: they sort and join many times faster.
     prompts = prompts.select(pl.col("id").alias("prompt_id"), "dataset", "domain").with_row_index("prompt")
     prompts = prompts.with_columns(prompt_key=seeded.keys(seed, prompts["prompt_id"]))
-    judged = (
-        candidates.drop("dataset", "domain", strict=False)
-        .join(prompts.drop("dataset"), on="prompt_id")
-        .with_columns(pl.col("reward").cast(pl.Float64))
-        .with_columns(reason=_unusable([mark for mark in MARKS if mark in candidates.columns]))
+    candidates = candidates.drop("dataset", "domain", strict=False)
+    strange = candidates.join(prompts, on="prompt_id", how="anti")
+    answers = _with_ties(candidates.join(prompts.drop("dataset"), on="prompt_id").drop("prompt_id"), seed)
+    judged = answers.with_columns(pl.col("reward").cast(pl.Float64)).with_columns(
+        reason=_unusable([mark for mark in MARKS if mark in candidates.columns])
     )
     unused = judged.filter(pl.col("reason").is_not_null())
-    usable = _best_first(judged.filter(pl.col("reason").is_null()), seed)
+    # By prompt, then by reward; one without comes last. Of equal rewards, the hash of the names decides.
+    usable = judged.filter(pl.col("reason").is_null()).sort(
+        "prompt", "reward", "tie", descending=[False, True, False], nulls_last=True
+    )
     parts = [
         instruction(_of(usable, "instruction"), config.instruction),
         math_(_of(usable, "math"), config.math),
@@ -101,11 +104,13 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
         return pl.concat([schema.to_frame(), *found]).sort("prompt_id")
 
     discarded = [part.discarded.with_columns(stage=pl.lit("select")) for part in parts]
+    unasked = strange.select("prompt_id", "source", "sample_index", reason=pl.lit("no_such_prompt"))
+    served_nowhere = named([unused.drop("domain")], UNUSED_SCHEMA)
     return Selected(
         sft=named([part.sft for part in parts], SFT_SCHEMA),
         dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
         discarded=named([_lost(prompts, usable, unused), *discarded], DISCARDED_SCHEMA),
-        unused=named([unused.drop("prompt_id", "domain")], UNUSED_SCHEMA).sort("prompt_id", "source", "sample_index"),
+        unused=pl.concat([served_nowhere, unasked], how="diagonal").sort("prompt_id", "source", "sample_index"),
     )
 
 
@@ -210,13 +215,12 @@ def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
     return valid.unique("prompt", keep="first", maintain_order=True)
 
 
-def _best_first(usable: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """By prompt, then by reward; one without comes last. Of equal rewards, a hash of seed and names decides."""
-    sources = usable.select(pl.col("source").unique())
+def _with_ties(answers: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """With the column `tie`, a hash of the seed and of what names the answer: prompt, source and index."""
+    sources = answers.select(pl.col("source").unique())
     sources = sources.with_columns(source_key=seeded.keys(seed, sources["source"]))
-    keyed = usable.join(sources, on="source")
-    keyed = keyed.with_columns(tie=seeded.mix(keyed["prompt_key"], keyed["source_key"], keyed["sample_index"]))
-    return keyed.sort("prompt", "reward", "tie", descending=[False, True, False], nulls_last=True)
+    keyed = answers.join(sources, on="source")
+    return keyed.with_columns(tie=seeded.mix(keyed["prompt_key"], keyed["source_key"], keyed["sample_index"]))
 
 
 def _by_verdict(candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -228,7 +232,10 @@ def _unusable(marks: list[str]) -> pl.Expr:
     """Why an answer can serve nowhere, neither chosen nor rejected; null if it can."""
     needs_reward = pl.col("domain") != "chinese"
     reason = (
-        pl.when(pl.col("finish_reason") == "error")
+        # Of two answers with the same names, nothing tells which one was scored.
+        pl.when(pl.col("tie").is_duplicated())
+        .then(pl.lit("repeated"))
+        .when(pl.col("finish_reason") == "error")
         .then(pl.lit("not_sampled"))
         .when(pl.col("text_hash").is_null())
         .then(pl.lit("empty"))

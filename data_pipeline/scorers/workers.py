@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -22,7 +23,7 @@ class WorkerPool:
     Args:
       function: importable by name; its module is imported once in a server process from which workers fork.
       timeout: seconds a task.
-      memory_mb: address space of a worker; beyond it the function gets a MemoryError.
+      memory_mb: address space that a worker may add to what it starts with; beyond it the function gets a MemoryError.
       workers: processes. Default: one a core.
     """
 
@@ -110,7 +111,8 @@ class WorkerPool:
 
 
 def _work(function: Callable[[Any], Any], memory_mb: int, timeout: float, connection: Connection) -> None:
-    limit = memory_mb * 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         connection.send(None)  # Ready.

@@ -20,7 +20,7 @@ class Outcome:
     dpo: set[tuple[str, str, int, str, int, float]]
     """prompt, source and sample index chosen, the same rejected, margin."""
     discarded: dict[str, tuple[str, str]]
-    unused: dict[tuple[str, str, int], str]
+    unused: list[tuple[str, str, int, str]]
 
 
 def scrambled(*numbers: int) -> int:
@@ -41,10 +41,14 @@ def name_number(seed: int, name: str) -> int:
 
 def select(prompts: list[Row], answers: list[Row], config: SelectionConfig, seed: int) -> Outcome:
     """Goes through the prompts one by one."""
-    outcome = Outcome(set(), set(), {}, {})
+    outcome = Outcome(set(), set(), {}, [])
     for prompt in prompts:
         mine = [answer for answer in answers if answer["prompt_id"] == prompt["id"]]
         Prompt(prompt, mine, config, seed, outcome).decide()
+    known = {prompt["id"] for prompt in prompts}
+    for answer in answers:
+        if answer["prompt_id"] not in known:
+            outcome.unused.append((answer["prompt_id"], answer["source"], answer["sample_index"], "no_such_prompt"))
     return outcome
 
 
@@ -60,10 +64,13 @@ class Prompt:
             if reason is None:
                 self.usable.append(answer)
             else:
-                outcome.unused[self.id, answer["source"], answer["sample_index"]] = reason
+                outcome.unused.append((self.id, answer["source"], answer["sample_index"], reason))
 
     def unusable(self, answer: Row) -> str | None:
         finish, reward = answer["finish_reason"], answer["reward"]
+        names = (answer["source"], answer["sample_index"])
+        if sum((other["source"], other["sample_index"]) == names for other in self.answers) > 1:
+            return "repeated"
         if finish == "error":
             return "not_sampled"
         if answer["text_hash"] is None:
