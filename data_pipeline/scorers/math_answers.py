@@ -175,6 +175,7 @@ def in_symbols(answer: str) -> str:
     ('1.5\\\\times10^{6} \\\\text{dollars}', '\\\\emptyset', '2, 3')
     """
     answer = re.sub(r"^\s*[–—−]\s*", "-", answer)
+    answer = _FORMULA.sub(lambda match: next(group for group in match.groups() if group is not None), answer)
     answer = answer.replace("\\langle", "(").replace("\\rangle", ")")
     if described := _DESCRIBED.fullmatch(bare(answer)):
         return described[1]

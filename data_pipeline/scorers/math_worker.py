@@ -7,7 +7,7 @@ by value, and what it says of formulas is checked by values put in: where the tw
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import math_verify
 import sympy
@@ -112,7 +112,7 @@ def _with_imaginary_unit(left: Any, right: Any) -> tuple[Any, Any]:
 
 def _letters_differ(left: Any, right: Any) -> bool:
     """Whether both have letters that the other has not: x^2 may be meant by n^2."""
-    letters = [getattr(value, "free_symbols", set()) for value in (left, right)]
+    letters: list[set[Any]] = [getattr(value, "free_symbols", set()) for value in (left, right)]
     return bool(letters[0] - letters[1] and letters[1] - letters[0])
 
 
@@ -129,8 +129,10 @@ def _compare(left: Any, right: Any) -> Outcome:
             return "correct", "same_value"
         return ("unknown", "rounded") if _is_rounding(left, right) else ("wrong", "other_value")
     values = _values(left), _values(right)
-    if values[0] is not None and values[1] is not None and values[0][0] == values[1][0]:
-        return _compare_all(values[0][1], values[1][1])
+    if values[0] is not None and values[1] is not None and values[0].kind == values[1].kind:
+        if values[0].shape != values[1].shape:
+            return "wrong", "other_shape"
+        return _compare_all(values[0].values, values[1].values)
     if _counts_differ(left, right):
         return "wrong", "other_count"
     sets = _solutions(left), _solutions(right)
@@ -156,18 +158,29 @@ def _compare_all(left: Sequence[Any], right: Sequence[Any]) -> Outcome:
     return "correct", "same_values"
 
 
-def _values(value: Any) -> tuple[object, list[Any]] | None:
-    """(kind, values) of what is compared value by value; None for anything else."""
+class _Values(NamedTuple):
+    """What is compared value by value, where kind and shape are the same."""
+
+    kind: str
+    shape: tuple[int, ...]
+    values: list[Any]
+
+
+def _values(value: Any) -> _Values | None:
     if isinstance(value, sympy.MatrixBase):
-        return value.shape, list(value)
+        return _Values("matrix", value.shape, list(value))
     if isinstance(value, sympy.Tuple):
-        return len(value), list(value)
+        return _Values("tuple", (len(value),), list(value))
     if isinstance(value, sympy.Interval):
         # (1, 2) is read as an interval, (2, 1) as a point.
-        ends = (value.left_open, value.right_open)
-        return (2 if all(ends) else ends), [value.start, value.end]
+        ends = [value.start, value.end]
+        if value.left_open and value.right_open:
+            return _Values("tuple", (2,), ends)
+        return _Values("interval", (bool(value.left_open), bool(value.right_open)), ends)
     if isinstance(value, sympy.FiniteSet) and all(_is_constant(element) for element in value):
-        return ("set", len(value)), sorted(value, key=lambda element: [float(part) for part in element.as_real_imag()])
+        # Rounded, or the last digit would order conjugates.
+        ordered = sorted(value, key=lambda element: [round(float(part), 9) for part in element.as_real_imag()])
+        return _Values("set", (len(value),), ordered)
     return None
 
 

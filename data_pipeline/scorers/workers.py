@@ -51,6 +51,14 @@ class WorkerPool:
         results: list[Any] = ["crashed"] * len(tasks)
         waiting = deque(enumerate(tasks))
         running: dict[Connection, tuple[int | None, float]] = {}  # Task (None: starting) and deadline of each worker.
+
+        def replace(connection: Connection, index: int | None) -> None:
+            self._stop(connection)
+            if index is None:
+                raise RuntimeError("a worker process could not start")
+            if waiting:
+                running[self._start()] = None, time.monotonic() + START_SECONDS
+
         for _ in range(min(self._size, len(tasks))):
             running[self._start()] = None, time.monotonic() + START_SECONDS
         while running:
@@ -61,37 +69,31 @@ class WorkerPool:
                 try:
                     result = connection.recv()
                 except (EOFError, OSError):  # The process died: its task keeps "crashed".
-                    self._replace(connection, running, index)
+                    replace(connection, index)
                     continue
                 if index is not None:
                     results[index] = result
                 if result == OUT_OF_MEMORY:  # What it holds, it may hold on to.
-                    self._replace(connection, running, index)
+                    replace(connection, index)
                     continue
-                if waiting:
-                    following, task = waiting.popleft()
-                    try:
-                        connection.send(task)
-                    except OSError:  # It died idle.
-                        waiting.appendleft((following, task))
-                        self._replace(connection, running, following)
-                        continue
-                    running[connection] = following, time.monotonic() + self._timeout
+                if not waiting:
+                    self._stop(connection)
+                    continue
+                following, task = waiting.popleft()
+                try:
+                    connection.send(task)
+                except OSError:  # It died idle.
+                    waiting.appendleft((following, task))
+                    replace(connection, following)
+                    continue
+                running[connection] = following, time.monotonic() + self._timeout
             for connection, (index, deadline) in list(running.items()):
                 if time.monotonic() >= deadline:
                     del running[connection]
                     if index is not None:
                         results[index] = "timeout"
-                    self._replace(connection, running, index)
+                    replace(connection, index)
         return results
-
-    def _replace(
-        self, connection: Connection, running: dict[Connection, tuple[int | None, float]], index: int | None
-    ) -> None:
-        self._stop(connection)
-        if index is None:
-            raise RuntimeError("a worker process could not start")
-        running[self._start()] = None, time.monotonic() + START_SECONDS
 
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
