@@ -5,8 +5,12 @@ True where floating point cannot tell two numbers apart:
 
 1. the final answers of text and label (last balanced `\\boxed{}`; `#### N`; the last of `A: N` and `answer is N`; the
    last number: where prose leaves open which number is the answer, a mismatch is unknown);
-2. equal after normalising: correct; both words, choices or exact rational numbers: their comparison decides;
-3. otherwise Math-Verify in both orders, in a worker process that is killed at the time limit (see `math_worker`).
+2. equal after normalising: correct; both words, choices, exact rational numbers or quantities in known units: their
+   comparison decides;
+3. otherwise Math-Verify in both orders and its verdict checked, in a worker process with limits of time and memory
+   (see `math_worker`).
+
+What a person could not decide either (rounded, a unit or a letter that only one of them has, 1/2x) is unknown.
 """
 
 import re

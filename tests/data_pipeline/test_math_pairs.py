@@ -6,7 +6,7 @@ Unknown is right only where a person could not tell either, or would have to ask
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.scorers import math_worker
@@ -160,6 +160,7 @@ def test_the_verdict_does_not_depend_on_which_is_the_label(pair: tuple[str, str]
 numbers = st.builds(Fraction, st.integers(-3000, 3000), st.integers(1, 60))
 
 
+@settings(max_examples=30, deadline=None)
 @given(numbers, numbers)
 def test_every_notation_of_a_number_is_that_number_and_no_other(number: Fraction, other: Fraction):
     written, others = notations(number), notations(other)
