@@ -7,8 +7,9 @@ domains, 12 answers a prompt, then runs the stage in a process of its own and re
 process's peak of resident memory (VmHWM). Everything counts: hashing the inputs, reading, choosing, fetching the texts
 of the chosen answers, and writing.
 
-Measured on two shared cores with Polars 2.1: 1,600,000 answers (2.4 GB of text) in 12 s, 32 s while others were busy;
-peak memory 1.5 GB. Files that another program wrote in larger groups of rows than `store.ROWS_A_GROUP` take more.
+Measured on two cores shared with other work, with Polars 2.1: 1,600,000 answers (2.4 GB of text) in 12 s at a load of
+two, 47 s at a load of nine; peak memory 1.1 to 1.2 GB. Files that another program wrote in larger
+groups of rows than `store.ROWS_A_GROUP` take more.
 """
 
 import argparse
