@@ -159,6 +159,8 @@ class ScorersConfig(ConfigModel):
     chinese: ScorerConfig = ScorerConfig()
     workers: PositiveInt | None = None
     """Processes that verify. Default: one a core."""
+    allow_unsafe: bool = False
+    """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
 
 
 class _Margins(ConfigModel):

@@ -4,6 +4,7 @@ It reads `prompts.parquet` and whatever files `samples/` holds, so it judges ans
 just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
 """
 
+import json
 from typing import Any
 
 import polars as pl
@@ -14,10 +15,14 @@ from data_pipeline import scorers, store
 from data_pipeline.config import DOMAINS, PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scorers.base import Item, Score, Scorer
+from data_pipeline.scorers.code import CodeScorer
 from fusejax.cli import UserError
+from fusejax.files import write_text
 
 COLUMNS = pl.Schema({"reward": pl.Float64, "verdict": pl.String, "extracted": pl.String, "detail": pl.String})
 NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
+SANDBOX = "sandbox.json"
+"""In `scores/`: the tier in which programs ran last, null where none did."""
 CHUNK = 8192
 """Answers a part file: what a killed run loses at most."""
 
@@ -41,6 +46,8 @@ def run(config: PipelineConfig) -> None:
         raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
     judges = {domain: scorers.build(config.scorers, domain) for domain in sorted(set(prompts["domain"]))}
     kinds = {domain: [judge and judge.fingerprint for judge in pair] for domain, pair in judges.items()}
+    sandboxes = {pair[1].sandbox for pair in judges.values() if isinstance(pair[1], CodeScorer)}
+    write_text(output / "scores" / SANDBOX, json.dumps({"tier": next(iter(sandboxes), None)}))
     rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
     for file in files:
         store.check_parquet(file, NEEDED, made_by="sample")

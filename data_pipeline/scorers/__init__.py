@@ -8,7 +8,7 @@ def build(config: ScorersConfig, domain: str) -> tuple[Scorer | None, Scorer | N
     """The domain's (reward scorer, correctness scorer), each None where the config names none.
 
     Raises:
-      UserError: the reward's import path leads nowhere.
+      UserError: the reward's import path leads nowhere, or programs are to be run and no sandbox holds here.
     """
     from data_pipeline.scorers.code import CodeScorer
     from data_pipeline.scorers.math import MathScorer
@@ -16,6 +16,9 @@ def build(config: ScorersConfig, domain: str) -> tuple[Scorer | None, Scorer | N
 
     wanted = getattr(config, domain)
     reward = ProgrammaticScorer(wanted.reward, f"scorers.{domain}.reward") if wanted.reward else None
-    kinds = {None: None, "math_verify": MathScorer, "code": CodeScorer}
-    kind = kinds[wanted.correctness]
-    return reward, kind(wanted, config.workers) if kind else None
+    match wanted.correctness:
+        case "math_verify":
+            return reward, MathScorer(wanted, config.workers)
+        case "code":
+            return reward, CodeScorer(wanted, config.workers, allow_unsafe=config.allow_unsafe)
+    return reward, None

@@ -1,8 +1,8 @@
-"""Correctness of a program: static analysis first, then its tests in a separate process.
+"""Correctness of a program: static analysis first, then its tests, in a sandbox.
 
 The verdict is "correct" when every test passes, "wrong" when the program does not parse, fails a test, runs out of its
 limits or ends early, and "unknown" when that could not be found out (an import that is not allowed, no tests, tests
-that are broken or check nothing, a machine too busy).
+that are broken or check nothing or let the program judge itself, a machine too busy).
 """
 
 import ast
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.config import ScorerConfig
-from data_pipeline.scorers import code_tests, sandbox
+from data_pipeline.scorers import code_tests
 from data_pipeline.scorers.base import Item, Score, Verdict
 from data_pipeline.scorers.code_tests import (
     ALLOWED_IMPORTS,
@@ -25,19 +25,33 @@ from data_pipeline.scorers.code_tests import (
     imported_modules,
     message,
 )
+from data_pipeline.scorers.sandbox import judge
+from data_pipeline.scorers.sandbox.tiers import Tier
 from data_pipeline.store import fingerprint
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 
 
-class CodeScorer:
-    """Runs the program in the answer against the prompt's `tests`, Python statements; see `code_tests`."""
+_IMPORTED_LATE = ("_strptime", "collections.abc", "encodings.ascii", "encodings.latin_1", "encodings.utf_16")
+"""What Python imports on first use, when it can open no file any more."""
 
-    def __init__(self, config: ScorerConfig, workers: int | None):
-        self._limits = sandbox.Limits(config.timeout_seconds, config.memory_mb)
+
+class CodeScorer:
+    """Runs the program in the answer against the prompt's `tests`, Python statements; see `code_tests`.
+
+    Raises:
+      UserError: no sandbox holds on this machine, and unsafe ones are not allowed.
+    """
+
+    def __init__(
+        self, config: ScorerConfig, workers: int | None, *, allow_unsafe: bool = False, tier: Tier | None = None
+    ):
+        self._limits = judge.Limits(config.timeout_seconds, config.memory_mb)
         self._workers = workers or os.cpu_count() or 1
         self._known: dict[str, Score] = {}
-        files = (Path(__file__), Path(code_tests.__file__), Path(sandbox.__file__), sandbox.RUNNER)
+        self._tier = tier or judge.strongest(allow_unsafe=allow_unsafe)
+        self.sandbox = self._tier.name
+        files = (Path(__file__), Path(code_tests.__file__), *sorted(Path(judge.__file__).parent.glob("*.py")))
         self.fingerprint = fingerprint(config.timeout_seconds, config.memory_mb, *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
@@ -54,24 +68,47 @@ class CodeScorer:
             keys.append(fingerprint(code, name))
             if keys[-1] not in self._known:
                 fresh[keys[-1]] = code, suites[name]
-        with ThreadPoolExecutor(self._workers) as threads:
-            judged = threads.map(lambda job: self._judge(*job), fresh.values())
+        modules = (*ALLOWED_IMPORTS, *_IMPORTED_LATE)
+        with (
+            judge.Sandbox(self._limits, modules, workers=self._workers, tier=self._tier) as sandbox,
+            ThreadPoolExecutor(self._workers) as threads,
+        ):
+            judged = threads.map(lambda job: _judged(sandbox, *job), fresh.values())
             self._known.update(zip(fresh, judged, strict=True))
         return [self._known[key] for key in keys]
 
-    def _judge(self, code: str | None, suite: code_tests.Suite) -> Score:
-        if code is None:
-            return Score(verdict="wrong", detail="no_code")
-        if suite.problem is not None:
-            return Score(verdict="unknown", extracted=code, detail=suite.problem)
-        problem = analyse(code, suite.setting)
-        if problem is not None and not problem.startswith("undefined_name"):
-            verdict: Verdict = "unknown" if problem.startswith("import_not_allowed") else "wrong"
-            return Score(verdict=verdict, extracted=code, detail=problem)
-        outcome = sandbox.run(code, list(suite.tests), self._limits, setting=suite.setting)
-        # A name that nothing defines may stand where nothing comes by, so the tests decide; it explains a failure.
-        explained = problem if problem is not None and outcome.verdict == "wrong" else outcome.detail
-        return Score(verdict=outcome.verdict, extracted=code, detail=explained)
+
+def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -> Score:
+    if code is None:
+        return Score(verdict="wrong", detail="no_code")
+    if suite.problem is not None:
+        return Score(verdict="unknown", extracted=code, detail=suite.problem)
+    problem = analyse(code, suite.setting)
+    if problem is not None and not problem.startswith("undefined_name"):
+        verdict: Verdict = "unknown" if problem.startswith("import_not_allowed") else "wrong"
+        return Score(verdict=verdict, extracted=code, detail=problem)
+    job = _job(code, suite)
+    if shadowed := sorted(suite.builtins & set(job.names)):
+        # Either could be meant, and the program's own `sorted` might please any comparison.
+        return Score(verdict="unknown", extracted=code, detail=f"shadows_builtin: {shadowed[0]}")
+    outcome = sandbox.run(job)
+    # A name that nothing defines may stand where nothing comes by, so the tests decide; it explains a failure.
+    explained = problem if problem is not None and outcome.verdict == "wrong" else outcome.detail
+    return Score(verdict=outcome.verdict, extracted=code, detail=explained)
+
+
+def _job(code: str, suite: code_tests.Suite) -> judge.Job:
+    statements = ast.parse(code).body
+    imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
+    defined = set().union(*(_own_names(node) for node in statements if node not in imports))
+    return judge.Job(
+        setting=suite.setting,
+        code=code,
+        tests=suite.tests,
+        classes=suite.classes,
+        names=tuple(sorted(defined)),
+        imports="\n".join(map(ast.unparse, imports)),
+    )
 
 
 def extract(text: str, wanted: Iterable[str] = ()) -> str | None:

@@ -59,6 +59,10 @@ class Suite:
     """Run after it, in order. A function `test_*` without parameters is called, too."""
     wanted: frozenset[str] = frozenset()
     """Names that the tests expect of the program."""
+    classes: tuple[str, ...] = ()
+    """Classes that the setting defines."""
+    builtins: frozenset[str] = frozenset()
+    """What the tests use of Python's own."""
     problem: str | None = None
     """Why no verdict can come of them."""
 
@@ -85,8 +89,9 @@ def message(error: BaseException) -> str:
 def _read(trees: list[ast.Module]) -> Suite:
     statements = [statement for tree in trees for statement in tree.body]
     everything = ast.Module(statements, [])
-    if "unittest" in imported_modules(everything):
-        return Suite(problem="bad_test: written for unittest")
+    refused = sorted(imported_modules(everything) - ALLOWED_IMPORTS)
+    if refused:
+        return Suite(problem=f"bad_test: imports {refused[0]}")
     setting: list[ast.stmt] = []
     known = set(BUILTINS)
     for statement in statements:
@@ -111,7 +116,13 @@ def _read(trees: list[ast.Module]) -> Suite:
         return Suite(problem="tests_check_nothing")
     bound = bound_names(everything) | BUILTINS
     loaded = {node.id for node in ast.walk(everything) if isinstance(node, ast.Name)}
-    return Suite("\n".join(map(ast.unparse, setting)), tuple(parts), frozenset(loaded - bound))
+    return Suite(
+        setting="\n".join(map(ast.unparse, setting)),
+        tests=tuple(parts),
+        wanted=frozenset(loaded - bound),
+        classes=tuple(node.name for node in setting if isinstance(node, ast.ClassDef)),
+        builtins=frozenset(loaded & BUILTINS),
+    )
 
 
 def imported_modules(tree: ast.AST) -> set[str]:

@@ -7,11 +7,12 @@ import pytest
 from data_pipeline.config import ScorerConfig
 from data_pipeline.scorers.base import Item, Score
 from data_pipeline.scorers.code import CodeScorer, analyse, extract
+from data_pipeline.scorers.sandbox.judge import Job, Sandbox
 
 TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
 GOOD = "def add(a, b):\n    return a + b\n"
 
-# Writes a report of its own to every open file and leaves; it cannot know the nonce.
+# Writes a report to every open file and leaves: the one that there is leads to the examiner, as a value would.
 FORGED = """
 import sys
 os = sys.modules['os']
@@ -73,7 +74,7 @@ def test_correct_and_wrong():
     assert judge(GOOD) == Score(verdict="correct", extracted=GOOD + "\n", detail="passed")
     failed = judge("def add(a, b):\n    return 3")
     assert (failed.verdict, failed.detail) == ("wrong", "failed_test: test_2: AssertionError: ")
-    assert judge("def add(a, b):\n    raise KeyError(a)").detail == "failed_test: test_1: KeyError: 1"
+    assert judge("def add(a, b):\n    raise KeyError(a)").detail == "failed_test: test_1: KeyError: '1'"
     assert judge(GOOD, ["assert add(1, 2) == 3\nassert add(1, 1) == 3"]).verdict == "wrong"
 
 
@@ -95,7 +96,7 @@ def test_setting_comes_before_the_program_and_counts_as_known():
         ("import sys\ndef add(a, b):\n    sys.exit(0)", "failed_test"),
         ("import sys\ndef add(a, b):\n    sys.modules['os']._exit(0)", "ended_early"),
         ("def add(a, b):\n    print('{\"failed\": null}')\n    return 0", "failed_test"),
-        (FORGED, "ended_early"),
+        (FORGED, "misbehaved"),
         ("def add(a, b):\n    while True:\n        pass", "timeout"),
         ("x = 'a' * (8 * 2**30)", "error"),
         ("def add(a, b):\n    return add(a, b)", "failed_test"),
@@ -115,7 +116,8 @@ def test_unknown_where_it_cannot_be_found_out():
     broken = judge(GOOD, ["assert add(1,"])
     assert broken.verdict == "unknown" and broken.detail is not None and broken.detail.startswith("bad_test")
     started = time.monotonic()
-    assert judge("import time\ntime.sleep(60)", timeout_seconds=0.1).detail == "wall_timeout"
+    slept = judge("import time\ntime.sleep(60)", timeout_seconds=0.1)
+    assert (slept.verdict, slept.detail) in (("wrong", "timeout: asleep"), ("unknown", "wall_timeout"))
     assert time.monotonic() - started < 10
 
 
@@ -132,7 +134,7 @@ LEETCODE = "import math\nclass Node:\n    def __init__(self, v):\n        self.v
         (["if __name__ == '__main__':\n    assert add(1, 2) == 3"], "tests_check_nothing"),
         (["import math"], "no_tests"),
         (["import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        assert False"], "bad_test"),
-        (["import numpy as np\nassert add(1, 2) == np.int64(3)"], "bad_test: setting: ModuleNotFoundError"),
+        (["import numpy as np\nassert add(1, 2) == np.int64(3)"], "bad_test: imports numpy"),
         (["x = 1 / 0", "assert add(1, 2) == 3"], "bad_test: setting: ZeroDivisionError"),
     ],
 )
@@ -144,9 +146,7 @@ def test_tests_that_cannot_tell_give_no_verdict(tests: list[str], detail: str):
 
 def test_what_a_test_imports_is_not_the_programs_fault():
     score = judge(GOOD, ["assert add(1, 2) == 3", "import numpy"])
-    assert (score.verdict, score.detail) == (
-        "unknown", "bad_test: test_2: ModuleNotFoundError: No module named 'numpy'",
-    )  # fmt: skip
+    assert (score.verdict, score.detail) == ("unknown", "bad_test: imports numpy")
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,11 @@ def test_prints_dataclasses_and_main_guards_do_no_harm():
 
 
 def test_equal_programs_run_once(monkeypatch: pytest.MonkeyPatch):
-    from data_pipeline.scorers import sandbox
-
-    calls: list[str] = []
-    run = sandbox.run
-    monkeypatch.setattr(sandbox, "run", lambda code, *rest, **more: calls.append(code) or run(code, *rest, **more))
+    calls: list[Job] = []
+    run = Sandbox.run
+    monkeypatch.setattr(Sandbox, "run", lambda sandbox, job: calls.append(job) or run(sandbox, job))
     scorer = CodeScorer(ScorerConfig(correctness="code"), workers=2)
+    calls.clear()  # Of the probe.
     items = [Item({"tests": TESTS}, f"```python\n{GOOD}```")] * 3
     assert [score.verdict for score in [*scorer.score(items), *scorer.score(items)]] == ["correct"] * 6
     assert len(calls) == 1

@@ -1,0 +1,149 @@
+"""What a process can give up for good: resource limits, files (Landlock), system calls (seccomp), its user.
+
+Plain system calls through ctypes, since a process that does this should load as little as possible.
+"""
+
+import ctypes
+import math
+import os
+import platform
+import resource
+import struct
+
+MACHINE = "x86_64"
+"""The only machine whose system calls are listed here."""
+SCRATCH_FILE_BYTES = 2**20
+OPEN_FILES = 32
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_GET_SECCOMP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 21, 22, 38
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
+
+# What a Python process that neither forks nor connects needs: memory, clocks, its own signals' handlers, files (which
+# Landlock or the mounts bound). Left out: processes, signals, sockets, links, directories, modes, namespaces, tracing.
+_ALLOWED = {
+    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
+    "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
+    "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "select": 23, "sched_yield": 24,
+    "mremap": 25, "madvise": 28, "dup": 32, "nanosleep": 35, "getpid": 39, "exit": 60, "uname": 63, "ftruncate": 77,
+    "getcwd": 79, "rename": 82, "unlink": 87, "readlink": 89, "gettimeofday": 96, "getrusage": 98, "times": 100,
+    "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "sigaltstack": 131, "gettid": 186,
+    "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "restart_syscall": 219,
+    "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "openat": 257,
+    "newfstatat": 262, "unlinkat": 263, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "getrandom": 318,
+    "statx": 332, "rseq": 334,
+}  # fmt: skip
+_FCNTL, _FCNTL_COMMANDS = 72, (1, 2, 3, 1030)
+"""F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: not F_SETOWN, which has the kernel send signals to others."""
+_PRLIMIT64 = 302
+
+
+def supports_seccomp() -> bool:
+    return platform.machine() == MACHINE and _libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+
+
+def landlock_abi() -> int:
+    """The kernel's Landlock version, 0 where there is none."""
+    return max(0, _libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+
+
+def drop_user(user: int) -> None:
+    """Becomes another user for good; nobody of that user may look into this process. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def hide_from_others() -> None:
+    """No process of the same user may trace this one or its children, nor open their /proc files."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def end_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, 9)
+
+
+def limit(cpu_seconds: float, memory_mb: int) -> None:
+    seconds, memory = math.ceil(cpu_seconds), memory_mb * 2**20
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_AS, memory, memory),
+        (resource.RLIMIT_FSIZE, SCRATCH_FILE_BYTES, SCRATCH_FILE_BYTES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+        (resource.RLIMIT_NPROC, 0, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
+    ):
+        resource.setrlimit(kind, (soft, hard))
+
+
+def forbid_new_privileges() -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def landlock(directory: str | None) -> None:
+    """From now on no file but those in `directory` can be opened, no TCP port, no signal leaves. Raises OSError."""
+    abi = landlock_abi()
+    if not abi:
+        raise OSError("this kernel has no Landlock")
+    files = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
+    attributes = struct.pack("=QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    ruleset = _syscall(_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    if directory is not None:
+        write, read, list_, remove, make, truncate = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 8, 1 << 14
+        parent = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+        allowed = (write | read | list_ | remove | make | truncate) & files
+        _syscall(_LANDLOCK_ADD_RULE, ruleset, 1, struct.pack("=Qi", allowed, parent), 0)
+        os.close(parent)
+    _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]  # noqa: RUF012
+
+
+def seccomp() -> None:
+    """From now on every system call but a few fails with EPERM. Raises OSError."""
+    allow, deny, kill = 0x7FFF0000, 0x00050001, 0x80000000
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    number, architecture = 0, 4
+    first, first_high, third, third_high = 16, 20, 32, 36
+    second = 24
+    code: list[tuple[int, int, int, int]] = [
+        (load, 0, 0, architecture),
+        (equal, 1, 0, 0xC000003E),  # AUDIT_ARCH_X86_64
+        (give, 0, 0, kill),
+        (load, 0, 0, number),
+        (at_least, 0, 1, 0x40000000),  # The x32 calls share the architecture.
+        (give, 0, 0, kill),
+    ]
+    for call in _ALLOWED.values():
+        code += [(equal, 0, 1, call), (give, 0, 0, allow)]
+    # Limits may be read, of this process only.
+    zeros = [
+        part
+        for at in (first, first_high, third, third_high)
+        for part in ((load, 0, 0, at), (equal, 1, 0, 0), (give, 0, 0, deny))
+    ]
+    code += [(equal, 0, len(zeros) + 1, _PRLIMIT64), *zeros, (give, 0, 0, allow)]
+    commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), (give, 0, 0, allow))]
+    code += [(equal, 0, len(commands) + 1, _FCNTL), (load, 0, 0, second), *commands, (give, 0, 0, deny)]
+    instructions = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+    program = _Program(len(code), instructions)
+    _prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program))
+
+
+def _prctl(option: int, *arguments: object) -> None:
+    if _libc.prctl(option, *arguments, *[0] * (4 - len(arguments))):
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    result = _libc.syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"system call {number}")
+    return result

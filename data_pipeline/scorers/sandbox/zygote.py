@@ -1,0 +1,160 @@
+"""Forks an examiner and a program for each job, and ends them.
+
+Started within the tier's walls, it imports all that jobs may use and gives up its user. A byte on stdin announces a
+job, which only the examiner reads; on stdout the examiner writes its report and the zygote then how both ended.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from . import confine
+from .channel import Channel
+from .examiner import examine
+from .program import serve
+
+POLL_MS = 50
+SCRATCH_BYTES, SCRATCH_FILES = 2**24, 64
+CONFINEMENT_FAILED = 97
+"""Exit status of a process that could not be confined, so ran nothing."""
+_NULL = os.open(os.devnull, os.O_RDWR)
+"""Opened while that is still allowed."""
+
+
+def main(settings: dict) -> None:
+    """Serves jobs until stdin closes.
+
+    Args:
+      settings: modules to import, scratch (a directory), user (None: stay), landlock and seccomp (whether to use
+        them), cpu_seconds, memory_mb, wall_seconds.
+    """
+    for name in settings["modules"]:
+        importlib.import_module(name)
+    if settings["user"] is not None:
+        confine.drop_user(settings["user"])
+    confine.hide_from_others()
+    gc.collect()
+    gc.freeze()
+    _say({"ready": True})
+    number = 0
+    # One byte: the rest is for the examiner's eyes alone.
+    while os.read(0, 1):
+        number += 1
+        _say(_job(settings, f"{settings['scratch']}/{number}"))
+
+
+def _say(message: dict) -> None:
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def _job(settings: dict, scratch: str) -> dict:
+    os.mkdir(scratch, 0o700)  # noqa: PTH102
+    calls_in, calls_out = os.pipe()
+    values_in, values_out = os.pipe()
+    program = os.fork()
+    if not program:
+        _become(settings, {3: calls_in, 4: values_out}, scratch, lambda: serve(Channel(3, 4)))
+    examiner = os.fork()
+    if not examiner:
+        _become(settings, {0: 0, 1: 1, 3: values_in, 4: calls_out}, None, _examine)
+    for descriptor in (calls_in, calls_out, values_in, values_out):
+        os.close(descriptor)
+    stopped = _watch(examiner, settings["wall_seconds"], scratch)
+    ends = {}
+    for name, process in (("program", program), ("examiner", examiner)):
+        if name == "program" and stopped is None:
+            # Its channel is closed: had it ended by itself or at a limit, its status says so shortly.
+            _settle(process)
+        os.kill(process, signal.SIGKILL)
+    for name, process in (("program", program), ("examiner", examiner)):
+        _, status, usage = os.wait4(process, 0)
+        ends[name] = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {"stopped": stopped, **ends}
+
+
+def _settle(process: int) -> None:
+    """Lets a process that closed its channel finish ending, for its status' sake."""
+    descriptor = os.pidfd_open(process)
+    select.select([descriptor], [], [], 0.002)
+    os.close(descriptor)
+
+
+def _watch(examiner: int, wall_seconds: float, scratch: str) -> str | None:
+    """Waits for the examiner to end; else says why it was not waited for: "wall" or "disk"."""
+    deadline = time.monotonic() + wall_seconds
+    descriptor = os.pidfd_open(examiner)
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    waiting.register(0, 0)
+    try:
+        while True:
+            for ready, event in waiting.poll(POLL_MS):
+                if ready == descriptor:
+                    return None
+                if event & (select.POLLHUP | select.POLLERR):
+                    # The judge has gone; ending takes the children along.
+                    sys.exit(1)
+            if time.monotonic() > deadline:
+                return "wall"
+            if _disk_full(scratch):
+                return "disk"
+    finally:
+        os.close(descriptor)
+
+
+def _disk_full(scratch: str) -> bool:
+    sizes = []
+    for path in Path(scratch).iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.lstat().st_blocks * 512)
+    return len(sizes) > SCRATCH_FILES or sum(sizes) > SCRATCH_BYTES
+
+
+def _become(settings: dict, descriptors: dict, scratch: str | None, run: Callable[[], None]) -> None:
+    """Keeps only the descriptors given (new number -> old), gives up everything else, runs and ends."""
+    try:
+        confine.end_with_parent()
+        wanted = {0: _NULL, 1: _NULL, 2: _NULL, **descriptors}
+        # Out of the way first, so that none overwrites another.
+        for new, old in {new: fcntl.fcntl(old, fcntl.F_DUPFD, 64) for new, old in wanted.items()}.items():
+            os.dup2(old, new)
+        os.closerange(5, 256)
+        os.chdir(scratch or "/")
+        confine.limit(settings["cpu_seconds"], settings["memory_mb"])
+        confine.forbid_new_privileges()
+        if settings["landlock"]:
+            confine.landlock(scratch)
+        if settings["seccomp"]:
+            confine.seccomp()
+    except BaseException:
+        os._exit(CONFINEMENT_FAILED)
+    try:
+        run()
+    finally:
+        os._exit(0)
+
+
+def _examine() -> None:
+    length = int.from_bytes(_exactly(4), "big")
+    examine(Channel(3, 4), json.loads(_exactly(length)), 1)
+
+
+def _exactly(count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        part = os.read(0, count - len(parts))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
