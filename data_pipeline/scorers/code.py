@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from data_pipeline.scorers.code_tests import (
     bound_names,
     imported_modules,
     message,
+    own_names,
 )
 from data_pipeline.scorers.sandbox import judge
 from data_pipeline.scorers.sandbox.tiers import Tier
@@ -83,9 +84,9 @@ def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -
         return Score(verdict="wrong", detail="no_code")
     if suite.problem is not None:
         return Score(verdict="unknown", extracted=code, detail=suite.problem)
-    problem = analyse(code, suite.setting)
+    problem = analyse(code, suite.shared, suite.withheld)
     if problem is not None and not problem.startswith("undefined_name"):
-        verdict: Verdict = "unknown" if problem.startswith("import_not_allowed") else "wrong"
+        verdict: Verdict = "wrong" if problem.startswith("syntax_error") else "unknown"
         return Score(verdict=verdict, extracted=code, detail=problem)
     job = _job(code, suite)
     if shadowed := sorted(suite.builtins & set(job.names)):
@@ -100,14 +101,17 @@ def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -
 def _job(code: str, suite: code_tests.Suite) -> judge.Job:
     statements = ast.parse(code).body
     imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
-    defined = set().union(*(_own_names(node) for node in statements if node not in imports))
+    # Under its own name only: `from operator import length_hint as Counter` would please tests that count.
+    plain = [node for node in imports if not any(alias.asname for alias in node.names)]
+    defined = set().union(*(own_names(node) for node in statements if node not in imports))
     return judge.Job(
         setting=suite.setting,
+        shared=suite.shared,
         code=code,
         tests=suite.tests,
         classes=suite.classes,
         names=tuple(sorted(defined)),
-        imports="\n".join(map(ast.unparse, imports)),
+        imports=tuple(map(ast.unparse, plain)),
     )
 
 
@@ -152,7 +156,7 @@ def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
         for index, tree in trees.items():
             for statement in tree.body:
                 if isinstance(statement, imports) == late:
-                    for name in _own_names(statement):
+                    for name in own_names(statement):
                         defined.setdefault(name, index)
     names, chosen = list(wanted), set[int]()
     while names:
@@ -164,16 +168,9 @@ def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
     return [blocks[index] for index in sorted(chosen)]
 
 
-def _own_names(statement: ast.stmt) -> set[str]:
-    """What a statement of a module defines in the module, not within a function."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    return bound_names(statement)
-
-
-def analyse(code: str, setting: str = "") -> str | None:
-    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, or reads a name that
-    nothing in it, in its setting or in Python defines. None if nothing is.
+def analyse(code: str, setting: str = "", withheld: Set[str] = frozenset()) -> str | None:
+    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, reads a name that is
+    withheld from it, or one that nothing in it, in its setting or in Python defines. None if nothing is.
 
     >>> analyse("def f(x):\\n    return y")
     'undefined_name: y'
@@ -186,5 +183,7 @@ def analyse(code: str, setting: str = "") -> str | None:
     if refused:
         return f"import_not_allowed: {refused[0]}"
     bound = BUILTINS | bound_names(tree) | bound_names(ast.parse(setting))
-    loaded = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    loaded = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    if kept := sorted(withheld.intersection(loaded) - bound):
+        return f"reads_the_tests: {kept[0]}"
     return next((f"undefined_name: {name}" for name in loaded if name not in bound), None)

@@ -54,13 +54,17 @@ class Suite:
     """The tests of one prompt, read."""
 
     setting: str = ""
-    """Runs before the program: leading statements that import, assign and define, and need nothing of the program."""
+    """Runs before the tests: leading statements that import, assign and define, and need nothing of the program."""
+    shared: str = ""
+    """What of the setting the program gets, too: all but what tells what the tests expect; see `_shared`."""
+    withheld: frozenset[str] = frozenset()
+    """Names that the program does not get."""
     tests: tuple[str, ...] = ()
     """Run after it, in order. A function `test_*` without parameters is called, too."""
     wanted: frozenset[str] = frozenset()
     """Names that the tests expect of the program."""
     classes: tuple[str, ...] = ()
-    """Classes that the setting defines."""
+    """Classes that tests and program share, each side with its own copy."""
     builtins: frozenset[str] = frozenset()
     """What the tests use of Python's own."""
     problem: str | None = None
@@ -73,6 +77,9 @@ def read(tests: Sequence[str]) -> Suite:
     >>> suite = read(["from math import *", "assert f(pi) == 3"])
     >>> suite.setting, suite.tests, sorted(suite.wanted), suite.problem
     ('from math import *', ('assert f(pi) == 3',), ['f'], None)
+    >>> suite = read(["import math\\nCASES = [(1, 3)]", "for x, y in CASES:\\n    assert f(x) == y"])
+    >>> suite.shared, sorted(suite.withheld)
+    ('import math', ['CASES'])
     >>> read(["f(1) == 3"]).problem
     'tests_check_nothing'
     """
@@ -114,15 +121,61 @@ def _read(trees: list[ast.Module]) -> Suite:
         return Suite(problem="no_tests")
     if not _checks(proper, everything):
         return Suite(problem="tests_check_nothing")
+    shared = _shared(setting, proper)
     bound = bound_names(everything) | BUILTINS
     loaded = {node.id for node in ast.walk(everything) if isinstance(node, ast.Name)}
     return Suite(
         setting="\n".join(map(ast.unparse, setting)),
+        shared="\n".join(map(ast.unparse, shared)),
+        withheld=frozenset(
+            bound_names(ast.Module([node for node in setting if node not in shared], []))
+            - bound_names(ast.Module(shared, []))
+        ),
         tests=tuple(parts),
         wanted=frozenset(loaded - bound),
-        classes=tuple(node.name for node in setting if isinstance(node, ast.ClassDef)),
+        classes=tuple(node.name for node in shared if isinstance(node, ast.ClassDef)),
         builtins=frozenset(loaded & BUILTINS),
     )
+
+
+def _shared(setting: list[ast.stmt], tests: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements of the setting that the program may see: imports, classes, what no test reads, and infinities and
+    other names for names. What the tests read besides may be the answers, or a function that computes them.
+    """
+    read = {name for test in tests for name in _names(test)}
+    for statement in reversed(setting):
+        if own_names(statement) & read:
+            read |= _names(statement)
+    shared: list[ast.stmt] = []
+    withheld: set[str] = set()
+    for statement in setting:
+        own = own_names(statement)
+        public = isinstance(statement, ast.Import | ast.ImportFrom | ast.ClassDef) or _names_only(statement)
+        if _names(statement) & withheld or (own & read and not public):
+            withheld |= own
+        else:
+            shared.append(statement)
+    return shared
+
+
+def _names_only(statement: ast.stmt) -> bool:
+    """`inf = float('inf')`, `Tree = Optional[Node]`."""
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+        return False
+    kinds = (ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.expr_context)
+    text = ast.unparse(statement.value)
+    return text.lstrip("-") in ("float('inf')", "float('-inf')") or all(
+        isinstance(node, kinds) for node in ast.walk(statement.value)
+    )
+
+
+def own_names(statement: ast.stmt) -> set[str]:
+    """What a statement of a module defines in the module, not within a function."""
+    return {statement.name} if isinstance(statement, _DEFINITIONS) else bound_names(statement)
+
+
+def _names(statement: ast.stmt) -> set[str]:
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def imported_modules(tree: ast.AST) -> set[str]:

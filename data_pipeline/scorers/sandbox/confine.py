@@ -61,8 +61,11 @@ def hide_from_others() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
+    """The kernel kills this process when its parent ends. Raises OSError where it has ended already."""
     _prctl(_PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent:
+        raise ProcessLookupError(parent)
 
 
 def limit(cpu_seconds: float, memory_mb: int) -> None:

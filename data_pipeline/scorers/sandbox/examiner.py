@@ -6,6 +6,7 @@ for it. Where a test lets such objects judge one another (`Point(1) == Point(1)`
 """
 
 import builtins
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -41,31 +42,38 @@ def _examine(channel: Channel, job: dict) -> tuple[str, str]:
     remote = _Remote(channel, frozenset(job["classes"]))
     namespace = _Namespace(remote, job["names"])
     remote.namespace = namespace
-    where = "setting"
+    where, error = "setting", None
     try:
-        exec(compile(job["imports"], "imports.py", "exec"), namespace.imported)
+        for statement in job["imports"]:
+            with contextlib.suppress(Exception):  # The program will meet the error itself.
+                exec(compile(statement, "imports.py", "exec"), namespace.imported)
         exec(compile(job["setting"], "setting.py", "exec"), namespace)
         where = "import"
-        remote.ask("load", job["setting"], job["code"], job["classes"])
+        remote.ask("load", job["shared"], job["code"], job["classes"])
         for number, test in enumerate(job["tests"], 1):
             where = f"test_{number}"
             exec(compile(test, f"{where}.py", "exec"), namespace)
-    except Closed:
-        return "ended", where
-    except Misbehaved as error:
-        return "wrong", f"misbehaved: {where}: {error}"
-    except Undecidable as error:
-        return "unknown", f"undecidable: {where}: {error}"
-    except BaseException as error:
-        name, text = type(error).__name__, _text(error)
-        if where == "setting":
-            return "unknown", f"bad_test: {where}: {name}: {text}"
-        if isinstance(error, MemoryError) and error not in remote.raised:
+    except BaseException as raised:
+        error = raised
+    # A test may have caught what was not for it.
+    match remote.broken or error:
+        case None:
+            if remote.doubts:
+                return "unknown", f"compared_by_the_program: {remote.doubts[0]}"
+            return "correct", "passed"
+        case Closed():
+            return "ended", where
+        case Misbehaved() as error:
+            return "wrong", f"misbehaved: {where}: {error}"
+        case Undecidable() as error:
+            return "unknown", f"undecidable: {where}: {error}"
+        case error if where == "setting":
+            return "unknown", f"bad_test: {where}: {type(error).__name__}: {_text(error)}"
+        case MemoryError() as error if error is not remote.raised:
             return "unknown", f"examiner_memory: {where}"
-        return "wrong", f"{'error' if where == 'import' else 'failed_test'}: {where}: {name}: {text}"
-    if remote.doubts:
-        return "unknown", f"compared_by_the_program: {remote.doubts[0]}"
-    return "correct", "passed"
+        case error:
+            reason = "error" if where == "import" else "failed_test"
+            return "wrong", f"{reason}: {where}: {type(error).__name__}: {_text(error)}"
 
 
 def _text(error: BaseException) -> str:
@@ -85,9 +93,11 @@ class _Namespace(dict):
         """What the program imports: the real thing, since the program's `math` might please any comparison."""
 
     def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
         if name in self.imported:
             return self.imported[name]
-        if name not in self._names or hasattr(builtins, name):
+        if name not in self._names:
             raise KeyError(name)
         return self._remote.ask("name", name)
 
@@ -100,8 +110,10 @@ class _Remote:
         self.namespace: dict[str, Any] = {}
         self.doubts: list[str] = []
         """Operators by which the program judged itself."""
-        self.raised: list[BaseException] = []
+        self.raised: BaseException | None = None
         """The last exception that came from the program."""
+        self.broken: BaseException | None = None
+        """Why nothing can be asked any more: Closed, Misbehaved or Undecidable."""
         self._handles: dict[int, Handle] = {}
         self._functions: list[Any] = []
         self._exceptions: dict[tuple[str, str], type[BaseException]] = {}
@@ -109,6 +121,15 @@ class _Remote:
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """What the program's operation returned; raises what it raised, Closed, Misbehaved or Undecidable."""
+        if self.broken is not None:
+            raise self.broken
+        try:
+            return self._ask(operation, *arguments)
+        except (Closed, Misbehaved, Undecidable) as error:
+            self.broken = self.broken or error
+            raise
+
+    def _ask(self, operation: str, *arguments: Any) -> Any:
         encoder = Encoder(self._classes, self._local)
         args = [encoder.add(argument) for argument in arguments]
         try:
@@ -126,8 +147,11 @@ class _Remote:
         try:
             if "error" in message:
                 name, base, text = message["error"]
+                if base == "StopIteration" and operation != "next":
+                    # It would end a `map` over the tests' cases, quietly.
+                    name = base = "RuntimeError"
                 error = self._exception(name, base)(str(text))
-                self.raised = [error]
+                self.raised = error
             else:
                 known = changing(encoder.objects, self._classes)
                 allowed = [value if id(value) in known else None for value in encoder.objects]
@@ -135,13 +159,15 @@ class _Remote:
                 return reply.get(message["result"])
         except (Malformed, LookupError, TypeError, ValueError) as malformed:
             raise Misbehaved(f"malformed reply: {malformed}") from None
+        except MemoryError:
+            raise Misbehaved("a reply too large") from None
         raise error
 
     def _receive(self) -> dict:
         try:
             message = self._channel.receive()
-        except TooLong:
-            raise Misbehaved("a reply too long") from None
+        except (TooLong, MemoryError):
+            raise Misbehaved("a reply too large") from None
         except ValueError:
             raise Misbehaved("malformed reply: no JSON") from None
         if type(message) is not dict:
@@ -155,7 +181,7 @@ class _Remote:
             arguments, named = map(decoder.get, message["args"])
             if type(arguments) is not tuple or type(named) is not dict:
                 raise TypeError("no arguments")
-        except (Malformed, LookupError, TypeError, ValueError) as malformed:
+        except (Malformed, LookupError, TypeError, ValueError, MemoryError) as malformed:
             raise Misbehaved(f"malformed call: {malformed}") from None
         encoder = Encoder(self._classes, self._local)
         try:

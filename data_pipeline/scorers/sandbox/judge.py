@@ -43,14 +43,16 @@ class Job:
     """A program and what judges it."""
 
     setting: str
-    """Runs first on both sides, on each of its own."""
+    """Runs before the tests."""
+    shared: str
+    """What of the setting runs before the program, too."""
     code: str
     tests: tuple[str, ...]
     classes: tuple[str, ...]
-    """Classes of the setting."""
+    """Classes of the shared setting."""
     names: tuple[str, ...]
     """What the program defines at its top level."""
-    imports: str
+    imports: tuple[str, ...]
     """What the program imports, for tests that rely on it; these run with the tests, unlike what it defines."""
 
 
@@ -134,7 +136,7 @@ def strongest(*, allow_unsafe: bool) -> Tier:
       UserError: there is none.
     """
     limits = Limits(5, 1024)
-    probe = Job("", "def f():\n    return 1", ("assert f() == 1",), (), ("f",), "")
+    probe = Job("", "", "def f():\n    return 1", ("assert f() == 1",), (), ("f",), ())
     problems = []
     for tier in tiers(allow_unsafe=allow_unsafe):
         try:

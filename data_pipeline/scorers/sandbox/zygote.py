@@ -46,27 +46,26 @@ def main(settings: dict) -> None:
     gc.collect()
     gc.freeze()
     _say({"ready": True})
-    number = 0
     # One byte: the rest is for the examiner's eyes alone.
     while os.read(0, 1):
-        number += 1
-        _say(_job(settings, f"{settings['scratch']}/{number}"))
+        _say(_job(settings))
+        _wipe(settings["scratch"])
 
 
 def _say(message: dict) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _job(settings: dict, scratch: str) -> dict:
-    os.mkdir(scratch, 0o700)  # noqa: PTH102
+def _job(settings: dict) -> dict:
+    scratch, zygote = settings["scratch"], os.getpid()
     calls_in, calls_out = os.pipe()
     values_in, values_out = os.pipe()
     program = os.fork()
     if not program:
-        _become(settings, {3: calls_in, 4: values_out}, scratch, lambda: serve(Channel(3, 4)))
+        _become(settings, zygote, {3: calls_in, 4: values_out}, scratch, lambda: serve(Channel(3, 4)))
     examiner = os.fork()
     if not examiner:
-        _become(settings, {0: 0, 1: 1, 3: values_in, 4: calls_out}, None, _examine)
+        _become(settings, zygote, {0: 0, 3: values_in, 4: calls_out, 5: 1}, None, _examine)
     for descriptor in (calls_in, calls_out, values_in, values_out):
         os.close(descriptor)
     stopped = _watch(examiner, settings["wall_seconds"], scratch)
@@ -79,8 +78,16 @@ def _job(settings: dict, scratch: str) -> dict:
     for name, process in (("program", program), ("examiner", examiner)):
         _, status, usage = os.wait4(process, 0)
         ends[name] = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
-    shutil.rmtree(scratch, ignore_errors=True)
     return {"stopped": stopped, **ends}
+
+
+def _wipe(scratch: str) -> None:
+    """Leaves nothing for the next program to find; no directories either, where these can be made."""
+    for entry in list(os.scandir(scratch)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            Path(entry).unlink()
 
 
 def _settle(process: int) -> None:
@@ -103,7 +110,7 @@ def _watch(examiner: int, wall_seconds: float, scratch: str) -> str | None:
                 if ready == descriptor:
                     return None
                 if event & (select.POLLHUP | select.POLLERR):
-                    # The judge has gone; ending takes the children along.
+                    # The judge has gone; the children end with their parent.
                     sys.exit(1)
             if time.monotonic() > deadline:
                 return "wall"
@@ -121,15 +128,17 @@ def _disk_full(scratch: str) -> bool:
     return len(sizes) > SCRATCH_FILES or sum(sizes) > SCRATCH_BYTES
 
 
-def _become(settings: dict, descriptors: dict, scratch: str | None, run: Callable[[], None]) -> None:
+def _become(
+    settings: dict, zygote: int, descriptors: dict, scratch: str | None, run: Callable[[], None]
+) -> None:
     """Keeps only the descriptors given (new number -> old), gives up everything else, runs and ends."""
     try:
-        confine.end_with_parent()
+        confine.end_with_parent(zygote)
         wanted = {0: _NULL, 1: _NULL, 2: _NULL, **descriptors}
         # Out of the way first, so that none overwrites another.
         for new, old in {new: fcntl.fcntl(old, fcntl.F_DUPFD, 64) for new, old in wanted.items()}.items():
             os.dup2(old, new)
-        os.closerange(5, 256)
+        os.closerange(max(wanted) + 1, 256)
         os.chdir(scratch or "/")
         confine.limit(settings["cpu_seconds"], settings["memory_mb"])
         confine.forbid_new_privileges()
@@ -147,7 +156,9 @@ def _become(settings: dict, descriptors: dict, scratch: str | None, run: Callabl
 
 def _examine() -> None:
     length = int.from_bytes(_exactly(4), "big")
-    examine(Channel(3, 4), json.loads(_exactly(length)), 1)
+    job = json.loads(_exactly(length))
+    os.close(0)  # Tests that read or print reach neither the next job nor the report.
+    examine(Channel(3, 4), job, 5)
 
 
 def _exactly(count: int) -> bytes:
