@@ -3,20 +3,28 @@
     python benchmarks/sandbox.py [code_leetcode_train.jsonl.gz] [--unsafe] [--survivors FILE]
 
 Without a file: runs a minute of a program that does next to nothing. The file is a slice of newfacade/LeetCodeDataset:
-problems with a reference solution and about a hundred assertions each. Then also how many solutions pass, and how many
-mutants of solutions that passed fail: each has one operator, constant, comparison, condition or statement changed.
-Mutants that pass are written to `--survivors` as differences, to be read: a mutant may mean the same as the original.
+problems with a reference solution and a few assertions each. Then also how many solutions pass, and of those that do
+
+- spoiled: what the solution returns is always another value of the same type: wrong at first sight;
+- mutants: one operator, number, comparison, condition or returned value is changed somewhere. Such a change may mean
+  the same, or only matter for arguments that the assertions do not have; so those that pass here run again in plain
+  Python, where nothing keeps them from their tests. They pass there, too, or the sandbox erred.
+
+What passes is written to `--survivors` as differences, to be read.
 """
 
 import argparse
 import ast
 import collections
-import copy
+import contextlib
 import difflib
 import gzip
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--unsafe", action="store_true", help="run even where no sandbox holds")
-    parser.add_argument("--timeout", type=float, default=10, help="CPU seconds a program (default 10)")
+    parser.add_argument("--timeout", type=float, default=5, help="CPU seconds a program (default 5)")
     parser.add_argument("--survivors", type=Path, help="where to write the mutants that pass")
     parser.add_argument("--rows", type=int, help="only the first so many problems")
     options = parser.parse_args()
@@ -58,15 +66,21 @@ def main() -> None:
         if score.verdict != "correct":
             print(f"    {row['task_id']}: {score.verdict}: {score.detail}")
     passed = [row for row, score in zip(rows, scores, strict=True) if score.verdict == "correct"]
-    mutants = [(row, mutant) for row in passed if (mutant := mutate(row["completion"], row["task_id"]))]
-    scores = judge("mutants", scorer, [item(tests(row), mutant) for row, mutant in mutants])
+    differences: list[str] = []
+    for name, change in (("spoiled", spoil), ("mutants", mutate)):
+        changed = [(row, text) for row in passed if (text := change(row))]
+        scores = judge(name, scorer, [item(tests(row), text) for row, text in changed])
+        kept = [(*pair, score) for pair, score in zip(changed, scores, strict=True) if score.verdict != "wrong"]
+        plain = [passes_plainly(row, text, options.timeout) for row, text, _ in kept]
+        erred = plain.count(False)
+        print(f"    {len(kept)} not judged wrong: {len(kept) - erred} pass their tests in plain Python, too; {erred} fail")
+        for (row, text, score), passes in zip(kept, plain, strict=True):
+            original = ast.unparse(ast.parse(row["completion"])).splitlines()
+            difference = "\n".join(difflib.unified_diff(original, text.splitlines(), n=30, lineterm=""))
+            title = f"{name} {row['task_id']}: {score.verdict}: {score.detail}; passes in plain Python: {passes}"
+            differences.append(f"## {title}\n{difference}\n")
     if options.survivors:
-        with options.survivors.open("w") as out:
-            for (row, mutant), score in zip(mutants, scores, strict=True):
-                if score.verdict != "wrong":
-                    original = ast.unparse(ast.parse(row["completion"])).splitlines()
-                    changes = "\n".join(difflib.unified_diff(original, mutant.splitlines(), n=30, lineterm=""))
-                    out.write(f"## {row['task_id']}: {score.verdict}: {score.detail}\n{changes}\n\n")
+        options.survivors.write_text("\n".join(differences))
 
 
 def tests(row: dict[str, Any]) -> list[str]:
@@ -87,16 +101,49 @@ def judge(name: str, scorer: CodeScorer, items: list[Item]) -> list[Score]:
     return scores
 
 
-def mutate(program: str, seed: str) -> str | None:
-    """The program with one change; None where there is nothing to change."""
-    tree = ast.parse(program)
-    places = list(_places(tree))
-    if not places:
+def passes_plainly(row: dict[str, Any], program: str, seconds: float) -> bool:
+    """Whether program and tests run through in a Python of their own, without a sandbox."""
+    text = "\n".join([row["prompt"], program, *tests(row)[1:]])
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        command = [sys.executable, "-I", "-c", text]
+        environment = {"PYTHONHASHSEED": "0"}
+        return not subprocess.run(command, timeout=seconds, env=environment, capture_output=True).returncode
+    return False
+
+
+_SPOILED = """
+    def {name}(self, *arguments, **named):
+        def other(value):
+            match value:
+                case bool(): return not value
+                case int() | float(): return value + 1
+                case str(): return value + "x"
+                case list(): return value[:-1] if value else [0]
+                case None: return 0
+            return None
+        return other(self.original_{name}(*arguments, **named))
+"""
+
+
+def spoil(row: dict[str, Any]) -> str | None:
+    """The solution with another result; None where it returns none, but changes its argument."""
+    name = row["entry_point"].rpartition(".")[2]
+    (solution,) = [node for node in ast.parse(row["completion"]).body if getattr(node, "name", "") == "Solution"]
+    method = next(node for node in solution.body if getattr(node, "name", "") == name)
+    if not any(isinstance(node, ast.Return) and node.value for node in ast.walk(method)):
         return None
-    change = random.Random(seed).choice(places)
-    changed = copy.deepcopy(tree)
-    _apply(list(ast.walk(changed))[change[0]], change[1])
-    return ast.unparse(ast.fix_missing_locations(changed))
+    renamed = re.sub(rf"\bdef {name}\b", f"def original_{name}", row["completion"])
+    return renamed.rstrip() + "\n" + _SPOILED.format(name=name)
+
+
+def mutate(row: dict[str, Any]) -> str | None:
+    """The solution with one change; None where there is nothing to change."""
+    tree = ast.parse(row["completion"])
+    if not (places := list(_places(tree))):
+        return None
+    index, change = random.Random(row["task_id"]).choice(places)
+    _apply(list(ast.walk(tree))[index], change)
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def _places(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -1,9 +1,16 @@
 """Attacks on the sandbox: each is contained, none passes, and what comes next is judged as ever."""
 
+import ctypes
 import os
+import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,188 +22,169 @@ from data_pipeline.scorers.sandbox import judge, tiers
 from data_pipeline.scorers.sandbox.values import Decoder, Encoder, Malformed
 from fusejax.cli import UserError
 
-TIERS = [tier for tier in tiers.tiers(allow_unsafe=False)]
-SECRET = "SECRET-7345"
-# Nothing an attack gains may be 7345 by chance: the test asks for it, and only who escapes can give it.
+START = "os = __import__('os')\nsys = __import__('sys')\n"
 TESTS = ["assert f(1) == 7345", "assert f(2) == 7346"]
 GOOD = "def f(x):\n    return x + 7344"
-START = "os = __import__('os')\nsys = __import__('sys')\n"
-
-# Programs that, if what they try succeeds, give the right answer.
-ESCAPES = {
-    "fork": "def f(x):\n    os.fork()\n    return x + 7344",
-    "fork_bomb": "def f(x):\n    while True:\n        os.fork()",
-    "posix_spawn": "def f(x):\n    os.posix_spawn('/bin/true', ['true'], {})\n    return x + 7344",
-    "exec": "def f(x):\n    os.execv('/bin/sh', ['sh', '-c', 'echo'])",
-    "subprocess": "def f(x):\n    __import__('subprocess').run(['/bin/true'])\n    return x + 7344",
-    "thread": "def f(x):\n    __import__('_thread').start_new_thread(print, ())\n    return x + 7344",
-    "daemon": "def f(x):\n    if os.fork() == 0:\n        os.setsid()\n        while True: pass\n    return x + 7344",
-    "memory": "def f(x):\n    y = bytearray(8 << 30)\n    return x + 7344",
-    "memory_slowly": "def f(x):\n    y = []\n    while True:\n        y.append(bytearray(1 << 20))",
-    "disk_one_file": "def f(x):\n    open('a', 'wb').write(bytes(64 << 20))\n    return x + 7344",
-    "disk_many_files": (
-        "def f(x):\n    n = 0\n    while True:\n        n += 1\n        open(str(n % 4000), 'wb').write(bytes(1 << 20))"
-    ),
-    "output_flood": "def f(x):\n    while True:\n        os.write(1, bytes(1 << 20))",
-    "reply_flood": "def f(x):\n    while True:\n        os.write(4, bytes(1 << 20))",
-    "huge_result": "def f(x):\n    return [0] * (1 << 24)",
-    "deep_result": "def f(x):\n    y = ()\n    for _ in range(100000): y = (y,)\n    return y",
-    "infinite_loop": "def f(x):\n    while True: pass",
-    "infinite_loop_caught": "import sys\n__import__('signal').signal(24, lambda *a: None)\ndef f(x):\n    while True: pass",
-    "infinite_iterator": "def f(x):\n    while True: yield 1",
-    "sleep": "def f(x):\n    __import__('time').sleep(1000)",
-    "deadlock": "def f(x):\n    y = __import__('_thread').allocate_lock()\n    y.acquire()\n    y.acquire()",
-    "kill_parent": "def f(x):\n    os.kill(os.getppid(), 9)\n    return x + 7344",
-    "kill_all": "def f(x):\n    os.kill(-1, 9)\n    return x + 7344",
-    "stop_siblings": "def f(x):\n    [os.kill(os.getpid() + n, 19) for n in (1, 2)]\n    return x + 7344",
-    "signal_by_owner": "def f(x):\n    __import__('fcntl').fcntl(3, 8, os.getppid())\n    return x + 7344",
-    "tcp": "def f(x):\n    __import__('socket').create_connection(('127.0.0.1', PORT), 1)\n    return x + 7344",
-    "udp": "def f(x):\n    s = __import__('socket')\n    s.socket(s.AF_INET, s.SOCK_DGRAM)\n    return x + 7344",
-    "unix": "def f(x):\n    s = __import__('socket')\n    s.socket(s.AF_UNIX)\n    return x + 7344",
-    "netlink": "def f(x):\n    s = __import__('socket')\n    s.socket(s.AF_NETLINK, s.SOCK_RAW)\n    return x + 7344",
-    "home": "def f(x):\n    os.listdir(os.path.expanduser('~root'))\n    return x + 7344",
-    "secret_file": "def f(x):\n    return int(open('SECRET_FILE').read()[-4:]) + x - 1",
-    "passwd": "def f(x):\n    open('/etc/passwd').read()\n    return x + 7344",
-    "environment": "def f(x):\n    return int(os.environ['FUSEJAX_SECRET'][-4:]) + x - 1",
-    "parents_environment": "def f(x):\n    open(f'/proc/{os.getppid()}/environ').read()\n    return x + 7344",
-    "parents_memory": "def f(x):\n    open(f'/proc/{os.getppid()}/mem', 'rb')\n    return x + 7344",
-    "own_memory": "def f(x):\n    open('/proc/self/mem', 'rb+')\n    return x + 7344",
-    "list_processes": "def f(x):\n    assert [p for p in os.listdir('/proc') if p.isdigit()]\n    return x + 7344",
-    "ptrace": (
-        "def f(x):\n    c = __import__('ctypes').CDLL(None)\n"
-        "    assert c.ptrace(16, os.getppid(), 0, 0) == 0\n    return x + 7344"
-    ),
-    "read_other_memory": (
-        "def f(x):\n    c = __import__('ctypes').CDLL(None)\n"
-        "    assert c.syscall(310, os.getppid(), 0, 0, 0, 0, 0) == 0\n    return x + 7344"
-    ),
-    "namespace": "def f(x):\n    assert __import__('ctypes').CDLL(None).unshare(0x10000000) == 0\n    return x + 7344",
-    "limits": "def f(x):\n    r = __import__('resource')\n    r.setrlimit(r.RLIMIT_CPU, (1, 1))\n    return x + 7344",
-    "others_limits": "def f(x):\n    __import__('resource').prlimit(os.getppid(), 7)\n    return x + 7344",
-    "set_uid": "def f(x):\n    os.setuid(0)\n    return x + 7344",
-    "chmod": "def f(x):\n    open('a', 'w')\n    os.chmod('a', 0o4777)\n    return x + 7344",
-    "symlink": "def f(x):\n    os.symlink('/etc/passwd', 'a')\n    return x + 7344",
-    "hard_link": "def f(x):\n    open('a', 'w')\n    os.link('a', 'b')\n    return x + 7344",
-    "write_outside": "def f(x):\n    open('OUTSIDE', 'w').write('x')\n    return x + 7344",
-    "write_above": "def f(x):\n    open('../a', 'w').write('x')\n    return x + 7344",
-    "make_directories": "def f(x):\n    os.mkdir('a')\n    return x + 7344",
-    "read_the_job": "def f(x):\n    return int(os.read(0, 99999)[-4:])",
-    "shared_memory": "def f(x):\n    os.memfd_create('a')\n    return x + 7344",
-}  # fmt: skip
-
-# Programs that pretend to have passed.
-FORGERIES = {
-    "sys_exit": "def f(x):\n    sys.exit(0)",
-    "exit_on_import": "sys.exit(0)",
-    "os_exit": "def f(x):\n    os._exit(0)",
-    "segfault": "def f(x):\n    __import__('ctypes').string_at(0)",
-    "print_the_verdict": "def f(x):\n    print('{\"verdict\": \"correct\", \"detail\": \"passed\"}', flush=True)\n    return 0",
-    "write_the_verdict": (
-        "def f(x):\n    for n in range(99):\n        try: os.write(n, b'{\"verdict\": \"correct\", \"detail\": \"\"}\\n')\n"
-        "        except OSError: pass\n    os._exit(0)"
-    ),
-    "forge_a_reply": (
-        "def f(x):\n    m = b'{\"verdict\":\"correct\",\"detail\":\"passed\",\"result\":true,\"nodes\":[]}'\n"
-        "    os.write(4, len(m).to_bytes(4, 'big') + m)\n    os._exit(0)"
-    ),
-    "eq": "class Y:\n    def __eq__(self, other): return True\ndef f(x):\n    return Y()",
-    "eq_of_an_int": "class Y(int):\n    def __eq__(self, other): return True\n    __hash__ = None\ndef f(x):\n    return Y(0)",
-    "eq_of_a_list": "class Y(list):\n    def __eq__(self, other): return True\ndef f(x):\n    return Y()",
-    "reflected_eq": "class Y(str):\n    def __req__(self, o): return True\n    def __ne__(self, o): return False\ndef f(x): return Y()",
-    "patch_builtins": "b = __import__('builtins')\nb.AssertionError = int\nb.len = lambda x: 7345\ndef f(x): return 0",
-    "patch_the_import": "__import__('builtins').__import__ = lambda *a, **k: 1\ndef f(x): return 0",
-    "patch_exec": "__import__('builtins').exec = lambda *a: None\n__import__('builtins').compile = None\ndef f(x): return 0",
-    "patch_the_server": (
-        "for m in list(sys.modules.values()):\n    for n in ('examine', 'serve', 'Decoder'):\n"
-        "        if hasattr(m, n): setattr(m, n, lambda *a, **k: None)\ndef f(x): return 0"
-    ),
-    "patch_operators": "o = __import__('operator')\no.eq = lambda a, b: True\ndef f(x): return 0",
-    "frames": (
-        "def f(x):\n    frame = sys._getframe()\n    while frame:\n"
-        "        for v in [*frame.f_globals.values(), *frame.f_locals.values()]:\n"
-        "            if '7345' in str(v)[:10000]: return 7344 + x\n        frame = frame.f_back"
-    ),
-    "garbage": (
-        "def f(x):\n    for o in __import__('gc').get_objects():\n"
-        "        if isinstance(o, str) and 'f(1) ==' in o: return 7344 + x"
-    ),
-    "trace": "sys.settrace(lambda f, e, a: None)\nsys.setprofile(lambda *a: None)\ndef f(x): return 0",
-    "raise_success": "def f(x):\n    raise SystemExit(0)",
-    "raise_a_strange_class": "class E(BaseException):\n    def __str__(self): raise E()\ndef f(x):\n    raise E()",
-    "close_the_channel": "def f(x):\n    os.close(4)",
-    "replace_the_channel": "def f(x):\n    os.dup2(3, 4)",
-    "no_answer_no_channel": "os.closerange(0, 50)\ndef f(x): return 0",
-    "lie_about_the_name": "class Y:\n    __class__ = int\n    def __int__(self): return 7345\ndef f(x): return Y()",
-    "nan": "def f(x): return float('nan')",
-}  # fmt: skip
+SECRET = "SECRET-7345"
 
 
-@pytest.fixture(scope="module", params=TIERS, ids=lambda tier: tier.name)
-def scorer(request: pytest.FixtureRequest) -> CodeScorer:
-    return CodeScorer(ScorerConfig(correctness="code", timeout_seconds=1, memory_mb=512), 1, tier=request.param)
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    program: str
+    tests: list[str]
+    verdict: str
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bait(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def read_attacks() -> list[Attack]:
+    text = Path(__file__).with_name("attacks.txt").read_text()
+    parts = re.split(r"^=== (\w+)(?:: (\w+))?\n", text, flags=re.MULTILINE)[1:]
+    attacks = []
+    for name, verdict, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        program, _, tests = body.partition("--- tests\n")
+        attacks.append(Attack(name, START + program, [tests] if tests else TESTS, verdict or "wrong"))
+    return attacks
+
+
+ATTACKS = read_attacks()
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+def tier(request: pytest.FixtureRequest) -> tiers.Tier:
+    found = [tier for tier in tiers.tiers(allow_unsafe=False) if tier.name == request.param]
+    if not found:
+        pytest.skip(f"{request.param}: {tiers.missing()}")
+    if problem := judge.probe(found[0]):
+        pytest.skip(problem)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def scorer(tier: tiers.Tier) -> CodeScorer:
+    return CodeScorer(ScorerConfig(correctness="code", timeout_seconds=1, memory_mb=512), 1, tier=tier)
+
+
+class Bait:
     """What attacks reach for, and would get if they could: a file that anybody may read, a folder, a server."""
-    folder = tmp_path_factory.mktemp("bait")
-    for path in (folder, *list(folder.parents)[:2]):
-        path.chmod(0o755)
-    secret = folder / "secret.txt"
-    secret.write_text(SECRET)
-    (folder / "open").mkdir()
-    (folder / "open").chmod(0o777)
+
+    def __init__(self, folder: Path, server: socket.socket):
+        for path in (folder, *list(folder.parents)[:2]):
+            path.chmod(0o755)
+        self._secret = folder / "secret.txt"
+        self._secret.write_text(SECRET)
+        self._open = folder / "open"
+        self._open.mkdir()
+        self._open.chmod(0o777)
+        self._server = server
+        self.words = {
+            "SECRET_FILE": str(self._secret),
+            "OUTSIDE": str(self._open / "x"),
+            "PORT": str(server.getsockname()[1]),
+        }
+
+    def check(self) -> None:
+        """Nobody took it."""
+        assert self._secret.read_text() == SECRET
+        assert not list(self._open.iterdir())
+        with pytest.raises(BlockingIOError):
+            self._server.accept()
+
+
+@pytest.fixture(scope="module")
+def bait(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bait]:
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.MonkeyPatch.context() as patch:
+        server.setblocking(False)
         patch.setenv("FUSEJAX_SECRET", SECRET)
-        port = str(server.getsockname()[1])
-        yield {"SECRET_FILE": str(secret), "OUTSIDE": str(folder / "open" / "x"), "PORT": port}
+        yield Bait(tmp_path_factory.mktemp("bait"), server)
 
 
-def score(scorer: CodeScorer, code: str, tests: list[str] | None = None) -> Score:
+@pytest.fixture
+def descendants() -> Iterator[set[int]]:
+    """Processes of ours, before the test. Whoever loses its parent becomes a child of ours, however it hid."""
+    set_subreaper = 36
+    libc = ctypes.CDLL(None)
+    libc.prctl(set_subreaper, 1, 0, 0, 0)
+    yield children()
+    libc.prctl(set_subreaper, 0, 0, 0, 0)
+
+
+def children() -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == os.getpid() and state not in "ZX":
+            found.add(int(path.parent.name))
+    return found
+
+
+def nobody_left(before: set[int]) -> bool:
+    for _ in range(100):
+        if children() <= before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def score(scorer: CodeScorer, *programs: str, tests: list[str]) -> list[Score]:
+    return scorer.score([Item({"tests": tests}, f"```python\n{program}\n```") for program in programs])
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_attacks(scorer: CodeScorer, bait: Bait, descendants: set[int], attack: Attack):
+    program = attack.program
+    for word, value in bait.words.items():
+        program = program.replace(word, value)
+    items = [Item({"tests": attack.tests}, f"```python\n{program}\n```")]
     # A comment makes each program new to the scorer's memory.
-    items = [Item({"tests": tests or TESTS}, f"```python\n{text}\n```") for text in (code, f"# after {id(code)}\n{GOOD}")]
-    attacked, after = scorer.score(items)
-    if tests is None:
-        assert (after.verdict, after.detail) == ("correct", "passed")
-    return attacked
+    items.append(Item({"tests": TESTS}, f"```python\n{GOOD}  # after {attack.name}\n```"))
+    found, after = scorer.score(items)
+    assert found.verdict == attack.verdict, found.detail
+    assert (after.verdict, after.detail) == ("correct", "passed")
+    assert nobody_left(descendants)
+    bait.check()
 
 
-@pytest.mark.parametrize("name", ESCAPES)
-def test_escapes(scorer: CodeScorer, bait: dict[str, str], name: str):
-    code = START + ESCAPES[name]
-    for word, value in bait.items():
-        code = code.replace(word, value)
-    found = score(scorer, code)
-    assert found.verdict == "wrong", found.detail
-    assert not Path(bait["OUTSIDE"]).exists()
+def test_enough_attacks():
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 40
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-def test_forgeries(scorer: CodeScorer, name: str):
-    found = score(scorer, START + FORGERIES[name])
-    assert found.verdict == "wrong", found.detail
+def test_nothing_is_left_for_the_next_program(scorer: CodeScorer):
+    writes = "def f(x):\n    with open('a', 'w') as file:\n        return file.write(x)"
+    reads = "def f(x):\n    try:\n        return open('a').read()\n    except FileNotFoundError:\n        return len(x)"
+    verdicts = [found.verdict for found in score(scorer, writes, reads, tests=["assert f('7345') == 4"])]
+    assert verdicts == ["correct", "correct"]
 
 
-@pytest.mark.parametrize(
-    ("code", "tests"),
-    [
-        ("class f:\n    def __init__(s, x): pass\n    def __eq__(s, o): return True", TESTS),
-        ("def f(x): return 0\ndef sorted(x): return [7345]", ["assert sorted(f(1)) == [7345]"]),
-        ("import math\nmath.isclose = lambda *a: True\ndef f(x): return 0", ["assert math.isclose(f(1), 3)"]),
-        ("class Y:\n    def __sub__(s, o): return 0\ndef f(x): return Y()", ["assert abs(f(1) - 3) < 1"]),
-        ("class Y:\n    def __contains__(s, o): return True\n    def __iter__(s): yield 0\ndef f(x): return Y()", ["assert 3 in f(1)"]),
-        ("def f(x): return 0\ndef same(a, b): return True", ["def same(a, b):\n    assert a == b", "same(f(1), 3)"]),
-    ],
-)  # fmt: skip
-def test_programs_that_would_judge_themselves_never_pass(scorer: CodeScorer, code: str, tests: list[str]):
-    assert score(scorer, code, tests).verdict in ("wrong", "unknown")
+LONG_RUN = r"""
+import sys
+from data_pipeline.config import ScorerConfig
+from data_pipeline.scorers.base import Item
+from data_pipeline.scorers.code import CodeScorer
+from data_pipeline.scorers.sandbox import tiers
+tier = next(tier for tier in tiers.tiers(allow_unsafe=False) if tier.name == sys.argv[1])
+scorer = CodeScorer(ScorerConfig(correctness="code", timeout_seconds=60), 1, tier=tier)
+print("ready", flush=True)
+scorer.score([Item({"tests": ["assert f(1) == 1"]}, f"```python\n{sys.argv[2]}\n```")])
+"""
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "__import__('time').sleep(1000)"])
+def test_a_killed_pipeline_leaves_nobody_behind(tier: tiers.Tier, descendants: set[int], body: str):
+    command = [sys.executable, "-c", LONG_RUN, tier.name, f"def f(x):\n    {body}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        time.sleep(1)  # It runs now.
+        process.send_signal(signal.SIGKILL)
+    assert nobody_left(descendants)
 
 
 def test_a_program_may_use_its_own_scratch_which_nobody_else_sees(scorer: CodeScorer):
     writes = "def f(x):\n    with open('a', 'a+') as file:\n        file.write('x')\n        file.seek(0)\n        return len(file.read())"
-    for _ in range(2):
-        assert score(scorer, writes, ["assert f(1) == 1", "assert f(1) == 2"]).verdict == "correct"
-        writes += "\n"
+    for found in score(scorer, writes, writes + "\n", tests=["assert f(1) == 1", "assert f(1) == 2"]):
+        assert found.verdict == "correct"
 
 
 @pytest.mark.parametrize(
@@ -216,9 +204,8 @@ def test_a_program_may_use_its_own_scratch_which_nobody_else_sees(scorer: CodeSc
     ],
 )  # fmt: skip
 def test_values_arrive_as_they_are(scorer: CodeScorer, code: str, test: str):
-    found = score(scorer, code, [test])
-    assert found.verdict == "correct", found.detail
-    assert score(scorer, code, [test, "assert False"]).verdict == "wrong"
+    assert score(scorer, code, tests=[test]) == [Score(verdict="correct", extracted=code + "\n", detail="passed")]
+    assert score(scorer, code, tests=[test, "assert False"])[0].verdict == "wrong"
 
 
 def test_long_linked_lists_and_cycles():
@@ -262,4 +249,4 @@ def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
 def test_programs_are_not_root(scorer: CodeScorer):
     code = START + "def f(x):\n    return os.getuid()"
-    assert score(scorer, code, [f"assert f(1) == {tiers.SCRATCH_USER}"]).verdict == "correct"
+    assert score(scorer, code, tests=[f"assert f(1) == {tiers.SCRATCH_USER}"])[0].verdict == "correct"

@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any
 
-MAX_BYTES = 2**25
+MAX_BYTES = 2**23
 
 
 class Closed(BaseException):

@@ -21,23 +21,26 @@ _libc.syscall.restype = ctypes.c_long
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_GET_SECCOMP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 21, 22, 38
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
-# What a Python process that neither forks nor connects needs: memory, clocks, its own signals' handlers, files (which
-# Landlock or the mounts bound). Left out: processes, signals, sockets, links, directories, modes, namespaces, tracing.
+# What a Python process that neither forks nor connects needs: memory, clocks, its own signals' handlers, opening files
+# (which Landlock or the mounts bound). Left out: processes, signals, sockets, links, directories, modes, namespaces,
+# tracing, and what tells of files without opening them (stat, access, readlink; Python's `open` goes without).
 _ALLOWED = {
-    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
-    "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
-    "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "select": 23, "sched_yield": 24,
-    "mremap": 25, "madvise": 28, "dup": 32, "nanosleep": 35, "getpid": 39, "exit": 60, "uname": 63, "ftruncate": 77,
-    "getcwd": 79, "rename": 82, "unlink": 87, "readlink": 89, "gettimeofday": 96, "getrusage": 98, "times": 100,
-    "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "sigaltstack": 131, "gettid": 186,
-    "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "restart_syscall": 219,
-    "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "openat": 257,
-    "newfstatat": 262, "unlinkat": 263, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "getrandom": 318,
-    "statx": 332, "rseq": 334,
+    "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
+    "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18,
+    "readv": 19, "writev": 20, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32,
+    "nanosleep": 35, "getpid": 39, "exit": 60, "ftruncate": 77, "getcwd": 79, "rename": 82, "unlink": 87,
+    "gettimeofday": 96, "getrusage": 98, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108,
+    "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202, "restart_syscall": 219,
+    "exit_group": 231, "unlinkat": 263, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "getrandom": 318,
+    "rseq": 334,
 }  # fmt: skip
-_FCNTL, _FCNTL_COMMANDS = 72, (1, 2, 3, 1030)
+# Allowed with some arguments only; see `seccomp`.
+_FCNTL, _OPEN, _OPENAT, _CLOCKS, _PRLIMIT64 = 72, 2, 257, (228, 229, 230), 302
+_FCNTL_COMMANDS = (1, 2, 3, 1030)
 """F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: not F_SETOWN, which has the kernel send signals to others."""
-_PRLIMIT64 = 302
+_O_PATH = 0o10000000
+_FIRST_CLOCK_OF_OTHERS = 16
+"""The ids from here on, negative ones too, are clocks of other processes and of devices."""
 
 
 def supports_seccomp() -> bool:
@@ -96,9 +99,9 @@ def landlock(directory: str | None) -> None:
     attributes = struct.pack("=QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = _syscall(_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if directory is not None:
-        write, read, list_, remove, make, truncate = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 8, 1 << 14
+        write, read, remove, make, truncate = 1 << 1, 1 << 2, 1 << 5, 1 << 8, 1 << 14
         parent = os.open(directory, os.O_PATH | os.O_DIRECTORY)
-        allowed = (write | read | list_ | remove | make | truncate) & files
+        allowed = (write | read | remove | make | truncate) & files
         _syscall(_LANDLOCK_ADD_RULE, ruleset, 1, struct.pack("=Qi", allowed, parent), 0)
         os.close(parent)
     _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
@@ -111,30 +114,36 @@ class _Program(ctypes.Structure):
 
 def seccomp() -> None:
     """From now on every system call but a few fails with EPERM. Raises OSError."""
-    allow, deny, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     number, architecture = 0, 4
-    first, first_high, third, third_high = 16, 20, 32, 36
-    second = 24
+    first, second, third = 16, 24, 32
+    """Where the arguments lie: the lower half of each, 4 bytes before its upper half."""
+    allow, deny, kill = ((give, 0, 0, action) for action in (0x7FFF0000, 0x00050001, 0x80000000))
+    # An instruction: what, how many to skip if true, how many if false, operand.
     code: list[tuple[int, int, int, int]] = [
         (load, 0, 0, architecture),
         (equal, 1, 0, 0xC000003E),  # AUDIT_ARCH_X86_64
-        (give, 0, 0, kill),
+        kill,
         (load, 0, 0, number),
         (at_least, 0, 1, 0x40000000),  # The x32 calls share the architecture.
-        (give, 0, 0, kill),
+        kill,
     ]
     for call in _ALLOWED.values():
-        code += [(equal, 0, 1, call), (give, 0, 0, allow)]
-    # Limits may be read, of this process only.
-    zeros = [
-        part
-        for at in (first, first_high, third, third_high)
-        for part in ((load, 0, 0, at), (equal, 1, 0, 0), (give, 0, 0, deny))
-    ]
-    code += [(equal, 0, len(zeros) + 1, _PRLIMIT64), *zeros, (give, 0, 0, allow)]
-    commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), (give, 0, 0, allow))]
-    code += [(equal, 0, len(commands) + 1, _FCNTL), (load, 0, 0, second), *commands, (give, 0, 0, deny)]
+        code += [(equal, 0, 1, call), allow]
+    clock = [(load, 0, 0, first), (at_least, 0, 1, _FIRST_CLOCK_OF_OTHERS), deny, allow]
+    guarded = {call: clock for call in _CLOCKS}
+    for call, flags in ((_OPEN, second), (_OPENAT, third)):
+        # Landlock does not see such an opening, which tells whether a file is there.
+        guarded[call] = [(load, 0, 0, flags), (any_bit, 0, 1, _O_PATH), deny, allow]
+    commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), allow)]
+    guarded[_FCNTL] = [(load, 0, 0, second), *commands, deny]
+    # Limits may be read, of this process only: no process id, no new value.
+    halves = (first, first + 4, third, third + 4)
+    zeros = [part for half in halves for part in ((load, 0, 0, half), (equal, 1, 0, 0), deny)]
+    guarded[_PRLIMIT64] = [*zeros, allow]
+    for call, rest in guarded.items():
+        code += [(equal, 0, len(rest), call), *rest]
+    code.append(deny)
     instructions = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
     program = _Program(len(code), instructions)
     _prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program))

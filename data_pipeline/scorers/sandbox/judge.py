@@ -129,25 +129,29 @@ class Sandbox:
         return Outcome("wrong", f"ended_early: exit status {status}")
 
 
+def probe(tier: Tier) -> str | None:
+    """Why no job runs in a tier on this machine; None if one does."""
+    job = Job("", "", "def f():\n    return 1", ("assert f() == 1",), (), ("f",), ())
+    try:
+        with Sandbox(Limits(5, 1024), (), workers=1, tier=tier) as sandbox:
+            outcome = sandbox.run(job)
+    except UserError as error:
+        return str(error)
+    return None if outcome.verdict == "correct" else f"{tier.name}: {outcome.detail}"
+
+
 def strongest(*, allow_unsafe: bool) -> Tier:
     """The strongest tier in which a job runs on this machine.
 
     Raises:
       UserError: there is none.
     """
-    limits = Limits(5, 1024)
-    probe = Job("", "", "def f():\n    return 1", ("assert f() == 1",), (), ("f",), ())
     problems = []
     for tier in tiers(allow_unsafe=allow_unsafe):
-        try:
-            with Sandbox(limits, (), workers=1, tier=tier) as sandbox:
-                outcome = sandbox.run(probe)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if outcome.verdict == "correct":
+        problem = probe(tier)
+        if problem is None:
             return tier
-        problems.append(f"{tier.name}: {outcome.detail}")
+        problems.append(problem)
     why = "; ".join(part for part in (missing(), *problems) if part)
     raise UserError(
         f"no sandbox for hostile programs on this machine ({why}); install bubblewrap, run where Landlock is on, "

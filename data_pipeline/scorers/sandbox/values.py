@@ -278,6 +278,9 @@ class Decoder:
                 dict.__setitem__(value, key, item)
         elif kind == "object":
             attributes = {name: self.get(item) for name, item in node[2]}
+            if any(callable(getattr(type(value), name, None)) for name in attributes):
+                # Where tests have such an object compare itself, the other side would answer instead.
+                raise Malformed("an attribute hides a method")
             value.__dict__.clear()
             value.__dict__.update(attributes)
 
