@@ -73,7 +73,7 @@ def main() -> None:
         kept = [(*pair, score) for pair, score in zip(changed, scores, strict=True) if score.verdict != "wrong"]
         plain = [passes_plainly(row, text, options.timeout) for row, text, _ in kept]
         erred = plain.count(False)
-        print(f"    {len(kept)} not judged wrong: {len(kept) - erred} pass their tests in plain Python, too; {erred} fail")
+        print(f"    {len(kept)} not judged wrong: {len(kept) - erred} pass in plain Python, too; {erred} fail there")
         for (row, text, score), passes in zip(kept, plain, strict=True):
             original = ast.unparse(ast.parse(row["completion"])).splitlines()
             difference = "\n".join(difflib.unified_diff(original, text.splitlines(), n=30, lineterm=""))

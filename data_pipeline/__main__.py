@@ -1,4 +1,7 @@
-"""python -m data_pipeline {prompts|sample|score|select|write|run|report} --config FILE [key.path=value ...]"""
+"""python -m data_pipeline {prompts|sample|score|select|write|run|report} --config FILE [key.path=value ...]
+
+With `--allow-unsafe`, programs run even where no sandbox holds.
+"""
 
 import argparse
 import sys
@@ -23,10 +26,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("stage", choices=[*STAGES, "run"], help="`run` is all of them in order")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="--config FILE [key.path=value ...]")
     stage = parser.parse_args(arguments[:1]).stage
-    options = cli.config_parser(f"data_pipeline {stage}", f"stage {stage} of the data pipeline").parse_args(
-        arguments[1:]
-    )
-    config = cli.load_config(PipelineConfig, options.config, options.overrides)
+    rest = cli.config_parser(f"data_pipeline {stage}", f"stage {stage} of the data pipeline")
+    rest.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
+    options = rest.parse_intermixed_args(arguments[1:])
+    unsafe = ["scorers.allow_unsafe=true"] if options.allow_unsafe else []
+    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe])
     if stage == "run":
         # Before hours of sampling, not after.
         select.require_rewards(config, domains=None)

@@ -21,8 +21,6 @@ from fusejax.files import write_text
 
 COLUMNS = pl.Schema({"reward": pl.Float64, "verdict": pl.String, "extracted": pl.String, "detail": pl.String})
 NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
-SANDBOX = "sandbox.json"
-"""In `scores/`: the tier in which programs ran last, null where none did."""
 CHUNK = 8192
 """Answers a part file: what a killed run loses at most."""
 
@@ -30,7 +28,7 @@ Scorers = dict[str, tuple[Scorer | None, Scorer | None]]
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `scores/{source}.parquet` for each file of `samples/`.
+    """Writes `scores/{source}.parquet` for each file of `samples/`, and `{source}.json` with the sandbox's tier.
 
     Raises:
       UserError: no prompts, no samples, a column is missing, or a reward's import path leads nowhere.
@@ -46,8 +44,6 @@ def run(config: PipelineConfig) -> None:
         raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
     judges = {domain: scorers.build(config.scorers, domain) for domain in sorted(set(prompts["domain"]))}
     kinds = {domain: [judge and judge.fingerprint for judge in pair] for domain, pair in judges.items()}
-    sandboxes = {pair[1].sandbox for pair in judges.values() if isinstance(pair[1], CodeScorer)}
-    write_text(output / "scores" / SANDBOX, json.dumps({"tier": next(iter(sandboxes), None)}))
     rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
     for file in files:
         store.check_parquet(file, NEEDED, made_by="sample")
@@ -56,6 +52,12 @@ def run(config: PipelineConfig) -> None:
         parts = final.parent / ".parts" / f"{file.stem}-{inputs[:16]}"
         work = _Work(file, final, parts, rows, judges)
         store.once(output, f"score {file.stem}", inputs, [final], work.run)
+
+
+def sandboxes(output: epath.Path) -> dict[str, str | None]:
+    """Source -> the tier in which its programs ran, None where it has none; what `score` wrote in `output`."""
+    files = sorted((output / "scores").glob("*.json"))
+    return {file.stem: json.loads(file.read_text())["sandbox"] for file in files}
 
 
 class _Work:
@@ -89,6 +91,8 @@ class _Work:
             progress.update(len(frames[-1]))
         progress.close()
         scores = pl.concat(frames)
+        tiers = {pair[1].sandbox for pair in self._judges.values() if isinstance(pair[1], CodeScorer)}
+        write_text(self._final.with_suffix(".json"), json.dumps({"sandbox": next(iter(tiers), None)}))
         store.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
         self._parts.rmtree(missing_ok=True)
         verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())

@@ -10,6 +10,7 @@ from etils import epath
 from data_pipeline import store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.score import sandboxes
 from fusejax.cli import UserError
 from fusejax.data.records import PreferencePair, SFTExample, move_shards, write_shards
 from fusejax.files import temporary_folder
@@ -33,7 +34,7 @@ def run(config: PipelineConfig) -> None:
     selected = {kind: store.read_parquet(path, ["prompt_id"], made_by="select") for kind, path in tables.items()}
     if all(frame.is_empty() for frame in selected.values()):
         raise UserError(f"{tables['sft'].parent}: nothing was selected; discarded.parquet there says why")
-    inputs = store.fingerprint(config.model_dump(mode="json"), prompts_path, *tables.values())
+    inputs = store.fingerprint(config.model_dump(mode="json"), sandboxes(output), prompts_path, *tables.values())
     # A data set of a kind without examples is not written: it could not be read.
     manifests = [output / kind / "manifest.json" for kind in KINDS if not selected[kind].is_empty()]
     store.once(output, "write", inputs, manifests, lambda: _write(config, prompts, selected))
@@ -45,6 +46,7 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
     held_out = eval_prompts(pl.concat([frame.select("prompt_id", "domain") for frame in selected.values()]), config)
     manifest = {
         "config": config.model_dump(mode="json"),
+        "sandbox": sandboxes(output),
         "models": {source.name: source.model for source in config.sources},
         "sampling": {
             source.name: {

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -168,7 +168,7 @@ def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
     return [blocks[index] for index in sorted(chosen)]
 
 
-def analyse(code: str, setting: str = "", withheld: Set[str] = frozenset()) -> str | None:
+def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()) -> str | None:
     """What is wrong with a program before it runs: it does not parse, imports what is not allowed, reads a name that is
     withheld from it, or one that nothing in it, in its setting or in Python defines. None if nothing is.
 

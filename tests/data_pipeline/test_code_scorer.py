@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.config import ScorerConfig
 from data_pipeline.scorers.base import Item, Score
 from data_pipeline.scorers.code import CodeScorer, analyse, extract
+from data_pipeline.scorers.code_tests import read
 from data_pipeline.scorers.sandbox.judge import Job, Sandbox
 
 TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
@@ -204,3 +205,32 @@ def test_equal_programs_run_once(monkeypatch: pytest.MonkeyPatch):
     items = [Item({"tests": TESTS}, f"```python\n{GOOD}```")] * 3
     assert [score.verdict for score in [*scorer.score(items), *scorer.score(items)]] == ["correct"] * 6
     assert len(calls) == 1
+
+
+def test_what_the_tests_read_is_withheld_from_the_program():
+    tests = [
+        "from math import *\ninf = float('inf')\nLIMIT = 9\nCASES = [((1, 2), 3)]\n"
+        "def pick(cases):\n    return cases[0]\ndef helper(x):\n    return x\nclass Node:\n    pass",
+        "def check(candidate):\n    (a, b), expected = pick(CASES)\n    assert candidate(a, b) == expected < inf",
+        "check(add)",
+    ]
+    suite = read(tests)
+    assert suite.problem is None and suite.withheld == {"CASES", "pick"}
+    assert suite.shared == (
+        "from math import *\ninf = float('inf')\nLIMIT = 9\n\ndef helper(x):\n    return x\n\nclass Node:\n    pass"
+    )
+    assert judge(GOOD, tests).verdict == "correct"
+    assert judge("def add(a, b):\n    return helper(a + b) if a < min(inf, LIMIT) else 0", tests).verdict == "correct"
+    cheat = judge("def add(a, b):\n    return CASES[0][1]", tests)
+    assert (cheat.verdict, cheat.detail) == ("unknown", "reads_the_tests: CASES")
+    assert judge("CASES = {}\ndef add(a, b):\n    CASES[a] = b\n    return a + CASES[a]", tests).verdict == "correct"
+
+
+def test_an_import_that_fails_is_the_programs_fault():
+    failed = judge("from math import nothing\n" + GOOD)
+    assert failed.verdict == "wrong" and failed.detail is not None and failed.detail.startswith("error: import")
+
+
+def test_tests_may_use_what_the_program_imports_under_its_own_name():
+    program = "from collections import Counter\n" + GOOD
+    assert judge(program, ["assert Counter([add(1, 2)]) == {3: 1}"]).verdict == "correct"

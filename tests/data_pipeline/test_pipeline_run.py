@@ -50,6 +50,7 @@ def test_run_from_prompts_to_shards_and_again(
         assert set(records) == set(table["prompt_id"]) and sum(map(len, splits)) == len(table)
         manifest = json.loads((out / kind / "manifest.json").read_text())
         assert manifest["models"].keys() == {"hot", "cool"} and manifest["config"]["seed"] == 0
+        assert set(manifest["sandbox"]) == {"hot", "cool"} and None not in manifest["sandbox"].values()
         row = table.row(0, named=True)
         record = records[row["prompt_id"]]
         if kind == "sft":

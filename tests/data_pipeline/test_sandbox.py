@@ -181,29 +181,52 @@ def test_a_killed_pipeline_leaves_nobody_behind(tier: tiers.Tier, descendants: s
     assert nobody_left(descendants)
 
 
-def test_a_program_may_use_its_own_scratch_which_nobody_else_sees(scorer: CodeScorer):
-    writes = "def f(x):\n    with open('a', 'a+') as file:\n        file.write('x')\n        file.seek(0)\n        return len(file.read())"
-    for found in score(scorer, writes, writes + "\n", tests=["assert f(1) == 1", "assert f(1) == 2"]):
-        assert found.verdict == "correct"
+def test_a_program_may_use_its_own_scratch(scorer: CodeScorer):
+    program = """
+def f(x):
+    with open('a', 'a+') as file:
+        file.write('x')
+        file.seek(0)
+        return len(file.read())
+"""
+    assert score(scorer, program, tests=["assert f(1) == 1", "assert f(1) == 2"])[0].verdict == "correct"
 
 
-@pytest.mark.parametrize(
-    ("code", "test"),
-    [
-        ("def f(x): x.append(x); return x", "y = [1]\nz = f(y)\nassert z is y and y[1] is y and len(y) == 2"),
-        ("def f(x): x.sort()", "y = [3, 1]\nassert f(y) is None\nassert y == [1, 3]"),
-        ("def f(g, x): return [g(v) for v in x]", "assert f(lambda v: v * 2, (1, 2)) == [2, 4]"),
-        ("def f(x):\n    yield x\n    yield {x}", "assert list(f(1)) == [1, {1}]"),
-        ("class E(ValueError): pass\ndef f(x): raise E('no')", "try:\n    f(1)\n    assert False\nexcept E as e:\n    assert str(e) == 'no'"),
-        ("class S:\n    def __init__(s): s.x = []\n    def push(s, v): s.x.append(v)\n    def __len__(s): return len(s.x)",
-         "s = S()\ns.push(3)\nassert len(s) == 1 and s.x == [3] and s.x[0] == 3 and isinstance(s, S)"),
-        ("from collections import Counter, defaultdict, namedtuple\nP = namedtuple('P', 'a b')\ndef f(x): return Counter(x), P(1, 2.5), 10**30, {1: (2,)}",
-         "c, p, n, d = f('aab')\nassert c == {'a': 2, 'b': 1} and c['z'] == 0 and p.b == 2.5 and n == 10**30 and d[1] == (2,)"),
-        ("f = [1, {2: {3}}]", "assert f == [1, {2: {3}}]"),
-        ("import math\ndef f(x): return math.inf", "assert f(1) == float('inf') and math.isinf(f(1))"),
-    ],
-)  # fmt: skip
-def test_values_arrive_as_they_are(scorer: CodeScorer, code: str, test: str):
+VALUES = {
+    "identity and cycles": (
+        "def f(x):\n    x.append(x)\n    return x",
+        "y = [1]\nz = f(y)\nassert z is y and y[1] is y and len(y) == 2",
+    ),
+    "changed in place": ("def f(x):\n    x.sort()", "y = [3, 1]\nassert f(y) is None\nassert y == [1, 3]"),
+    "functions of the tests": (
+        "def f(g, x):\n    return [g(v) for v in x]",
+        "assert f(lambda v: v * 2, (1, 2)) == [2, 4]",
+    ),
+    "generators": ("def f(x):\n    yield x\n    yield {x}", "assert list(f(1)) == [1, {1}]"),
+    "exceptions": (
+        "class E(ValueError):\n    pass\ndef f(x):\n    raise E('no')",
+        "try:\n    f(1)\n    assert False\nexcept E as error:\n    assert str(error) == 'no'",
+    ),
+    "objects of the program's": (
+        "class S:\n    def __init__(self):\n        self.x = []\n"
+        "    def push(self, v):\n        self.x.append(v)\n    def __len__(self):\n        return len(self.x)",
+        "s = S()\ns.push(3)\nassert len(s) == 1 and s.x == [3] and isinstance(s, S)",
+    ),
+    "collections": (
+        "from collections import Counter, namedtuple\nP = namedtuple('P', 'a b')\n"
+        "def f(x):\n    return Counter(x), P(1, 2.5), 10**30, {1: (2,)}",
+        "c, p, n, d = f('aab')\nassert c == {'a': 2, 'b': 1} and c['z'] == 0\n"
+        "assert p == (1, 2.5) and p.b == 2.5 and n == 10**30 and d[1] == (2,)",
+    ),
+    "no function": ("f = [1, {2: {3}}]", "assert f == [1, {2: {3}}]"),
+    "infinity": ("import math\ndef f(x):\n    return math.inf", "assert f(1) == float('inf') and math.isinf(f(1))"),
+    "returned functions": ("def f(x):\n    return lambda y: x + y", "assert f(1)(2) == 3"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_arrive_as_they_are(scorer: CodeScorer, name: str):
+    code, test = VALUES[name]
     assert score(scorer, code, tests=[test]) == [Score(verdict="correct", extracted=code + "\n", detail="passed")]
     assert score(scorer, code, tests=[test, "assert False"])[0].verdict == "wrong"
 
@@ -225,11 +248,26 @@ def test_long_linked_lists_and_cycles():
 @pytest.mark.parametrize(
     "nodes",
     [
-        None, [1], [[]], [["list", [[5]]]], [["list", 3]], [["at", 0, ["list", []]]], [["tuple", [[0]]]], [["os.system"]],
-        [["type", "exec"]], [["object", "X", []]], [["int", 5]], [["set", [[1]]], ["list", []]], [["named", "a b", ["x"], [1]]],
-        [["bytes", "zz"]], [["range", 1, 2, 0]], [["dict", [[1]]]], [["Fraction", "0x1", "0x0"]], [["Decimal", "x"]],
+        None,
+        [1],
+        [[]],
+        [["list", [[5]]]],
+        [["list", 3]],
+        [["at", 0, ["list", []]]],
+        [["tuple", [[0]]]],
+        [["os.system"]],
+        [["type", "exec"]],
+        [["object", "X", []]],
+        [["int", 5]],
+        [["set", [[1]]], ["list", []]],
+        [["named", "a b", ["x"], [1]]],
+        [["bytes", "zz"]],
+        [["range", 1, 2, 0]],
+        [["dict", [[1]]]],
+        [["Fraction", "0x1", "0x0"]],
+        [["Decimal", "x"]],
     ],
-)  # fmt: skip
+)
 def test_malformed_messages_are_refused(nodes: object):
     def refuse(node: list) -> None:
         raise Malformed(str(node))
@@ -241,7 +279,7 @@ def test_malformed_messages_are_refused(nodes: object):
 def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiers.confine, "landlock_abi", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"no sandbox .*no bwrap, no Landlock.*scorers.allow_unsafe=true"):
+    with pytest.raises(UserError, match=r"no sandbox .*no bwrap, no Landlock.*--allow-unsafe"):
         judge.strongest(allow_unsafe=False)
     assert judge.strongest(allow_unsafe=True).name == "unsafe"
 

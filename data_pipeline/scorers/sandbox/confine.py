@@ -109,7 +109,7 @@ def landlock(directory: str | None) -> None:
 
 
 class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 def seccomp() -> None:
@@ -131,7 +131,7 @@ def seccomp() -> None:
     for call in _ALLOWED.values():
         code += [(equal, 0, 1, call), allow]
     clock = [(load, 0, 0, first), (at_least, 0, 1, _FIRST_CLOCK_OF_OTHERS), deny, allow]
-    guarded = {call: clock for call in _CLOCKS}
+    guarded = dict.fromkeys(_CLOCKS, clock)
     for call, flags in ((_OPEN, second), (_OPENAT, third)):
         # Landlock does not see such an opening, which tells whether a file is there.
         guarded[call] = [(load, 0, 0, flags), (any_bit, 0, 1, _O_PATH), deny, allow]

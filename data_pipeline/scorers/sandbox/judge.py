@@ -28,7 +28,7 @@ _ASLEEP_SHARE, _CALM_LOAD = 0.05, 8.0
 
 @dataclass(frozen=True)
 class Limits:
-    """CPU seconds and megabytes of address space of a program with all its tests; the tests' own process has as much."""
+    """CPU seconds and megabytes of address space of a program with all its tests; the examiner has as much."""
 
     cpu_seconds: float
     memory_mb: int
@@ -82,7 +82,7 @@ class Sandbox:
     def __enter__(self) -> "Sandbox":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         for _ in range(self._workers):
             zygote = self._idle.get()
             if zygote is not None:
@@ -155,7 +155,7 @@ def strongest(*, allow_unsafe: bool) -> Tier:
     why = "; ".join(part for part in (missing(), *problems) if part)
     raise UserError(
         f"no sandbox for hostile programs on this machine ({why}); install bubblewrap, run where Landlock is on, "
-        "or accept the danger with scorers.allow_unsafe=true"
+        "or accept the danger with --allow-unsafe"
     )
 
 

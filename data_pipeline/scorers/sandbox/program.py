@@ -4,6 +4,7 @@ import builtins
 import operator
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 from .channel import Channel, TooLong
@@ -22,7 +23,7 @@ class _Server:
         self._module = types.ModuleType("answer")
         self._handles: list[Any] = []
         self._handle_of: dict[int, int] = {}
-        self._operations = {
+        self._operations: dict[str, Callable] = {
             "load": self._load,
             "name": self._name,
             "call": lambda function, arguments, named: function(*arguments, **named),

@@ -19,7 +19,7 @@ MAX_NESTED_TUPLES = 200
 Ref = Any
 """An atom itself (None, bool, int, float, str), or `[index]` of a node."""
 
-_SEQUENCES: dict[str, type] = {
+_SEQUENCES: dict[str, Any] = {
     "list": list,
     "tuple": tuple,
     "set": set,
@@ -88,7 +88,7 @@ class Encoder:
             if issubclass(kind, plain):
                 items = [self._ref(item) for item in plain.__iter__(value)]
                 if name == "deque":
-                    return [name, items, collections.deque.maxlen.__get__(value)]  # type: ignore[attr-defined]
+                    return [name, items, collections.deque.maxlen.__get__(value)]
                 fields = getattr(kind, "_fields", None)
                 if name == "tuple" and type(fields) is tuple and len(fields) == len(items):
                     return ["named", kind.__name__, list(fields), items]
@@ -206,7 +206,7 @@ class Decoder:
             cls = self._classes(node[1])
             if cls is None:
                 raise Malformed("object of no known class")
-            return cls.__new__(cls)
+            return object.__new__(cls)
         return None
 
     def _make(self, index: int, depth: int) -> Any:
@@ -229,7 +229,7 @@ class Decoder:
             case ["frozenset", list(items)]:
                 return frozenset(self._part(item, depth) for item in items)
             case ["named", str(name), list(fields), list(items)]:
-                return collections.namedtuple(name, fields)(*(self._part(item, depth) for item in items))  # type: ignore[misc]
+                return collections.namedtuple(name, fields)(*(self._part(item, depth) for item in items))
             case ["int", str(text)]:
                 return int(text, 16)
             case ["float", float(number)]:

@@ -128,9 +128,7 @@ def _disk_full(scratch: str) -> bool:
     return len(sizes) > SCRATCH_FILES or sum(sizes) > SCRATCH_BYTES
 
 
-def _become(
-    settings: dict, zygote: int, descriptors: dict, scratch: str | None, run: Callable[[], None]
-) -> None:
+def _become(settings: dict, zygote: int, descriptors: dict, scratch: str | None, run: Callable[[], None]) -> None:
     """Keeps only the descriptors given (new number -> old), gives up everything else, runs and ends."""
     try:
         confine.end_with_parent(zygote)
