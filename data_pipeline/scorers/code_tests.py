@@ -127,10 +127,7 @@ def _read(trees: list[ast.Module]) -> Suite:
     return Suite(
         setting="\n".join(map(ast.unparse, setting)),
         shared="\n".join(map(ast.unparse, shared)),
-        withheld=frozenset(
-            bound_names(ast.Module([node for node in setting if node not in shared], []))
-            - bound_names(ast.Module(shared, []))
-        ),
+        withheld=frozenset(set().union(*map(own_names, setting)) - set().union(*map(own_names, shared))),
         tests=tuple(parts),
         wanted=frozenset(loaded - bound),
         classes=tuple(node.name for node in shared if isinstance(node, ast.ClassDef)),

@@ -1,5 +1,6 @@
 """Programs that pass, fail, cheat and misbehave."""
 
+import ast
 import time
 
 import pytest
@@ -216,9 +217,8 @@ def test_what_the_tests_read_is_withheld_from_the_program():
     ]
     suite = read(tests)
     assert suite.problem is None and suite.withheld == {"CASES", "pick"}
-    assert suite.shared == (
-        "from math import *\ninf = float('inf')\nLIMIT = 9\n\ndef helper(x):\n    return x\n\nclass Node:\n    pass"
-    )
+    shared = "from math import *\ninf = float('inf')\nLIMIT = 9\ndef helper(x):\n    return x\nclass Node:\n    pass"
+    assert ast.dump(ast.parse(suite.shared)) == ast.dump(ast.parse(shared))
     assert judge(GOOD, tests).verdict == "correct"
     assert judge("def add(a, b):\n    return helper(a + b) if a < min(inf, LIMIT) else 0", tests).verdict == "correct"
     cheat = judge("def add(a, b):\n    return CASES[0][1]", tests)
