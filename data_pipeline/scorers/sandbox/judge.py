@@ -16,14 +16,14 @@ from typing import Any
 
 from data_pipeline.scorers.base import Verdict
 from data_pipeline.scorers.sandbox.tiers import ENVIRONMENT, Tier, command, missing, tiers
-from data_pipeline.scorers.sandbox.zygote import CONFINEMENT_FAILED
+from data_pipeline.scorers.sandbox.zygote import CONFINEMENT_FAILED, MAX_WINDOWS
 from fusejax.cli import UserError
 
 WALL_FACTOR = 4.0
 """Wall time allowed for each second of CPU time: other work may share the cores."""
 START_SECONDS = 60.0
-_ASLEEP_SHARE, _CALM_LOAD = 0.05, 8.0
-"""A program that used less of the wall time than this share of a core, with fewer others a core than that, slept."""
+_CALM_LOAD = 8.0
+"""With more than so many processes a core, who hardly ran may not have slept."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class Sandbox:
             return Outcome("unknown", "sandbox_failed")
         if ends["stopped"] == "disk":
             return Outcome("wrong", "disk_limit")
-        if ends["stopped"] == "wall":
+        if ends["stopped"] in ("asleep", "wall"):
             calm = os.getloadavg()[0] / (os.cpu_count() or 1) < _CALM_LOAD
-            idle = seconds < _ASLEEP_SHARE * self._limits.wall_seconds
-            if calm and idle and not any("sleep" in text for text in (job.setting, *job.tests)):
+            tests_sleep = any("sleep" in text for text in (job.setting, *job.tests))
+            if ends["stopped"] == "asleep" and calm and not tests_sleep:
                 return Outcome("wrong", "timeout: asleep")
             return Outcome("unknown", "wall_timeout")
         if report is None:
@@ -198,7 +198,7 @@ class _Zygote:
     def run(self, job: Job) -> tuple[dict | None, dict | None]:
         """(report of the examiner, how the processes ended), None for what did not come."""
         payload = json.dumps(vars(job)).encode()
-        deadline = time.monotonic() + self._seconds + START_SECONDS
+        deadline = time.monotonic() + MAX_WINDOWS * self._seconds + START_SECONDS
         if not self._write(b"J" + len(payload).to_bytes(4, "big") + payload, deadline):
             return None, None
         report = None
