@@ -4,21 +4,13 @@ With `--allow-unsafe`, programs run even where no sandbox holds.
 """
 
 import argparse
+import importlib
 import sys
 
-from data_pipeline import prompts, report, sample, score, scorers, select, write
 from data_pipeline.config import PipelineConfig
-from data_pipeline.samplers import checkpoint
 from fusejax import cli
 
-STAGES = {
-    "prompts": prompts.run,
-    "sample": sample.run,
-    "score": score.run,
-    "select": select.run,
-    "write": write.run,
-    "report": report.run,
-}
+STAGES = ("prompts", "sample", "score", "select", "write", "report")
 
 
 def main(arguments: list[str]) -> None:
@@ -32,14 +24,16 @@ def main(arguments: list[str]) -> None:
     unsafe = ["scorers.allow_unsafe=true"] if options.allow_unsafe else []
     config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe])
     if stage == "run":
+        from data_pipeline import sample, scorers, select
+
         # Before hours of sampling, not after.
         select.require_rewards(config, domains=None)
         for domain in sorted({entry.domain for entry in config.prompts}):
             scorers.build(config.scorers, domain)
-        for source in config.sources:
-            checkpoint.locate(source.model)
+        sample.locate(config)
     for name in STAGES if stage == "run" else [stage]:
-        STAGES[name](config)
+        # Only now: the environment in which vLLM samples has not all that the other stages need.
+        importlib.import_module(f"data_pipeline.{name}").run(config)
 
 
 if __name__ == "__main__":

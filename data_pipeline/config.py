@@ -1,6 +1,6 @@
 """The whole of a data set's making as typed, validated values."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -12,6 +12,7 @@ Domain = Literal["instruction", "math", "code", "chinese"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 PairSource = Literal["best", "random", "widest"]
 Correctness = Literal["math_verify", "code"]
+Backend = Literal["transformers", "vllm", "openai"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -106,23 +107,60 @@ def on_disk(model: str) -> str:
     return model
 
 
+class ServerConfig(ConfigModel):
+    url: str = Field(pattern=r"^https?://")
+    """Up to and with `/v1`."""
+    served_as: str | None = None
+    """The model's name there. Default: the source's `model`."""
+    concurrency: PositiveInt = 128
+    """Requests under way at a time."""
+    patience_seconds: PositiveFloat = 600.0
+    """How long a request is tried again before the run ends."""
+    timeout_seconds: PositiveFloat = 3600.0
+    """How long a server may be silent before the request counts as lost."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the server's key."""
+
+
 class SourceConfig(ConfigModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the files and the records' `source_model`."""
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
-    """Directory or Hub id of a Hugging Face checkpoint with a chat template."""
+    """Directory or Hub id of a Hugging Face checkpoint with a chat template. Of one that a server holds, the tokenizer
+    and `config.json` are enough."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
     temperature: NonNegativeFloat = 0.8
     """0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
     repetition_penalty: PositiveFloat = 1.0
     domains: tuple[Domain, ...] = DOMAINS
+    backend: Backend | None = None
+    """Default: `sampler.backend`."""
+    max_model_len: PositiveInt | None = None
+    """Tokens of prompt and answer together. Default: `max_position_embeddings` of the model."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Of the backend vllm: further engine arguments, such as `tensor_parallel_size`."""
+    server: ServerConfig | None = None
+    """Of the backend openai: where the model is served."""
+
+    @pydantic.field_validator("engine")
+    @classmethod
+    def _ours(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        elsewhere = {"model": "model", "tokenizer": "model", "revision": "revision", "max_model_len": "max_model_len"}
+        for key, place in (elsewhere | {"dtype": "sampler.dtype", "seed": "seed"}).items():
+            if key in engine:
+                raise ValueError(f"{key} is set elsewhere, by {place}")
+        return engine
 
 
 class SamplerConfig(ConfigModel):
-    backend: Literal["transformers"] = "transformers"
+    backend: Backend = "transformers"
+    """transformers and vllm hold one source after another in this process; openai asks all servers side by side."""
     batch_size: PositiveInt = 64
+    """Answers that transformers makes together."""
     chunk_size: PositiveInt = 1024
-    """Requests a part file: what a killed run loses at most."""
+    """Of so many requests, transformers puts those of like length into a batch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -232,9 +270,20 @@ class PipelineConfig(ConfigModel):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"sources: a name occurs twice in {', '.join(names)}")
+        for source in self.sources:
+            backend = self.backend(source)
+            if (backend == "openai") != (source.server is not None):
+                problem = "needs a server.url" if source.server is None else f"has a server, but the backend {backend}"
+                raise ValueError(f"sources: {source.name} {problem}")
+            if source.engine and backend != "vllm":
+                raise ValueError(f"sources: {source.name} has engine arguments, but the backend {backend}")
         wanted = self.selection.chinese.source
         able = [source.name for source in self.sources if "chinese" in source.domains]
         if wanted is not None and wanted not in able:
             found = f"is none of the sources with the domain chinese ({', '.join(able) or 'none'})"
             raise ValueError(f"selection.chinese.source: {wanted!r} {found}")
         return self
+
+    def backend(self, source: SourceConfig) -> Backend:
+        """What asks the source."""
+        return source.backend or self.sampler.backend

@@ -1,18 +1,23 @@
 """The protocol between the stage `sample` and its backends."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
-from data_pipeline.config import SamplerConfig, SourceConfig
+from data_pipeline.config import PipelineConfig, SourceConfig
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer wanted: the conversation so far, and the seed that alone decides among possible answers."""
+    """One answer wanted: the rendered prompt, and the seed that alone decides among possible answers."""
 
-    messages: list[dict[str, str]]
+    key: str
+    prompt: tuple[int, ...]
+    """Token ids."""
     seed: int
+    max_tokens: int
+    """Of the answer: with the prompt's they fit into the model's context."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +26,54 @@ class Answer:
 
     text: str
     finish_reason: Literal["stop", "length", "error"]
-    prompt_tokens: int
     completion_tokens: int
     error: str | None = None
 
 
+Answered = list[tuple[Request, Answer]]
+
+
 class Sampler(Protocol):
-    """A loaded source model."""
+    """A source model, ready to answer."""
 
     engine: str
     """Name and version of the software, for the record."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer a request, in order. An answer depends on its own request, not on its neighbours."""
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+        """Answers to the requests whose keys are not in `done`, as they get ready, in lists to be kept as a whole.
+
+        An answer depends on its own request, not on its neighbours. The requests that are done are told as well, so
+        that a backend which forms batches can form the same ones again when a run goes on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the model takes of memory and devices."""
         ...
 
 
-def open_sampler(config: SamplerConfig, source: SourceConfig, max_new_tokens: int) -> Sampler:
-    """Loads the source model.
+def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, context: int) -> Sampler:
+    """Loads the source model, or finds its server.
+
+    Args:
+      config: the whole.
+      source: one of its sources.
+      directory: where the checkpoint lies.
+      context: tokens of prompt and answer together that requests keep to.
 
     Raises:
-      UserError: it cannot be loaded, or has no chat template.
+      UserError: it cannot be loaded, or its server does not serve it.
     """
-    # The one backend of now; imported here since it brings torch.
+    # Each is imported here, since it brings torch, vLLM or an HTTP client.
+    backend = config.backend(source)
+    if backend == "vllm":
+        from data_pipeline.samplers.vllm_sampler import VllmSampler
+
+        return VllmSampler(source, directory, config.sampler.dtype, context)
+    if backend == "openai":
+        from data_pipeline.samplers.openai_sampler import OpenaiSampler
+
+        return OpenaiSampler(source, context)
     from data_pipeline.samplers.transformers_sampler import TransformersSampler
 
-    return TransformersSampler(config, source, max_new_tokens)
+    return TransformersSampler(config.sampler, source, directory)

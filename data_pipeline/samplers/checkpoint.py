@@ -1,4 +1,4 @@
-"""Where a source model lies, and a fingerprint of what lies there."""
+"""Where a source model lies, and which revision of it lies there."""
 
 import hashlib
 from pathlib import Path
@@ -14,25 +14,37 @@ WHOLE = 2**22
 SAMPLES = 64
 
 
-def locate(model: str) -> Path:
+def locate(model: str, revision: str | None = None, weights: bool = True) -> Path:
     """The directory of a local checkpoint, or of the Hub's snapshot of one.
 
+    Args:
+      model: directory or Hub id.
+      revision: of a Hub id: branch, tag or commit.
+      weights: whether they are needed, besides tokenizer and configuration.
+
     Raises:
-      UserError: neither exists.
+      UserError: neither exists, or a directory is given a revision.
     """
     path = Path(model)
     if path.is_dir():
+        if revision is not None:
+            raise UserError(f"model {model}: a directory has no revision")
         if not (path / "config.json").exists():
             raise UserError(f"model {model}: the directory has no config.json")
         return path
     if path.exists() or path.is_absolute() or len(path.parts) != 2:
         raise UserError(f"model {model}: no such directory")
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem = one_line(error)
         raise UserError(f"model {model}: no such directory, nor a model that the Hub gives: {problem}") from None
+
+
+def revision(directory: Path) -> str:
+    """The commit of a Hub's snapshot, which says what is in its files; of any other directory, the fingerprint."""
+    return directory.name if directory.parent.name == "snapshots" else fingerprint(directory)
 
 
 def fingerprint(directory: Path) -> str:

@@ -6,11 +6,10 @@ the inverse of the cumulative distribution at its number: the same request gives
 rounding in the last bits of the logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 import transformers
@@ -18,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data_pipeline.config import SamplerConfig, SourceConfig
-from data_pipeline.samplers import checkpoint
-from data_pipeline.samplers.base import Answer, Request
+from data_pipeline.samplers.base import Answer, Answered, Request
 from data_pipeline.store import one_line
 from fusejax.cli import UserError
 
@@ -31,73 +29,53 @@ COMPACT_BELOW = 0.75
 
 
 class TransformersSampler:
-    """A causal language model with a chat template, and one source's sampling parameters."""
+    """A causal language model, and one source's sampling parameters."""
 
     engine = f"transformers {transformers.__version__}"
 
-    def __init__(self, config: SamplerConfig, source: SourceConfig, max_new_tokens: int):
+    def __init__(self, config: SamplerConfig, source: SourceConfig, directory: Path):
         self._source = source
-        self._batch_size = config.batch_size
-        self._max_new_tokens = max_new_tokens
-        directory = checkpoint.locate(source.model)
+        self._batch_size, self._chunk_size = config.batch_size, config.chunk_size
         self._tokenizer, self._model = _load(directory, source, config.dtype)
-        text_config = self._model.config.get_text_config()
-        self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
         self._stop = _stop_ids(self._model, self._tokenizer)
         if not self._stop:
             raise UserError(f"sources: {source.name}: {directory} names no end-of-sequence token")
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer a request, in order; see `base.Sampler`."""
-        answers: dict[int, Answer] = {}
-        prompts: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            try:
-                prompts[index] = self._encode(request.messages)
-            except jinja2.TemplateError as error:
-                answers[index] = Answer("", "error", 0, 0, f"chat_template: {one_line(error)}")
-                continue
-            if len(prompts[index]) >= self._context:
-                length = len(prompts.pop(index))
-                answers[index] = Answer("", "error", length, 0, f"prompt_too_long: {length} of {self._context} tokens")
-        # Rows of like length waste least padding.
-        order = sorted(prompts, key=lambda index: (len(prompts[index]), index))
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            outputs = self._generate_batch([prompts[i] for i in batch], [requests[i].seed for i in batch])
-            for index, tokens in zip(batch, outputs, strict=True):
-                stopped = bool(tokens) and tokens[-1] in self._stop
-                answers[index] = Answer(
-                    text=self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True),
-                    finish_reason="stop" if stopped else "length",
-                    prompt_tokens=len(prompts[index]),
-                    completion_tokens=len(tokens),
-                )
-        return [answers[index] for index in range(len(requests))]
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+        """The missing answers, a list a batch; see `base.Sampler`."""
+        for start in range(0, len(requests), self._chunk_size):
+            # Rows of like length waste least padding.
+            chunk = sorted(requests[start : start + self._chunk_size], key=lambda request: len(request.prompt))
+            for first in range(0, len(chunk), self._batch_size):
+                # Batches are cut from all requests, not from the missing ones, so that going on changes no batch.
+                batch = [request for request in chunk[first : first + self._batch_size] if request.key not in done]
+                if batch:
+                    outputs = self._generate_batch(batch)
+                    yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
 
-    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
-        def render(turns: list[dict[str, str]]) -> list[int]:
-            return self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        del self._model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
-        try:
-            return render(messages)
-        except jinja2.TemplateError:
-            # Gemma's template, and some of Mistral's, refuse a system turn: it opens the user's turn instead.
-            if len(messages) < 2 or messages[0]["role"] != "system":
-                raise
-            system, user, *rest = messages
-            return render([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+    def _answer(self, tokens: list[int]) -> Answer:
+        stopped = tokens[-1] in self._stop
+        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+        return Answer(text, "stop" if stopped else "length", len(tokens))
 
     @torch.inference_mode()
-    def _generate_batch(self, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
-        """New tokens a prompt, ending with the stop token where there is one."""
+    def _generate_batch(self, requests: list[Request]) -> list[list[int]]:
+        """New tokens a request, ending with the stop token where there is one."""
         device = self._model.device
+        prompts, limits = [request.prompt for request in requests], [request.max_tokens for request in requests]
         longest = max(map(len, prompts))
-        limits = [min(self._max_new_tokens, self._context - len(prompt)) for prompt in prompts]
-        numbers = np.stack([np.random.default_rng(seed).random(max(limits), dtype=np.float32) for seed in seeds])
+        numbers = np.stack(
+            [np.random.default_rng(request.seed).random(max(limits), dtype=np.float32) for request in requests]
+        )
         uniform = torch.from_numpy(numbers).to(device)
         pad = next(iter(self._stop))  # Masked out, so any valid id does.
-        inputs = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+        inputs = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         seen = self._seen_tokens(inputs, mask)
@@ -178,8 +156,6 @@ def _load(directory: Path, source: SourceConfig, dtype: str) -> tuple[Any, Any]:
         )
     except Exception as error:  # Whatever a broken checkpoint makes transformers or safetensors raise.
         raise UserError(f"sources: {source.name}: {directory} cannot be loaded: {one_line(error)}") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"sources: {source.name}: the tokenizer in {directory} has no chat template")
     torch.set_num_threads(1 if model.num_parameters() < SMALL_MODEL else _THREADS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return tokenizer, model.to(device).eval()

@@ -1,11 +1,13 @@
 """The transformers sampler against transformers itself, and the stage that survives being killed."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pydantic
 import pytest
 import torch
 import transformers
@@ -14,7 +16,8 @@ from data_pipeline import prompts, sample
 from data_pipeline.config import PipelineConfig, SamplerConfig, SourceConfig
 from data_pipeline.samplers import checkpoint as checkpoints
 from data_pipeline.samplers import transformers_sampler
-from data_pipeline.samplers.base import Answer, Request
+from data_pipeline.samplers.base import Answer, Answered, Request
+from data_pipeline.samplers.chat import ChatTokenizer, Refused
 from data_pipeline.samplers.transformers_sampler import TransformersSampler, choose
 from fusejax.cli import UserError
 from tests.data_pipeline.helpers import make_checkpoint, write_jsonl
@@ -22,15 +25,25 @@ from tests.data_pipeline.helpers import make_checkpoint, write_jsonl
 QUESTIONS = ["hi", "What is 3 + 4?", "Write a function add that adds.", "你好", "say " + "hello " * 12]
 
 
-def sampler(directory: Path, max_new_tokens: int = 24, batch_size: int = 64, **source: Any) -> TransformersSampler:
+def sampler(directory: Path, batch_size: int = 64, **source: Any) -> TransformersSampler:
     config = SamplerConfig(batch_size=batch_size, dtype="float32")
-    return TransformersSampler(config, SourceConfig(name="s", model=str(directory), **source), max_new_tokens)
+    return TransformersSampler(config, SourceConfig(name="s", model=str(directory), **source), directory)
 
 
-def requests(count: int = 1, texts: Sequence[str] = QUESTIONS) -> list[Request]:
+def requests(directory: Path, count: int = 1, max_new_tokens: int = 24) -> list[Request]:
+    tokenizer = ChatTokenizer("s", directory, None)
+    prompts = [tuple(tokenizer.encode([{"role": "user", "content": text}])) for text in QUESTIONS]
     return [
-        Request([{"role": "user", "content": text}], 1000 * n + i) for n in range(count) for i, text in enumerate(texts)
+        Request(f"{n}-{i}", prompt, 1000 * n + i, min(max_new_tokens, tokenizer.context - len(prompt)))
+        for n in range(count)
+        for i, prompt in enumerate(prompts)
     ]
+
+
+def answers_of(sampler: Any, wanted: Sequence[Request], done: Container[str] = ()) -> list[Answer]:
+    """In the order of the requests."""
+    found = {request.key: answer for batch in sampler.generate(wanted, done) for request, answer in batch}
+    return [found[request.key] for request in wanted if request.key not in done]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -40,7 +53,7 @@ def test_greedy_equals_transformers(family: str, penalty: float, request: pytest
     directory = request.getfixturevalue("checkpoint" if family == "llama" else "gemma_checkpoint")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    answers = sampler(directory, temperature=0, repetition_penalty=penalty).generate(requests())
+    answers = answers_of(sampler(directory, temperature=0, repetition_penalty=penalty), requests(directory))
     for text, answer in zip(QUESTIONS, answers, strict=True):
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
@@ -50,17 +63,33 @@ def test_greedy_equals_transformers(family: str, penalty: float, request: pytest
         stopped = out[-1] in model.generation_config.eos_token_id
         expected = tokenizer.decode(out[:-1] if stopped else out, skip_special_tokens=True)
         reason = "stop" if stopped else "length"
-        assert answer == Answer(expected, reason, ids.shape[1], len(out)), text
+        assert answer == Answer(expected, reason, len(out)), text
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(checkpoint: Path):
-    wanted = requests(4)
-    together = sampler(checkpoint, temperature=1.0).generate(wanted)
-    assert sampler(checkpoint, batch_size=3, temperature=1.0).generate(wanted) == together
+    wanted = requests(checkpoint, 4)
+    together = answers_of(sampler(checkpoint, temperature=1.0), wanted)
+    assert answers_of(sampler(checkpoint, batch_size=3, temperature=1.0), wanted) == together
     alone = sampler(checkpoint, batch_size=1, temperature=1.0)
-    assert [alone.generate([request])[0] for request in wanted] == together
-    assert sampler(checkpoint, temperature=1.0).generate(wanted[::-1]) == together[::-1]
+    assert [answers_of(alone, [request])[0] for request in wanted] == together
+    assert answers_of(sampler(checkpoint, temperature=1.0), wanted[::-1]) == together[::-1]
     assert len({answer.text for answer in together}) > len(QUESTIONS)  # The seeds do make a difference.
+
+
+def test_going_on_forms_the_same_batches(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    model, wanted = sampler(checkpoint, batch_size=4), requests(checkpoint, 2)
+    formed: list[list[str]] = []
+    monkeypatch.setattr(
+        model, "_generate_batch", lambda batch: formed.append([r.key for r in batch]) or [[0]] * len(batch)
+    )
+    whole = [{request.key for request, _ in batch} for batch in model.generate(wanted, ())]
+    before, formed[:] = [*formed], []
+    list(model.generate(wanted, whole[0]))
+    assert len(before) == 3 and formed == before[1:]
+    # What was done apart from its batch is not asked again.
+    assert {r.key for batch in model.generate(wanted, {before[1][0]}) for r, _ in batch} == {r.key for r in wanted} - {
+        before[1][0]
+    }
 
 
 def test_choose_follows_temperature_and_nucleus():
@@ -88,37 +117,50 @@ def test_choose_penalises_what_was_said():
     assert choose(logits, torch.zeros(2), ~seen & False, source).tolist() == [0, 0]
 
 
-def test_requests_that_cannot_be_asked_become_errors(gemma_checkpoint: Path):
+def test_conversations_that_cannot_be_asked(gemma_checkpoint: Path):
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-    folded = [{"role": "user", "content": "Be brief.\n\nhi"}]
-    wanted = [Request(system, 1), Request(folded, 1), Request(system[:1], 1), *requests(texts=["x" * 400])]
-    answers = sampler(gemma_checkpoint).generate(wanted)
-    assert answers[0] == answers[1] and answers[0].finish_reason != "error"
-    assert answers[2].error == "chat_template: no system turn"
-    assert answers[3].finish_reason == "error"
-    assert answers[3].error is not None and answers[3].error.startswith("prompt_too_long: ")
-
-
-def test_the_context_bounds_the_answer(checkpoint: Path):
-    (answer,) = sampler(checkpoint, max_new_tokens=10_000, temperature=0.01).generate(requests(texts=["x" * 200]))
-    assert answer.prompt_tokens + answer.completion_tokens <= 256
+    tokenizer = ChatTokenizer("s", gemma_checkpoint, None)
+    assert tokenizer.encode(system) == tokenizer.encode([{"role": "user", "content": "Be brief.\n\nhi"}])
+    with pytest.raises(Refused, match=r"^chat_template: no system turn$"):
+        tokenizer.encode(system[:1])
+    with pytest.raises(Refused, match=r"^prompt_too_long: [0-9]+ of 256 tokens$"):
+        tokenizer.encode([{"role": "user", "content": "x" * 400}])
+    just = len(tokenizer.encode(system))
+    ChatTokenizer("s", gemma_checkpoint, just + 1).encode(system)
+    with pytest.raises(Refused, match=f"{just} of {just} tokens"):
+        ChatTokenizer("s", gemma_checkpoint, just).encode(system)
 
 
 def test_checkpoints_that_cannot_serve(tmp_path: Path, checkpoint: Path):
     with pytest.raises(UserError, match="no such directory"):
-        sampler(tmp_path / "missing")
+        checkpoints.locate(str(tmp_path / "missing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
-        sampler(tmp_path / "empty")
+        checkpoints.locate(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="a directory has no revision"):
+        checkpoints.locate(str(checkpoint), "main")
     plain = make_checkpoint(tmp_path / "plain")
     (plain / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
-        sampler(plain)
+        ChatTokenizer("s", plain, None)
     broken = make_checkpoint(tmp_path / "broken")
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(UserError, match="cannot be loaded"):
         sampler(broken)
+
+
+def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[dict[str, Any]] = []
+    snapshot = tmp_path / "models--org--m" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr(
+        checkpoints.huggingface_hub, "snapshot_download", lambda model, **how: asked.append(how) or str(snapshot)
+    )
+    assert checkpoints.revision(checkpoints.locate("org/m", "v2", weights=False)) == "0123abc"
+    assert asked[0]["revision"] == "v2" and "*.safetensors" not in asked[0]["allow_patterns"]
+    checkpoints.locate("org/m")
+    assert asked[1]["revision"] is None and "*.safetensors" in asked[1]["allow_patterns"]
 
 
 def test_fingerprint_sees_other_weights(tmp_path: Path, checkpoint: Path):
@@ -127,20 +169,27 @@ def test_fingerprint_sees_other_weights(tmp_path: Path, checkpoint: Path):
 
 
 class FakeSampler:
-    """Answers with its seed, and counts; fails after so many calls, as a killed run would end."""
+    """Answers with its seed, and counts; after so many answers it is interrupted, as a killed run would end."""
 
     engine = "fake 1"
 
-    def __init__(self, fail_after: int = 10**9):
+    def __init__(self, fail_after: int = 10**9, text: str = "answer {}", error: str | None = None):
         self.asked: list[int] = []
-        self._calls_left = fail_after
+        self.closed = 0
+        self._left, self._text, self._error = fail_after, text, error
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        if not self._calls_left:
-            raise KeyboardInterrupt
-        self._calls_left -= 1
-        self.asked += [request.seed for request in requests]
-        return [Answer(f"answer {request.seed}", "stop", 1, 1) for request in requests]
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+        for request in requests:
+            if request.key not in done:
+                if not self._left:
+                    raise KeyboardInterrupt
+                self._left -= 1
+                self.asked.append(request.seed)
+                reason = "error" if self._error else "stop"
+                yield [(request, Answer(self._text.format(request.seed), reason, 1, self._error))]
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -157,7 +206,8 @@ def stage(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
                 "output_dir": str(tmp_path / output),
                 "prompts": [{"path": str(prompts_file), "dataset": "d", "domain": "instruction"}],
                 "sources": [{"name": "s", "model": str(checkpoint), **source}],
-                "sampler": {"chunk_size": 8, "dtype": dtype},
+                "sampler": {"dtype": dtype},
+                "max_new_tokens": 20,
                 "samples_per_prompt": {"instruction": 3},
             }
         )
@@ -173,10 +223,12 @@ def stage(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_killed_run_goes_on_where_it_was(stage: Any):
     whole = stage(FakeSampler(), output="whole")
-    first, second = FakeSampler(fail_after=2), FakeSampler()
+    first, second = FakeSampler(fail_after=17), FakeSampler()
     assert stage(first) is None
     resumed = stage(second)
-    assert (len(first.asked), len(second.asked)) == (16, 14) and not set(first.asked) & set(second.asked)
+    assert (len(first.asked), len(second.asked), first.closed, second.closed) == (17, 13, 1, 1) and not set(
+        first.asked
+    ) & set(second.asked)
     assert resumed.equals(whole)
     assert resumed.schema == sample.SCHEMA
     answers = resumed.select("prompt_id", "sample_index").rows()
@@ -235,3 +287,64 @@ def test_a_foreign_samples_file_is_not_overwritten(stage: Any, tmp_path: Path):
     pl.DataFrame({"text": ["precious"]}).write_parquet(tmp_path / "out/samples/s.parquet")
     with pytest.raises(UserError, match=r"s\.parquet: no column 'key'.*move it away"):
         stage(FakeSampler())
+
+
+def test_prompts_that_cannot_be_asked_are_rejected_with_reason(stage: Any, tmp_path: Path):
+    texts = ["hi", "x" * 400, "ok"]
+    file = write_jsonl(tmp_path / "long.jsonl", [{"id": f"p{n}", "prompt": text} for n, text in enumerate(texts)])
+    table = stage(fake := FakeSampler(), prompts_file=file)
+    assert len(fake.asked) == 6
+    assert table["finish_reason"].to_list() == ["stop"] * 3 + ["error"] * 3 + ["stop"] * 3
+    assert table.filter(prompt_id="p1")["error"].str.starts_with("prompt_too_long: ").all()
+    (line,) = map(json.loads, (tmp_path / "out/rejected/sample-s.jsonl").read_text().splitlines())
+    assert (line["where"], line["reason"]) == ("p1", "prompt_too_long")
+    # With a longer context it is asked, and only it.
+    stage(more := FakeSampler(), prompts_file=file, max_model_len=1000)
+    assert len(more.asked) == 3
+
+
+def test_flaws_are_marked(stage: Any):
+    table = stage(FakeSampler(text="  "))
+    assert set(table["flaw"]) == {"empty"}
+    # Flaws are found by looking, so what is kept is the answer alone.
+    assert set(stage(FakeSampler(text="I am sure. " * 150 + "{}"), output="b")["flaw"]) == {"looping"}
+    assert set(stage(FakeSampler(), output="c")["flaw"]) == {None}
+
+
+def test_refusals_alone_end_the_run(stage: Any, tmp_path: Path):
+    with pytest.raises(UserError, match="sources: s: the first 20 requests failed: refused: no"):
+        stage(FakeSampler(error="refused: no"))
+    assert not (tmp_path / "out/samples/s.parquet").exists()
+
+
+def test_an_answer_is_recorded_with_its_circumstances(stage: Any, checkpoint: Path):
+    row = stage(FakeSampler(), temperature=0.5).row(0, named=True)
+    prompt = ChatTokenizer("s", checkpoint, None).encode([{"role": "user", "content": "q0"}])
+    expected = {
+        "source": "s", "sample_index": 0, "text": f"answer {row['seed']}", "finish_reason": "stop", "error": None,
+        "prompt_tokens": len(prompt), "completion_tokens": 1, "model": str(checkpoint), "temperature": 0.5,
+        "top_p": 0.95, "repetition_penalty": 1.0, "max_new_tokens": 20, "engine": "fake 1",
+        "revision": checkpoints.fingerprint(checkpoint), "dtype": "auto", "flaw": None,
+    }  # fmt: skip
+    assert row | expected == row
+
+
+@pytest.mark.parametrize(
+    ("sampler", "source", "message"),
+    [
+        ("openai", {}, "sources: s needs a server.url"),
+        ("vllm", {"server": {"url": "http://localhost/v1"}}, "sources: s has a server, but the backend vllm"),
+        ("vllm", {"backend": "transformers", "engine": {"x": 1}}, "s has engine arguments, but the backend transf"),
+        ("vllm", {"engine": {"max_model_len": 1}}, "max_model_len is set elsewhere, by max_model_len"),
+        ("openai", {"server": {"url": "localhost/v1"}}, "String should match pattern"),
+    ],
+)
+def test_what_does_not_go_together(sampler: str, source: dict[str, Any], message: str):
+    values = {
+        "output_dir": "out",
+        "prompts": [{"path": "p.jsonl", "dataset": "d", "domain": "math"}],
+        "sources": [{"name": "s", "model": "org/m", **source}],
+        "sampler": {"backend": sampler},
+    }
+    with pytest.raises(pydantic.ValidationError, match=message):
+        PipelineConfig.model_validate(values)
