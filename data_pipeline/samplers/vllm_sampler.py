@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm
+from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 
 from data_pipeline.config import SourceConfig
@@ -56,7 +57,7 @@ class VllmSampler:
                     self._engine.add_request(
                         request.key, {"prompt_token_ids": list(request.prompt)}, self._params(request)
                     )
-                except ValueError as error:
+                except (VLLMClientError, ValueError) as error:
                     ready.append((request, Answer("", "error", 0, f"refused: {one_line(error)}")))
                 else:
                     pending[request.key] = request

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import aiohttp
 from aiohttp import web
 
+SESSION = web.AppKey("session", aiohttp.ClientSession)
 FAULTS = ("429", "503", "reset before", "reset after", "half")
 
 
@@ -34,9 +35,9 @@ class Proxy:
         if fault in ("429", "503"):
             return web.Response(status=int(fault), text="not now")
         data = await request.read()
-        session: aiohttp.ClientSession = request.app["session"]
         headers = {"Content-Type": "application/json"}
-        async with session.request(request.method, self._target + request.path, data=data, headers=headers) as response:
+        url = self._target + request.path
+        async with request.app[SESSION].request(request.method, url, data=data, headers=headers) as response:
             body = await response.read()
         if fault == "reset after":
             request.transport.abort()
@@ -58,7 +59,7 @@ def faulty_proxy(target: str, share: float, seed: int) -> Iterator[Proxy]:
 
     async def start() -> web.AppRunner:
         app = web.Application()
-        app["session"] = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        app[SESSION] = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         app.router.add_route("*", "/{path:.*}", proxy.pass_on)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -74,7 +75,7 @@ def faulty_proxy(target: str, share: float, seed: int) -> Iterator[Proxy]:
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(20)
         assert runner.app is not None
-        asyncio.run_coroutine_threadsafe(runner.app["session"].close(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(runner.app[SESSION].close(), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
