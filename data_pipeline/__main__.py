@@ -1,6 +1,7 @@
 """python -m data_pipeline {prompts|sample|score|select|write|run|report} --config FILE [key.path=value ...]
 
-With `--allow-unsafe`, programs run even where no sandbox holds.
+`sample --dry-run` only tells what it will ask. With `--allow-unsafe`, `score` and `run` run programs even where no
+sandbox holds.
 """
 
 import argparse
@@ -19,10 +20,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="--config FILE [key.path=value ...]")
     stage = parser.parse_args(arguments[:1]).stage
     rest = cli.config_parser(f"data_pipeline {stage}", f"stage {stage} of the data pipeline")
-    rest.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
+    if stage == "sample":
+        rest.add_argument("--dry-run", action="store_true", help="only tell what will be asked, and what it will take")
+    if stage in ("score", "run"):
+        rest.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
     options = rest.parse_intermixed_args(arguments[1:])
-    unsafe = ["scorers.allow_unsafe=true"] if options.allow_unsafe else []
+    unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
     config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe])
+    if getattr(options, "dry_run", False):
+        importlib.import_module("data_pipeline.estimate").run(config)
+        return
     if stage == "run":
         from data_pipeline import sample, scorers, select
 

@@ -44,20 +44,25 @@ class AnswerStore:
         self._sealed_at = time.monotonic()
         self._journal: Path | None = None
         self._lock: TextIO | None = None
-        self._parts: list[pl.DataFrame] = []
         if not is_remote(folder):
             local = Path(folder)
             local.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(local / ".lock")
             self._journal = local / "journal.jsonl"
             self._recover(self._journal)
-        self._parts = [self._read(path) for path in sorted(folder.glob("*.parquet"))]
-        self.keys: set[str] = set().union(*(part["key"] for part in self._parts))
+        self.keys: set[str] = set()
+        for path in folder.glob("*.parquet"):
+            self.keys.update(_part(path, schema)["key"])
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Keeps all of the rows, or none if the process is killed meanwhile; their keys are new."""
+        text = json.dumps(rows, ensure_ascii=False) + "\n"
+        try:
+            line = text.encode()
+        except UnicodeEncodeError:  # Half of a surrogate pair, which a server's JSON can hold, and no file.
+            line = text.encode(errors="replace")
+            rows = json.loads(line)
         if self._journal is not None:
-            line = json.dumps(rows, ensure_ascii=False).encode(errors="replace") + b"\n"
             # Not synced, line by line: what is handed to the system survives the process, if not a power cut.
             with self._journal.open("ab", buffering=0) as file:
                 while line:
@@ -78,7 +83,7 @@ class AnswerStore:
     def table(self) -> pl.DataFrame:
         """All rows, each key once."""
         self._seal()
-        return pl.concat([pl.DataFrame(schema=self._schema), *self._parts]).unique("key", keep="first")
+        return read(self._folder, self._schema)
 
     def __enter__(self) -> "AnswerStore":
         return self
@@ -91,14 +96,7 @@ class AnswerStore:
                 self._lock.close()
 
     def _recover(self, journal: Path) -> None:
-        if not journal.exists():
-            return
-        *lines, _ = journal.read_bytes().split(b"\n")
-        for line in lines:
-            try:
-                self._rows += json.loads(line)
-            except ValueError:
-                break  # Only what was written last can be damaged, by a power cut.
+        self._rows = _journalled(journal)
         self._seal()
         journal.unlink(missing_ok=True)
 
@@ -114,10 +112,41 @@ class AnswerStore:
     def _write_part(self, frame: pl.DataFrame) -> None:
         # Named by what is in it: the same rows, moved twice, are one file.
         store.write_parquet(frame, self._folder / f"{store.fingerprint(frame['key'].to_list())[:32]}.parquet")
-        self._parts.append(frame)
 
-    def _read(self, path: epath.Path) -> pl.DataFrame:
-        return store.read_parquet(path, self._schema.names(), made_by="sample").select(self._schema.names())
+
+def read(folder: epath.Path, schema: pl.Schema) -> pl.DataFrame:
+    """All rows of a store, each key once, in no order; none if there is no store. Another process may be adding to it.
+
+    Args:
+      folder: of the source.
+      schema: of the rows.
+
+    Raises:
+      UserError: a part file is not of this schema.
+    """
+    # The journal first: rows that become a part meanwhile are then found twice, not missed.
+    rows = [] if is_remote(folder) else _journalled(Path(folder) / "journal.jsonl")
+    parts = [_part(path, schema) for path in sorted(folder.glob("*.parquet"))] if folder.exists() else []
+    return pl.concat([pl.DataFrame(rows, schema=schema), *parts]).unique("key", keep="first")
+
+
+def _journalled(journal: Path) -> list[dict[str, Any]]:
+    """The rows of the lines that are whole."""
+    rows: list[dict[str, Any]] = []
+    try:
+        *lines, _ = journal.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            rows += json.loads(line)
+        except ValueError:
+            break  # Only what was written last can be damaged, by a power cut.
+    return rows
+
+
+def _part(path: epath.Path, schema: pl.Schema) -> pl.DataFrame:
+    return store.read_parquet(path, schema.names(), made_by="sample").select(schema.names())
 
 
 def _locked(path: Path) -> TextIO:

@@ -122,6 +122,17 @@ class ServerConfig(ConfigModel):
     """The environment variable that holds the server's key."""
 
 
+class CostConfig(ConfigModel):
+    """What `sample --dry-run` counts with, until there are answers to measure it by."""
+
+    gpus: PositiveInt | None = None
+    """That the source takes. Default: of vLLM in this process the product of its parallel sizes; else 1."""
+    tokens_per_second: PositiveFloat | None = None
+    """Of answers, on these GPUs together. Default: that of the answers so far."""
+    answer_tokens: PositiveInt | None = None
+    """Of an answer. Default: the mean of the answers so far; before there are any, the most there can be."""
+
+
 class SourceConfig(ConfigModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the files and the records' `source_model`."""
@@ -143,6 +154,7 @@ class SourceConfig(ConfigModel):
     """Of the backend vllm: further engine arguments, such as `tensor_parallel_size`."""
     server: ServerConfig | None = None
     """Of the backend openai: where the model is served."""
+    cost: CostConfig = CostConfig()
 
     @pydantic.field_validator("engine")
     @classmethod

@@ -1,10 +1,11 @@
 """What is wrong with an answer by its looks alone, so that it must never be learned from."""
 
 import zlib
-from typing import Literal
 
-Flaw = Literal["truncated", "empty", "looping"]
+import polars as pl
 
+FLAWS = ("truncated", "empty", "degenerate")
+"""Boolean columns: cut at the limit, blank, caught in a loop. An answer can have several."""
 LOOP_LENGTH = 200
 """Characters at the end of a text that count as a loop when they repeat with a short period."""
 LOOP_REPEATS = 8
@@ -14,13 +15,20 @@ WINDOW_RATIO = 10
 """Prose is compressed 2 times in such windows, programs 3 times, a sentence that repeats 15 times and more."""
 
 
-def flaw(text: str, finish_reason: str) -> Flaw | None:
-    """The first that applies of: empty (blank), truncated (cut at the limit), looping."""
-    if not text.strip():
-        return "empty"
-    if finish_reason == "length":
-        return "truncated"
-    return "looping" if is_looping(text) else None
+def mark(answers: pl.DataFrame) -> pl.DataFrame:
+    """The table with a column more for each of `FLAWS`; null where no answer was made.
+
+    Args:
+      answers: with the columns `text` and `finish_reason`.
+    """
+    looping = [is_looping(text) for text in answers["text"]]
+    marks: dict[str, pl.Expr | pl.Series] = {
+        "truncated": pl.col("finish_reason") == "length",
+        "empty": pl.col("text").str.strip_chars() == "",
+        "degenerate": pl.Series(looping, dtype=pl.Boolean),
+    }
+    made = pl.col("finish_reason") != "error"
+    return answers.with_columns(pl.when(made).then(marks[name]).alias(name) for name in FLAWS)
 
 
 def is_looping(text: str) -> bool:

@@ -42,9 +42,19 @@ def locate(model: str, revision: str | None = None, weights: bool = True) -> Pat
         raise UserError(f"model {model}: no such directory, nor a model that the Hub gives: {problem}") from None
 
 
-def revision(directory: Path) -> str:
-    """The commit of a Hub's snapshot, which says what is in its files; of any other directory, the fingerprint."""
-    return directory.name if directory.parent.name == "snapshots" else fingerprint(directory)
+def revision(directory: Path, served_as: str | None = None) -> str:
+    """What tells a model from others: the commit of a Hub's snapshot; of any other directory, the fingerprint.
+
+    A directory without weights tells nothing of those that a server holds: there, the server's name for them does.
+
+    Args:
+      directory: where the checkpoint lies.
+      served_as: the model's name on its server, if it has one of its own.
+    """
+    if directory.parent.name == "snapshots":
+        return directory.name
+    weights = any(path.suffix in (".safetensors", ".bin") for path in directory.iterdir())
+    return fingerprint(directory) if weights or served_as is None else f"{fingerprint(directory)} {served_as}"
 
 
 def fingerprint(directory: Path) -> str:

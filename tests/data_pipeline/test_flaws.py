@@ -4,10 +4,11 @@ import doctest
 import random
 import string
 
+import polars as pl
 import pytest
 
 from data_pipeline import flaws, progress
-from data_pipeline.flaws import flaw
+from data_pipeline.flaws import is_looping, mark
 
 
 @pytest.mark.parametrize("module", [flaws, progress])
@@ -27,7 +28,7 @@ def test_examples(module):
     ],
 )
 def test_loops(text: str):
-    assert flaw(text, "stop") == "looping"
+    assert is_looping(text)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,18 @@ def test_loops(text: str):
     ],
 )
 def test_no_loops(text: str):
-    assert flaw(text, "stop") is None
+    assert not is_looping(text)
 
 
-def test_order():
-    assert flaw(" \n", "length") == "empty"
-    assert flaw("a " * 500, "length") == "truncated"
-    assert flaw("a", "length") == "truncated"
+def test_an_answer_can_have_several_flaws_or_none():
+    rows = [
+        ("fine", "stop", False, False, False),
+        ("cut o", "length", True, False, False),
+        (" \n\u3000", "stop", False, True, False),
+        ("", "length", True, True, False),
+        ("again " * 100, "length", True, False, True),
+        ("again " * 100, "stop", False, False, True),
+        ("", "error", None, None, None),
+    ]
+    expected = pl.DataFrame(rows, schema=["text", "finish_reason", "truncated", "empty", "degenerate"], orient="row")
+    assert mark(expected.select("text", "finish_reason")).equals(expected)

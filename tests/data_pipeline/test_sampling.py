@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from data_pipeline import prompts, sample
+from data_pipeline import flaws, prompts, sample
 from data_pipeline.config import PipelineConfig, SamplerConfig, SourceConfig
 from data_pipeline.samplers import checkpoint as checkpoints
 from data_pipeline.samplers import transformers_sampler
@@ -304,11 +304,13 @@ def test_prompts_that_cannot_be_asked_are_rejected_with_reason(stage: Any, tmp_p
 
 
 def test_flaws_are_marked(stage: Any):
-    table = stage(FakeSampler(text="  "))
-    assert set(table["flaw"]) == {"empty"}
-    # Flaws are found by looking, so what is kept is the answer alone.
-    assert set(stage(FakeSampler(text="I am sure. " * 150 + "{}"), output="b")["flaw"]) == {"looping"}
-    assert set(stage(FakeSampler(), output="c")["flaw"]) == {None}
+    def flawed(text: str, output: str) -> list[str]:
+        table = stage(FakeSampler(text=text), output=output)
+        return [name for name in flaws.FLAWS if table[name].all()]
+
+    assert flawed("  ", "a") == ["empty"]
+    assert flawed("I am sure. " * 150 + "{}", "b") == ["degenerate"]
+    assert flawed("answer {}", "c") == []
 
 
 def test_refusals_alone_end_the_run(stage: Any, tmp_path: Path):
@@ -324,7 +326,8 @@ def test_an_answer_is_recorded_with_its_circumstances(stage: Any, checkpoint: Pa
         "source": "s", "sample_index": 0, "text": f"answer {row['seed']}", "finish_reason": "stop", "error": None,
         "prompt_tokens": len(prompt), "completion_tokens": 1, "model": str(checkpoint), "temperature": 0.5,
         "top_p": 0.95, "repetition_penalty": 1.0, "max_new_tokens": 20, "engine": "fake 1",
-        "revision": checkpoints.fingerprint(checkpoint), "dtype": "auto", "flaw": None,
+        "revision": checkpoints.fingerprint(checkpoint), "dtype": "auto",
+        "truncated": False, "empty": False, "degenerate": False,
     }  # fmt: skip
     assert row | expected == row
 

@@ -1,29 +1,75 @@
 """The stage `sample` with a real vLLM: in process and served, through faults and SIGKILL, always the same table."""
 
 import json
+import os
 import random
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from data_pipeline import prompts
 from data_pipeline import sample as stage
-from tests.vllm.conftest import PROMPTS, ROOT, SAMPLES, SETTINGS, TOO_LONG, Sample
+from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.samplers.base import Request
+from tests.data_pipeline.helpers import write_config, write_jsonl
 from tests.vllm.proxy import FAULTS, faulty_proxy
 
+ROOT = Path(__file__).parents[2]
+PROMPTS, SAMPLES, TOO_LONG = 120, 5, 7
 COUNT = (PROMPTS - 1) * SAMPLES
+ENGINE = {"enforce_eager": True, "max_num_seqs": 16, "enable_chunked_prefill": False}
+
+Sample = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Sample:
+    """Starts the stage in a folder; with a server's URL, or else in process. `source` has more of the source's keys."""
+    records = [
+        {"id": f"p{n}", "prompt": "x" * 400 if n == TOO_LONG else f"say {n}, then add {n % 9} to it"}
+        for n in range(PROMPTS)
+    ]
+    file = write_jsonl(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", records)
+
+    def start(folder: Path, url: str | None = None, more: Any = (), env: Any = (), **server: Any):
+        source: dict[str, Any] = {"name": "s", "model": str(tiny), "temperature": 0.9, "repetition_penalty": 1.05}
+        if url is None:
+            source["engine"] = ENGINE
+        else:
+            source["server"] = {"url": url, "served_as": "tiny", "concurrency": 16, **server}
+        values = {
+            "output_dir": str(folder),
+            "prompts": [{"path": str(file), "dataset": "d", "domain": "instruction"}],
+            "sources": [source, *more],
+            "sampler": {"backend": "openai" if url else "vllm", "dtype": "float32"},
+            "samples_per_prompt": {"instruction": SAMPLES},
+            "max_new_tokens": 12,
+        }
+        if not (folder / "prompts.parquet").exists():
+            prompts.run(PipelineConfig.model_validate(values))
+        config = write_config(folder.with_suffix(".yaml"), values)
+        return subprocess.Popen(
+            [sys.executable, "-m", "data_pipeline", "sample", "--config", str(config)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | dict(env),
+        )  # fmt: skip
+
+    return start
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     return output
 
 
-def table(folder: Path) -> Path:
-    return folder / "samples/s.parquet"
+def table(folder: Path, name: str = "s") -> Path:
+    return folder / f"samples/{name}.parquet"
 
 
 def kept(folder: Path) -> int:
@@ -46,13 +92,33 @@ def kill_while_sampling(process: subprocess.Popen[str], folder: Path, generator:
     process.communicate()
 
 
-@pytest.fixture
-def unbroken(sample: Sample, tmp_path: Path, vllm_server: str) -> Path:
-    finish(sample("unbroken", vllm_server))
-    return tmp_path / "unbroken"
+@pytest.fixture(scope="session")
+def served(sample: Sample, tmp_path_factory: pytest.TempPathFactory, vllm_server: str) -> Path:
+    """A folder that one unbroken run against the server filled."""
+    folder = tmp_path_factory.mktemp("runs") / "served"
+    output = finish(sample(folder, vllm_server))
+    assert f"{PROMPTS * SAMPLES:,} answers, {COUNT:,} of them new" in output
+    assert "1 prompts rejected {'prompt_too_long': 1}" in output
+    return folder
 
 
-def check_whole(frame: pl.DataFrame) -> None:
+@pytest.fixture(scope="session")
+def in_process(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that one unbroken run with the engine in process filled."""
+    folder = tmp_path_factory.mktemp("runs") / "in_process"
+    finish(sample(folder))
+    return folder
+
+
+def test_in_process_and_served_are_the_same(in_process: Path, served: Path):
+    found, other = pl.read_parquet(table(in_process)), pl.read_parquet(table(served))
+    assert found["engine"].drop_nulls().str.contains(r"^vllm \d+\.\d+\S*$").all()
+    assert other["engine"].drop_nulls().str.contains(r"^vllm \d+\.\d+\S* server$").all()
+    assert found.drop("engine").equals(other.drop("engine"))
+
+
+def test_the_table_is_whole(in_process: Path):
+    frame = pl.read_parquet(table(in_process))
     assert frame.schema == stage.SCHEMA
     expected = [(f"p{n}", index) for n in range(PROMPTS) for index in range(SAMPLES)]
     assert frame.select("prompt_id", "sample_index").rows() == expected
@@ -60,81 +126,72 @@ def check_whole(frame: pl.DataFrame) -> None:
     assert asked["key"].n_unique() == asked["seed"].n_unique() == COUNT
     assert set(asked["finish_reason"]) == {"stop", "length"}
     assert asked["completion_tokens"].is_between(1, 12).all()
-    assert (asked["flaw"].eq_missing("truncated") == (asked["finish_reason"] == "length")).sum() > 0.9 * COUNT
+    assert (asked["truncated"] == (asked["finish_reason"] == "length")).all()
+    assert (asked["completion_tokens"] == 12).filter(asked["truncated"]).all()
     refused = frame.filter(prompt_id=f"p{TOO_LONG}")
     assert refused["error"].str.starts_with("prompt_too_long: ").all() and set(refused["finish_reason"]) == {"error"}
     # The samples of a prompt differ: each has its own seed, and the model's own suggestion (top_k=1) plays no part.
     assert asked.group_by("prompt_id").agg(pl.col("text").n_unique())["text"].mean() > 0.8 * SAMPLES
 
 
-def test_in_process_and_served_are_the_same(sample: Sample, tmp_path: Path, unbroken: Path):
-    output = finish(sample("process"))
-    assert f"{PROMPTS * SAMPLES:,} answers, {COUNT:,} of them new" in output
-    assert "1 prompts rejected {'prompt_too_long': 1}" in output
-    found, served = pl.read_parquet(table(tmp_path / "process")), pl.read_parquet(table(unbroken))
-    for frame, engine in ((found, r"^vllm \d+\.\d+\S*$"), (served, r"^vllm \d+\.\d+\S* server$")):
-        check_whole(frame)
-        assert frame["engine"].drop_nulls().str.contains(engine).all()
-    assert found.drop("engine").equals(served.drop("engine"))
-    # Going on with the other backend asks nothing again.
-    assert "up to date" in finish(sample("process"))
-    assert "up to date" in finish(sample("unbroken"))
-
-
-def test_in_process_killed_and_resumed(sample: Sample, tmp_path: Path):
-    finish(sample("whole"))
-    generator = random.Random(0)
+def test_in_process_killed_and_resumed(sample: Sample, tmp_path: Path, in_process: Path):
+    folder, generator = tmp_path / "killed", random.Random(0)
     for _ in range(2):
-        kill_while_sampling(sample("killed"), tmp_path / "killed", generator, COUNT // 3)
-    output = finish(sample("killed"))
-    assert f"{COUNT} of them new" not in output
-    assert table(tmp_path / "killed").read_bytes() == table(tmp_path / "whole").read_bytes()
+        kill_while_sampling(sample(folder), folder, generator, COUNT // 3)
+    assert f"{COUNT} of them new" not in finish(sample(folder))
+    assert table(folder).read_bytes() == table(in_process).read_bytes()
+    assert "up to date" in finish(sample(folder))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_served_through_faults(sample: Sample, tmp_path: Path, vllm_server: str, unbroken: Path, seed: int):
-    with faulty_proxy(vllm_server, share=0.3, seed=seed) as proxy:
-        finish(sample("faulty", proxy.url))
+def test_served_through_faults(sample: Sample, tmp_path: Path, vllm_server: str, served: Path):
+    with faulty_proxy(vllm_server, share=0.3, seed=0) as proxy:
+        finish(sample(tmp_path / "faulty", proxy.url))
     assert set(proxy.faults) == set(FAULTS) and proxy.faults.total() > COUNT / 5
     assert proxy.passed == COUNT  # Each answer arrived once.
-    assert table(tmp_path / "faulty").read_bytes() == table(unbroken).read_bytes()
+    assert table(tmp_path / "faulty").read_bytes() == table(served).read_bytes()
 
 
-def test_served_through_faults_killed_and_resumed(sample: Sample, tmp_path: Path, vllm_server: str, unbroken: Path):
-    generator = random.Random(1)
+def test_served_through_faults_killed_and_resumed(sample: Sample, tmp_path: Path, vllm_server: str, served: Path):
+    folder, generator = tmp_path / "killed", random.Random(1)
     with faulty_proxy(vllm_server, share=0.2, seed=2) as proxy:
         for _ in range(6):
-            kill_while_sampling(sample("killed", proxy.url), tmp_path / "killed", generator, COUNT // 10)
-        finish(sample("killed", proxy.url))
+            kill_while_sampling(sample(folder, proxy.url), folder, generator, COUNT // 10)
+        finish(sample(folder, proxy.url))
     # What was kept was not asked again: only what was under way at a kill, 16 requests at most.
     assert COUNT <= proxy.passed <= COUNT + 6 * 16
-    assert table(tmp_path / "killed").read_bytes() == table(unbroken).read_bytes()
+    assert table(folder).read_bytes() == table(served).read_bytes()
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from data_pipeline.config import SourceConfig
-from data_pipeline.samplers.base import Request
-from data_pipeline.samplers.vllm_sampler import VllmSampler
+def test_two_in_process_beside_one_served(
+    sample: Sample, tmp_path: Path, tiny: Path, vllm_server: str, in_process: Path, served: Path
+):
+    """As on GPUs, each engine has a process of its own, which ends before the next engine starts."""
+    more = [
+        {"name": name, "model": str(tiny), "temperature": heat, "top_p": 0.9, "backend": "vllm", "engine": ENGINE}
+        for name, heat in (("hot", 1.2), ("greedy", 0))
+    ]
+    folder = tmp_path / "three"
+    finish(sample(folder, vllm_server, more=more, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}))
+    assert table(folder).read_bytes() == table(served).read_bytes()
+    hot, greedy = (pl.read_parquet(table(folder, name)) for name in ("hot", "greedy"))
+    alike = {
+        name: frame.group_by("prompt_id").agg(pl.col("text").n_unique())["text"].max()
+        for name, frame in (("hot", hot), ("greedy", greedy))
+    }
+    assert alike["greedy"] == 1 < alike["hot"]
+    assert set(hot["temperature"].drop_nulls()) == {1.2}
+    assert not set(hot["seed"].drop_nulls()) & set(greedy["seed"].drop_nulls())
 
-source = SourceConfig(name="s", model=sys.argv[1], engine={"enforce_eager": True})
-sampler = VllmSampler(source, Path(sys.argv[1]), "float32", 64)
-prompts = {"fine": (5, 6), "long": (5,) * 65, "unknown": (5, 10**6), "last": (7,)}
-wanted = [Request(key, prompt, 1, 4) for key, prompt in prompts.items()]
-found = {request.key: vars(answer) for batch in sampler.generate(wanted, {"last"}) for request, answer in batch}
-sampler.close()
-assert "jax" not in sys.modules
-print(json.dumps(found))
-"""
 
+def test_what_the_engine_refuses_is_an_error_of_its_own(tiny: Path):
+    from data_pipeline.samplers.vllm_sampler import VllmSampler
 
-def test_what_the_engine_refuses_is_an_error_of_its_own(vllm_python: str, tiny: Path):
-    done = subprocess.run(
-        [vllm_python, "-c", PROGRAM, str(tiny)], cwd=ROOT, env=SETTINGS, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    sampler = VllmSampler(SourceConfig(name="s", model=str(tiny), engine=ENGINE), tiny, "float32", 64)
+    asked = {"fine": (5, 6), "long": (5,) * 65, "unknown": (5, 10**6), "last": (7,)}
+    requests = [Request(key, prompt, 1, 4) for key, prompt in asked.items()]
+    found = {request.key: answer for batch in sampler.generate(requests, {"last"}) for request, answer in batch}
+    sampler.close()
     assert found.keys() == {"fine", "long", "unknown"}
-    assert found["fine"]["error"] is None
-    assert all(found[key]["error"].startswith("refused: ") for key in ("long", "unknown"))
+    assert found["fine"].error is None
+    assert all(str(found[key].error).startswith("refused: ") for key in ("long", "unknown"))
+    assert "jax" not in sys.modules

@@ -1,0 +1,163 @@
+"""What sampling will ask of whom, and what it will take: `python -m data_pipeline sample --dry-run`.
+
+Answers that are kept already are not counted again; they tell how long answers are and how fast they come. No model is
+loaded and no server asked: tokenizers and configurations are enough.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+
+import polars as pl
+
+from data_pipeline import answers, sample, wanted
+from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.samplers import checkpoint
+from data_pipeline.samplers.chat import ChatTokenizer
+from data_pipeline.wanted import Wanted
+from fusejax.cli import note
+
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_PLAIN = pl.Config(
+    tbl_formatting="NOTHING",
+    tbl_hide_column_data_types=True,
+    tbl_hide_dataframe_shape=True,
+    tbl_cell_numeric_alignment="RIGHT",
+    tbl_cols=-1,
+    tbl_rows=-1,
+    tbl_width_chars=160,
+    thousands_separator=",",
+    apply_on_context_enter=True,
+)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a source's answers took, wanted now or not."""
+
+    answers: int
+    tokens: int
+    """Of answers."""
+    seconds: float
+    """Of sampling, without loading the model."""
+
+
+def run(config: PipelineConfig) -> None:
+    """Prints a plan a source, and their sum.
+
+    Raises:
+      UserError: no prompts, or a source without a tokenizer.
+    """
+    prompts = sample.read_prompts(config)
+    answers_left, tokens_left, hours_left = 0, 0, 0.0
+    without_rate = []
+    for source in config.sources:
+        note(f"dry run {source.name}: rendering prompts")
+        known = answers.read(sample.store_folder(config, source), sample.STORED)
+        done = spent(known)
+        title, plan = _plan(config, source, wanted.prompts_of(source, prompts), known)
+        tokens = int(plan["answer tokens"].sum())
+        seconds = seconds_of(source, tokens, done)
+        print(title)
+        with _PLAIN:
+            print(plan)
+        for line in _costs(source, tokens, seconds, done, given_or_seen=source.cost.answer_tokens or len(known)):
+            print(f" {line}")
+        print()
+        answers_left += int(plan["to make"].sum())
+        tokens_left += tokens
+        if seconds is None:
+            without_rate.append(source.name)
+        else:
+            hours_left += seconds * gpus(source) / 3600
+    rest = f", besides those of {', '.join(without_rate)}" if without_rate else ""
+    print(f"all: {answers_left:,} answers, {tokens_left:,} tokens, {hours_left:,.1f} GPU-hours{rest}", flush=True)
+
+
+def spent(known: pl.DataFrame) -> Spent:
+    """What answers took, as far as it was measured.
+
+    Args:
+      known: a source's, with the columns of `sample.STORED`.
+    """
+    timed = known.filter(pl.col("seconds").is_not_null())
+    return Spent(len(timed), int(timed["completion_tokens"].sum()), float(timed["seconds"].sum()))
+
+
+def gpus(source: SourceConfig) -> int:
+    """How many GPUs the source takes."""
+    return source.cost.gpus or math.prod(source.engine.get(name, 1) for name in _PARALLEL)
+
+
+def seconds_of(source: SourceConfig, tokens: int, done: Spent) -> float | None:
+    """How long so many tokens of answers take; None where no rate is given, nor measured."""
+    rate = source.cost.tokens_per_second or (done.tokens / done.seconds if done.seconds else 0)
+    return 0.0 if tokens == 0 else tokens / rate if rate else None
+
+
+def _plan(
+    config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, known: pl.DataFrame
+) -> tuple[str, pl.DataFrame]:
+    """A line that says who is asked, and a row a domain."""
+    directory = checkpoint.locate(source.model, source.revision, weights=False)
+    tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
+    common = wanted.circumstances(config, source, directory)
+    asked = wanted.want(config, source, prompts, tokenizer, common)
+    where = source.server.url if source.server else config.backend(source)
+    parameters = ", ".join(f"{name} {common[name]}" for name in ("temperature", "top_p", "repetition_penalty"))
+    title = f"{source.name}: {source.model} at {common['revision'][:12]} by {where}, {parameters}"
+    return title, _by_domain(source, prompts, asked, known)
+
+
+def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: Wanted, known: pl.DataFrame) -> pl.DataFrame:
+    domains = dict(prompts.select("id", "domain").iter_rows())
+    domain_of = {key: domains[prompt] for key, prompt, _ in asked.rows}
+    requests = pl.DataFrame(
+        [(key, domain_of[key], len(each.prompt), each.max_tokens) for key, each in asked.requests.items()],
+        schema={"key": pl.String, "domain": pl.String, "prompt": pl.Int64, "most": pl.Int64},
+        orient="row",
+    )
+    length = pl.when(pl.col("error").is_null()).then("completion_tokens")
+    lengths = known.select("key", length=length, stored=True)
+    requests = requests.join(lengths, on="key", how="left", maintain_order="left")
+    # The best guess there is: as given, as in the domain so far, as in any domain so far, the most there can be.
+    expected = pl.coalesce(
+        pl.lit(source.cost.answer_tokens, pl.Float64),
+        pl.col("length").mean().over("domain"),
+        pl.lit(lengths["length"].mean(), pl.Float64),
+        pl.col("most"),
+    )
+    to_make = pl.col("stored").is_null()
+    plan = (
+        requests.with_columns(expected=pl.min_horizontal(expected, "most"))
+        .group_by("domain", maintain_order=True)
+        .agg(
+            pl.col("stored").count(),
+            to_make.sum().cast(pl.Int64).alias("to make"),
+            pl.col("prompt").filter(to_make).sum().alias("prompt tokens"),
+            pl.col("expected").filter(to_make).sum().round().cast(pl.Int64).alias("answer tokens"),
+        )
+    )
+    refused = Counter(domains[prompt] for prompt in asked.rejected)
+    counts = prompts.group_by("domain", maintain_order=True).agg(prompts=pl.len().cast(pl.Int64))
+    counts = counts.with_columns(refused=pl.col("domain").replace_strict(refused, default=0, return_dtype=pl.Int64))
+    return counts.join(plan, on="domain", how="left", maintain_order="left").fill_null(0)
+
+
+def _costs(source: SourceConfig, tokens: int, seconds: float | None, done: Spent, given_or_seen: int) -> list[str]:
+    on = f"on {gpus(source)} GPU" + ("s" if gpus(source) > 1 else "")
+    lines = []
+    if done.seconds:
+        rate, hours = done.tokens / done.seconds, done.seconds * gpus(source) / 3600
+        lines.append(f"so far {done.answers:,} answers, {rate:,.0f} tokens/s {on}, {hours:,.1f} GPU-hours")
+    bound = "about" if given_or_seen else "at most"
+    if seconds is None:
+        rest = "no rate is known: set cost.tokens_per_second, or sample a few answers"
+    else:
+        rate = tokens / seconds if seconds else 0
+        how = "given" if source.cost.tokens_per_second else "measured"
+        time = timedelta(seconds=round(seconds))
+        rest = f"{time} at {rate:,.0f} tokens/s ({how}) {on}, {seconds * gpus(source) / 3600:,.1f} GPU-hours"
+    lines.append(f"to come {bound} {tokens:,} tokens" + (f": {rest}" if tokens else ""))
+    return lines
