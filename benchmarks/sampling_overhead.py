@@ -1,22 +1,22 @@
 """What the stage `sample` costs beside vLLM's own `LLM.generate`, on the same requests and the same engine settings.
 
     VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 \
-        python benchmarks/sampling_overhead.py MODEL --prompts 200 --samples 4 --max-new-tokens 128 --rounds 5
+        .venv-vllm/bin/python benchmarks/sampling_overhead.py --prompts 200 --samples 4 --rounds 5
 
-With vLLM's environment; MODEL is a checkpoint's directory. Both sides run in this process, on one engine each, in turns
-whose order alternates, so that what else the machine does meets both. Ours is the whole loop: a seed of its own for each
-sample, and each answer in the journal when it is finished. Theirs gives the same prompts, parameters and seeds to
-`generate` and keeps nothing. Prefix caches are emptied before each turn. Both must give the same texts.
-
-
+MODEL is a checkpoint's directory; without one, a random model is made. Both sides run in this process, each on an
+engine of its own, in turns whose order alternates, so that what else the machine does meets both. Ours is the stage's
+whole loop: requests, progress, and each answer in the journal when it is finished. Theirs gives the same prompts,
+parameters and seeds to `generate` at once, and keeps nothing. The caches of prefixes are emptied before each turn.
+Both must give the same texts.
 """
 
 import argparse
-import shutil
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import vllm
 from etils import epath
@@ -24,22 +24,34 @@ from etils import epath
 from data_pipeline import sample
 from data_pipeline.answers import AnswerStore
 from data_pipeline.config import SourceConfig
+from data_pipeline.progress import Progress
 from data_pipeline.samplers.base import Request
 from data_pipeline.samplers.vllm_sampler import VllmSampler
 from data_pipeline.store import rank
+from data_pipeline.wanted import Wanted
+
+SIZES = {
+    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 1024, "initializer_range": 0.1,
+    "bos_token_id": None, "eos_token_id": 7, "pad_token_id": 7,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--max-model-len", type=int, default=256)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sampling-") as folder:
+        model = Path(options.model) if options.model else make_model(Path(folder) / "model")
+        compare(model, options, Path(folder))
 
+
+def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
     # Chunked prefill ends in an error on CPUs where requests have seeds.
     engine = {
         "max_num_seqs": options.max_num_seqs,
@@ -47,59 +59,80 @@ def main() -> None:
         "disable_log_stats": True,
         "enable_chunked_prefill": False,
     }
-    source = SourceConfig(name="s", model=options.model, engine=engine)
-    ours = VllmSampler(source, Path(options.model), "auto", options.max_model_len)
-    theirs = vllm.LLM(options.model, max_model_len=options.max_model_len, **engine)
+    context = 64 + options.max_new_tokens
+    source = SourceConfig(name="s", model=str(model), engine=engine)
+    ours = VllmSampler(source, model, "auto", context)
+    theirs = vllm.LLM(str(model), max_model_len=context, **engine)
     requests = [
-        Request(f"{prompt}-{index}", (*range(5, 45), 5 + prompt % 200), rank(0, str(prompt), str(index)), 0)
+        Request(
+            f"{prompt}-{index}",
+            (*range(5, 45), 50 + prompt % 200),
+            rank(0, str(prompt), str(index)),
+            options.max_new_tokens,
+        )
         for prompt in range(options.prompts)
         for index in range(options.samples)
     ]
-    requests = [Request(r.key, r.prompt, r.seed, options.max_new_tokens) for r in requests]
     seconds: dict[str, list[float]] = {"ours": [], "LLM.generate": []}
     tokens = 0
     for turn in range(options.rounds + 1):  # The first one warms up.
         found: dict[str, dict[str, str]] = {}
         for name in sorted(seconds, reverse=turn % 2 == 0):
+            ours._engine.reset_prefix_cache()
+            theirs.reset_prefix_cache()
             started = time.perf_counter()
             if name == "ours":
-                found[name], tokens = _ours(ours, requests)
+                table = run_ours(ours, source, requests, folder / str(turn))
             else:
-                found[name] = _theirs(theirs, requests)
+                outputs = run_theirs(theirs, requests)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-        assert found["ours"] == found["LLM.generate"], "the two do not give the same answers"
-        ours._engine.reset_prefix_cache()
-        theirs.reset_prefix_cache()
+        tokens = int(table["completion_tokens"].sum())
+        found = dict(table.select("key", "text").iter_rows())
+        assert found == {r.key: o.outputs[0].text for r, o in zip(requests, outputs, strict=True)}, "texts differ"
+        if turn:
+            print(f"round {turn}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items()))
     for name, values in seconds.items():
         middle = statistics.median(values)
         spread = f"{min(values):.2f} to {max(values):.2f}"
         print(f"{name:13} {middle:6.2f} s (median of {len(values)}, {spread})  {tokens / middle:8,.0f} tokens/s")
-    ratios = [mine / other for mine, other in zip(seconds["ours"], seconds["LLM.generate"], strict=True)]
-    print(f"ours / LLM.generate: {statistics.median(ratios):.3f} (median of the rounds' ratios)")
+    ratios = [mine / other for mine, other in zip(*seconds.values(), strict=True)]
+    print(f"ours / LLM.generate: {statistics.median(ratios):.3f} (median of the rounds' ratios), "
+          f"{min(seconds['ours']) / min(seconds['LLM.generate']):.3f} (of the fastest)")  # fmt: skip
 
 
-def _ours(sampler: VllmSampler, requests: list[Request]) -> tuple[dict[str, str], int]:
-    folder = tempfile.mkdtemp(prefix="sampling-")
-    texts: dict[str, str] = {}
-    tokens = 0
+def run_ours(sampler: VllmSampler, source: SourceConfig, requests: list[Request], folder: Path) -> Any:
+    asked = Wanted([], {request.key: request for request in requests}, {})
+    common = {
+        "model": source.model, "revision": "r", "dtype": "auto", "temperature": source.temperature,
+        "top_p": source.top_p, "repetition_penalty": source.repetition_penalty,
+    }  # fmt: skip
     with AnswerStore(epath.Path(folder), sample.STORED) as answers:
-        for batch in sampler.generate(requests, ()):
-            rows = [dict.fromkeys(sample.STORED) | {"key": request.key} | vars(answer) for request, answer in batch]
-            answers.append(rows)
-            texts |= {request.key: answer.text for request, answer in batch}
-            tokens += sum(answer.completion_tokens for _, answer in batch)
-    shutil.rmtree(folder)
-    return texts, tokens
+        progress = Progress("sample s", 0, len(requests))
+        sample.ask(sampler, source, asked, common, answers, progress, threading.Event())
+        return answers.table()
 
 
-def _theirs(llm: vllm.LLM, requests: list[Request]) -> dict[str, str]:
+def run_theirs(llm: vllm.LLM, requests: list[Request]) -> list[vllm.RequestOutput]:
     params = [
         vllm.SamplingParams(temperature=0.8, top_p=0.95, max_tokens=request.max_tokens, seed=request.seed)
         for request in requests
     ]
-    outputs = llm.generate([{"prompt_token_ids": list(r.prompt)} for r in requests], params, use_tqdm=False)
-    return {request.key: output.outputs[0].text for request, output in zip(requests, outputs, strict=True)}
+    return llm.generate([{"prompt_token_ids": list(r.prompt)} for r in requests], params, use_tqdm=False)
+
+
+def make_model(directory: Path) -> Path:
+    """A random Llama and a tokenizer of words that mean nothing."""
+    import tokenizers
+    import torch
+    import transformers
+
+    words = tokenizers.models.WordLevel({f"w{index}": index for index in range(SIZES["vocab_size"])}, unk_token="w0")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), eos_token="w7")
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SIZES)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 if __name__ == "__main__":

@@ -62,9 +62,10 @@ def run(config: PipelineConfig) -> None:
         print(title)
         with _PLAIN:
             print(plan)
-        for line in _costs(source, tokens, seconds, done, given_or_seen=source.cost.answer_tokens or len(known)):
-            print(f" {line}")
-        print()
+        if done.seconds:
+            print(f" so far {_so_far(source, done)}")
+        bound = "about" if source.cost.answer_tokens or len(known) else "at most"
+        print(f" to come {bound} {tokens:,} tokens: {_to_come(source, tokens, seconds)}\n")
         answers_left += int(plan["to make"].sum())
         tokens_left += tokens
         if seconds is None:
@@ -145,19 +146,20 @@ def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: Wanted, known
     return counts.join(plan, on="domain", how="left", maintain_order="left").fill_null(0)
 
 
-def _costs(source: SourceConfig, tokens: int, seconds: float | None, done: Spent, given_or_seen: int) -> list[str]:
-    on = f"on {gpus(source)} GPU" + ("s" if gpus(source) > 1 else "")
-    lines = []
-    if done.seconds:
-        rate, hours = done.tokens / done.seconds, done.seconds * gpus(source) / 3600
-        lines.append(f"so far {done.answers:,} answers, {rate:,.0f} tokens/s {on}, {hours:,.1f} GPU-hours")
-    bound = "about" if given_or_seen else "at most"
+def _so_far(source: SourceConfig, done: Spent) -> str:
+    rate, hours = done.tokens / done.seconds, done.seconds * gpus(source) / 3600
+    return f"{done.answers:,} answers, {rate:,.0f} tokens/s on {_gpus(source)}, {hours:,.1f} GPU-hours"
+
+
+def _to_come(source: SourceConfig, tokens: int, seconds: float | None) -> str:
     if seconds is None:
-        rest = "no rate is known: set cost.tokens_per_second, or sample a few answers"
-    else:
-        rate = tokens / seconds if seconds else 0
-        how = "given" if source.cost.tokens_per_second else "measured"
-        time = timedelta(seconds=round(seconds))
-        rest = f"{time} at {rate:,.0f} tokens/s ({how}) {on}, {seconds * gpus(source) / 3600:,.1f} GPU-hours"
-    lines.append(f"to come {bound} {tokens:,} tokens" + (f": {rest}" if tokens else ""))
-    return lines
+        return "no rate is known: set cost.tokens_per_second, or sample a few answers"
+    if not tokens:
+        return "all are there"
+    how = "given" if source.cost.tokens_per_second else "measured"
+    time, hours = timedelta(seconds=round(seconds)), seconds * gpus(source) / 3600
+    return f"{time} at {tokens / seconds:,.0f} tokens/s ({how}) on {_gpus(source)}, {hours:,.1f} GPU-hours"
+
+
+def _gpus(source: SourceConfig) -> str:
+    return f"{gpus(source)} GPU" + ("s" if gpus(source) > 1 else "")

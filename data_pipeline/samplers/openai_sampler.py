@@ -161,8 +161,8 @@ class OpenaiSampler:
                 return await self._try(session, method, url, body, parse)
             except (Unavailable, aiohttp.ClientError, OSError, TimeoutError) as error:
                 # At random, so that requests which failed together do not come back together.
-                wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
-                wait, attempt = max(wait, getattr(error, "wait", 0.0)), attempt + 1
+                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
+                wait, attempt = getattr(error, "wait", 0.0) + backoff, attempt + 1
                 waited += wait
                 if waited > self._server.patience_seconds:
                     raise UserError(

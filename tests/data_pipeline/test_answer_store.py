@@ -73,6 +73,29 @@ def test_killed_between_part_and_journal(tmp_path: Path):
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
+def test_half_a_character_is_no_obstacle(tmp_path: Path):
+    """JSON can hold one half of a surrogate pair, UTF-8 cannot: neither journal nor part file may fail over it."""
+    with opened(tmp_path / "whole") as found:
+        found.append([{"key": "k", "text": "a \ud83d b"}, row(1)])
+        journal = (tmp_path / "whole/journal.jsonl").read_bytes()
+    assert ("k", "a ? b") in content(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/journal.jsonl").write_bytes(journal)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_others_may_read_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def seen() -> list[tuple[str, str]]:
+        return sorted(answers.read(epath.Path(tmp_path / "s"), SCHEMA).rows())
+
+    assert seen() == [] and not (tmp_path / "s").exists()
+    monkeypatch.setattr(answers, "PART_ROWS", 2)
+    with opened(tmp_path / "s") as found:
+        for number in range(5):
+            found.append([row(number)])
+            assert seen() == expected(range(number + 1))
+
+
 def test_a_table_is_adopted_once(tmp_path: Path):
     table = pl.DataFrame([row(1), row(2)], schema=SCHEMA)
     with opened(tmp_path) as found:

@@ -1,8 +1,10 @@
 """The transformers sampler against transformers itself, and the stage that survives being killed."""
 
+import itertools
 import json
 import shutil
-from collections.abc import Container, Iterator, Sequence
+import threading
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pydantic
 import pytest
 import torch
 import transformers
+from etils import epath
 
-from data_pipeline import flaws, prompts, sample
+from data_pipeline import answers, flaws, prompts, sample
 from data_pipeline.config import PipelineConfig, SamplerConfig, SourceConfig
 from data_pipeline.samplers import checkpoint as checkpoints
 from data_pipeline.samplers import transformers_sampler
@@ -263,6 +266,32 @@ def test_another_dtype_is_asked_anew(stage: Any):
     assert len(again.asked) == 30
 
 
+@pytest.mark.parametrize(
+    ("engine", "asked"),
+    [({"quantization": "fp8"}, 30), ({"tensor_parallel_size": 8, "gpu_memory_utilization": 0.8}, 0)],
+)
+def test_engine_arguments_that_change_the_model(stage: Any, engine: dict[str, Any], asked: int):
+    stage(FakeSampler(), backend="vllm")
+    stage(again := FakeSampler(), backend="vllm", engine=engine)
+    assert len(again.asked) == asked
+
+
+def test_a_server_tells_which_weights_it_has_where_none_are_here(tmp_path: Path, checkpoint: Path):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert checkpoints.revision(bare, "a") != checkpoints.revision(bare, "b") != checkpoints.revision(bare)
+    assert checkpoints.revision(checkpoint, "a") == checkpoints.revision(checkpoint)
+
+
+def test_the_time_that_answers_took_is_kept(stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(sample.time, "monotonic", lambda: float(next(ticks)))
+    assert stage(FakeSampler(fail_after=10)) is None
+    stage(FakeSampler())
+    known = answers.read(epath.Path(tmp_path / "out/samples/.answers/s"), sample.STORED)
+    assert known["seconds"].sum() >= 30 and (known["seconds"] > 0).all()
+
+
 def test_fingerprint_sees_a_change_amid_a_large_file(tmp_path: Path):
     for name in ("model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).write_bytes(bytes(10 * 2**20))
@@ -330,6 +359,82 @@ def test_an_answer_is_recorded_with_its_circumstances(stage: Any, checkpoint: Pa
         "truncated": False, "empty": False, "degenerate": False,
     }  # fmt: skip
     assert row | expected == row
+
+
+@pytest.fixture
+def several(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that runs the stage on the named sources, each with the sampler that `open_` gives for its name.
+
+    Those whose name begins with `server` have one.
+    """
+    file = write_jsonl(tmp_path / "p.jsonl", [{"id": f"p{n}", "prompt": f"q{n}"} for n in range(10)])
+    served = {"backend": "openai", "server": {"url": "http://localhost/v1"}}
+
+    def run(names: list[str], open_: Callable[[str], FakeSampler]) -> None:
+        monkeypatch.setattr(sample, "open_sampler", lambda config, source, *_: open_(source.name))
+        config = PipelineConfig.model_validate(
+            {
+                "output_dir": str(tmp_path / "out"),
+                "prompts": [{"path": str(file), "dataset": "d", "domain": "instruction"}],
+                "sources": [
+                    {"name": name, "model": str(checkpoint)} | (served if name.startswith("server") else {})
+                    for name in names
+                ],
+                "samples_per_prompt": {"instruction": 3},
+            }
+        )
+        prompts.run(config)
+        sample.run(config)
+
+    return run
+
+
+def test_servers_side_by_side_and_engines_one_after_another(several: Any, tmp_path: Path):
+    meeting, loaded = threading.Barrier(3), set()
+
+    class Waiting(FakeSampler):
+        """Answers when all are there: two servers, and one engine at a time."""
+
+        def __init__(self, name: str):
+            super().__init__()
+            self._name = name
+            assert name.startswith("server") or not loaded
+            loaded.update({name} - {"server_1", "server_2"})
+
+        def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+            if self._name != "engine_2":
+                meeting.wait(60)
+            yield from super().generate(requests, done)
+
+        def close(self) -> None:
+            loaded.discard(self._name)
+
+    names = ["engine_1", "server_1", "engine_2", "server_2"]
+    several(names, Waiting)
+    tables = [pl.read_parquet(tmp_path / f"out/samples/{name}.parquet") for name in names]
+    assert [len(table) for table in tables] == [30] * 4
+    assert pl.concat(tables)["seed"].n_unique() == 120  # Each source has its own.
+
+
+def test_a_server_that_fails_does_not_stop_the_others(several: Any, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def open_(name: str) -> FakeSampler:
+        return FakeSampler(error="refused: no" if name == "server_1" else None)
+
+    with pytest.raises(UserError, match="sources: server_1: the first 20 requests failed"):
+        several(["server_1", "engine", "server_2"], open_)
+    assert "sample server_1: sources: server_1: the first 20" in capsys.readouterr().err
+    found = {path.stem for path in (tmp_path / "out/samples").glob("*.parquet")}
+    assert found == {"engine", "server_2"}
+
+
+def test_interrupted_servers_stop(several: Any, tmp_path: Path):
+    class Endless(FakeSampler):
+        def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+            for request in itertools.cycle(requests):
+                yield [(request, Answer("again", "stop", 1))]
+
+    with pytest.raises(KeyboardInterrupt):
+        several(["server", "engine"], lambda name: Endless() if name == "server" else FakeSampler(fail_after=3))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A real vLLM: `make test-vllm` runs these tests in its environment, which has little else. Elsewhere there are none."""
+"""A real vLLM: `make test-vllm` runs these tests in its environment, which has little else; elsewhere none is found."""
 
 import importlib.util
 import os
