@@ -133,8 +133,11 @@ class CostConfig(ConfigModel):
     """Of an answer. Default: the mean of the answers so far; before there are any, the most there can be."""
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
 class SourceConfig(ConfigModel):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     """Names the files and the records' `source_model`."""
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
     """Directory or Hub id of a Hugging Face checkpoint with a chat template. Of one that a server holds, the tokenizer
@@ -164,6 +167,20 @@ class SourceConfig(ConfigModel):
             if key in engine:
                 raise ValueError(f"{key} is set elsewhere, by {place}")
         return engine
+
+
+class GivenConfig(RowsConfig):
+    """Answers that come with a data set: nobody is asked for them. Blank ones, and those to no prompt, are counted."""
+
+    name: str = Field(pattern=_NAME)
+    """Names the files and the records' `source_model`, as a source's name does."""
+    model: str
+    """Who made them, for the record."""
+    prompt: str
+    """Column with the prompt's text; an answer goes to the prompt whose only turn says just that."""
+    answer: str
+    """Column with the answer's text."""
+    domains: tuple[Domain, ...] = DOMAINS
 
 
 class SamplerConfig(ConfigModel):
@@ -269,7 +286,8 @@ class PipelineConfig(ConfigModel):
     seed: int = 0
     prompts: list[PromptsConfig] = Field(min_length=1)
     overlap: OverlapConfig = OverlapConfig()
-    sources: list[SourceConfig] = Field(min_length=1)
+    sources: tuple[SourceConfig, ...] = ()
+    given: tuple[GivenConfig, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     samples_per_prompt: SamplesPerPrompt = SamplesPerPrompt()
     max_new_tokens: PositiveInt = 4096
@@ -279,7 +297,9 @@ class PipelineConfig(ConfigModel):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
-        names = [source.name for source in self.sources]
+        names = [source.name for source in self.answerers]
+        if not names:
+            raise ValueError("sources: there are none, and no given answers either")
         if len(set(names)) < len(names):
             raise ValueError(f"sources: a name occurs twice in {', '.join(names)}")
         for source in self.sources:
@@ -290,11 +310,16 @@ class PipelineConfig(ConfigModel):
             if source.engine and backend != "vllm":
                 raise ValueError(f"sources: {source.name} has engine arguments, but the backend {backend}")
         wanted = self.selection.chinese.source
-        able = [source.name for source in self.sources if "chinese" in source.domains]
+        able = [source.name for source in self.answerers if "chinese" in source.domains]
         if wanted is not None and wanted not in able:
             found = f"is none of the sources with the domain chinese ({', '.join(able) or 'none'})"
             raise ValueError(f"selection.chinese.source: {wanted!r} {found}")
         return self
+
+    @property
+    def answerers(self) -> list[SourceConfig | GivenConfig]:
+        """All that answers come from, in the order in which they are shown."""
+        return [*self.sources, *self.given]
 
     def backend(self, source: SourceConfig) -> Backend:
         """What asks the source."""

@@ -40,7 +40,7 @@ def run(config: PipelineConfig) -> None:
     """
     output = epath.Path(config.output_dir)
     paths = [output / "selection" / f"{name}.parquet" for name in TABLES]
-    scores = [output / "scores" / f"{source.name}.parquet" for source in config.sources]
+    scores = [output / "scores" / f"{source.name}.parquet" for source in config.answerers]
     for path in paths:
         store.check_parquet(path, ["prompt_id"], made_by="select")
     for path in scores:
@@ -113,7 +113,7 @@ class Facts:
         """Domain -> source -> selected examples ("sft") or pairs ("dpo")."""
         frame, column = self.selected[kind], "source" if kind == "sft" else "chosen_source"
         counts = {row[:2]: row[2] for row in frame.group_by("domain", column).len().iter_rows()}
-        sources = [source.name for source in self.config.sources]
+        sources = [source.name for source in self.config.answerers]
         return {
             domain: {source: counts.get((domain, source), 0) for source in sources}
             for domain in self.domains
@@ -216,7 +216,7 @@ def _cell(value: Any) -> str:
 
 def _by_source(facts: Facts, frame: pl.DataFrame, column: str) -> dict[str, np.ndarray]:
     """Source -> its values of `column`, all sources in the config's order, so that each has one colour everywhere."""
-    names = [source.name for source in facts.config.sources]
+    names = [source.name for source in facts.config.answerers]
     return {name: frame.filter(pl.col("source") == name)[column].drop_nulls().to_numpy() for name in names}
 
 
@@ -285,7 +285,8 @@ def data_card(facts: Facts) -> str:
             [
                 [s.name, s.model, s.temperature, s.top_p, s.repetition_penalty, ", ".join(s.domains)]
                 for s in config.sources
-            ],
+            ]
+            + [[g.name, g.model, "as given", "as given", "as given", ", ".join(g.domains)] for g in config.given],
         ),
         f"At most {config.max_new_tokens} new tokens; seed {config.seed}. Answers a prompt and source: "
         + ", ".join(f"{domain} {getattr(config.samples_per_prompt, domain)}" for domain in facts.domains)
@@ -304,7 +305,7 @@ def data_card(facts: Facts) -> str:
         "\n\n".join(
             f"{title}:\n\n"
             + markdown_table(
-                ["domain", *(s.name for s in config.sources)], [[name, *row.values()] for name, row in rows.items()]
+                ["domain", *(s.name for s in config.answerers)], [[name, *row.values()] for name, row in rows.items()]
             )
             for title, rows in (("SFT examples", facts.wins("sft")), ("Chosen answers", facts.wins("dpo")))
             if rows

@@ -22,9 +22,9 @@ from typing import Any
 import polars as pl
 from etils import epath
 
-from data_pipeline import flaws, store, wanted
+from data_pipeline import flaws, given, store, wanted
 from data_pipeline.answers import AnswerStore
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
 from data_pipeline.progress import Progress
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.samplers import checkpoint
@@ -62,6 +62,8 @@ ALL_REFUSED = 20
 def run(config: PipelineConfig) -> None:
     """Writes `samples/{source}.parquet` and `rejected/sample-{source}.jsonl` for each source.
 
+    Of given answers it writes the table alone.
+
     Sources with servers are asked side by side; the others one after another, meanwhile.
 
     Raises:
@@ -74,7 +76,9 @@ def run(config: PipelineConfig) -> None:
         (source, functools.partial(_sample_source, config, source, prompts, directories[source.name], stop))
         for source in config.sources
     ]
-    with ThreadPoolExecutor(len(tasks)) as pool:
+    for entry in config.given:
+        _take_given(config, entry, prompts)
+    with ThreadPoolExecutor(len(tasks) + 1) as pool:
         served = [pool.submit(_told, source, task) for source, task in tasks if source.server is not None]
         try:
             for source, task in tasks:
@@ -231,6 +235,35 @@ def _plausible(batches: Iterator[Answered], source: SourceConfig) -> Iterator[An
             yield held
         return
     yield from batches
+
+
+def _take_given(config: PipelineConfig, entry: GivenConfig, prompts: pl.DataFrame) -> None:
+    output = epath.Path(config.output_dir)
+    final = output / "samples" / f"{entry.name}.parquet"
+    prompts = wanted.prompts_of(entry, prompts)
+    chosen = prompts.select("id", "domain", "messages").rows()
+    fingerprint = store.fingerprint(given.fingerprint(entry), store.fingerprint(*chosen), Path(flaws.__file__))
+    step = f"sample {entry.name}"
+
+    def work() -> str:
+        found, dropped = given.answers(entry, prompts)
+        table = flaws.mark(
+            found.with_columns(
+                source=pl.lit(entry.name),
+                finish_reason=pl.lit("stop"),
+                model=pl.lit(entry.model),
+                revision=pl.lit(entry.revision),
+                engine=pl.lit("given"),
+            )
+        )
+        absent = [pl.lit(None, kind).alias(name) for name, kind in SCHEMA.items() if name not in table.columns]
+        table = table.with_columns(absent).select(SCHEMA.names()).cast(SCHEMA).rechunk()
+        store.write_parquet(table, final)
+        answered = table["prompt_id"].n_unique()
+        left_out = f"; {dropped.total():,} rows left out {dict(dropped)}" if dropped else ""
+        return f"{len(table):,} given answers to {answered:,} of {len(prompts):,} prompts{left_out}"
+
+    store.once(output, step, fingerprint, [final], work)
 
 
 def _table(source: SourceConfig, asked: Wanted, known: pl.DataFrame) -> pl.DataFrame:

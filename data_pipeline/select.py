@@ -31,7 +31,7 @@ def run(config: PipelineConfig) -> None:
     with local_copy(prompts_path) as local:
         prompts = pl.read_parquet(local, columns=["id", "dataset", "domain"], glob=False)
     require_rewards(config, domains=set(prompts["domain"]))
-    files = [output / "scores" / f"{source.name}.parquet" for source in config.sources]
+    files = [output / "scores" / f"{source.name}.parquet" for source in config.answerers]
     for file in files:
         store.check_parquet(file, [*NEEDED, *COLUMNS], made_by="score")
         _check_marks(file)

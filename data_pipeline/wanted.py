@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from data_pipeline import store
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
 from data_pipeline.samplers import checkpoint
 from data_pipeline.samplers.base import Request
 from data_pipeline.samplers.chat import ChatTokenizer, Refused
@@ -36,7 +36,7 @@ class Wanted:
     """Prompt -> `reason: detail`."""
 
 
-def prompts_of(source: SourceConfig, prompts: pl.DataFrame) -> pl.DataFrame:
+def prompts_of(source: SourceConfig | GivenConfig, prompts: pl.DataFrame) -> pl.DataFrame:
     """The prompts of the source's domains."""
     return prompts.filter(pl.col("domain").is_in(source.domains))
 

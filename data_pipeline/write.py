@@ -47,7 +47,7 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
     manifest = {
         "config": config.model_dump(mode="json"),
         "sandbox": sandboxes(output),
-        "models": {source.name: source.model for source in config.sources},
+        "models": {source.name: source.model for source in config.answerers},
         "sampling": {
             source.name: {
                 **source.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
