@@ -9,7 +9,6 @@ have the finish reason "error". Flaws are told by looking at the answers in the 
 nothing again.
 """
 
-import functools
 import json
 import threading
 import time
@@ -69,21 +68,29 @@ def run(config: PipelineConfig) -> None:
     Raises:
       UserError: no prompts, a source that cannot be loaded or reached, or a samples file of another maker in the way.
     """
+    import transformers  # noqa: F401  Before there are threads: while it is imported, others find half of it.
+
     prompts = read_prompts(config)
     directories = locate(config)
     stop = threading.Event()
-    tasks = [
-        (source, functools.partial(_sample_source, config, source, prompts, directories[source.name], stop))
-        for source in config.sources
-    ]
     for entry in config.given:
         _take_given(config, entry, prompts)
-    with ThreadPoolExecutor(len(tasks) + 1) as pool:
-        served = [pool.submit(_told, source, task) for source, task in tasks if source.server is not None]
+    others = len(config.sources) > 1 and any(source.server is not None for source in config.sources)
+
+    def sample(source: SourceConfig) -> None:
         try:
-            for source, task in tasks:
+            _sample_source(config, source, prompts, directories[source.name], stop)
+        except UserError as error:
+            if others:  # They go on, maybe for days: this must not be heard of only then.
+                note(f"sample {source.name} failed: {error}")
+            raise
+
+    with ThreadPoolExecutor(len(config.sources) + 1) as pool:
+        served = [pool.submit(sample, source) for source in config.sources if source.server is not None]
+        try:
+            for source in config.sources:
                 if source.server is None:
-                    task()
+                    sample(source)
             for future in served:
                 future.result()
         except KeyboardInterrupt:
@@ -116,15 +123,6 @@ def read_prompts(config: PipelineConfig) -> pl.DataFrame:
 def store_folder(config: PipelineConfig, source: SourceConfig) -> epath.Path:
     """Where the source's answers are kept."""
     return epath.Path(config.output_dir) / "samples" / ".answers" / source.name
-
-
-def _told(source: SourceConfig, task: functools.partial[None]) -> None:
-    """Does it; a failure is told at once, though the other sources go on."""
-    try:
-        task()
-    except UserError as error:
-        note(f"sample {source.name}: {error}")
-        raise
 
 
 def _sample_source(

@@ -422,7 +422,7 @@ def test_a_server_that_fails_does_not_stop_the_others(several: Any, tmp_path: Pa
 
     with pytest.raises(UserError, match="sources: server_1: the first 20 requests failed"):
         several(["server_1", "engine", "server_2"], open_)
-    assert "sample server_1: sources: server_1: the first 20" in capsys.readouterr().err
+    assert "sample server_1 failed: sources: server_1: the first 20" in capsys.readouterr().err
     found = {path.stem for path in (tmp_path / "out/samples").glob("*.parquet")}
     assert found == {"engine", "server_2"}
 
