@@ -4,9 +4,10 @@ Answers are kept for good in `samples/.answers/{source}/`, each under its key (s
 for the keys that are not there yet, so a killed run goes on where it was, nothing is asked twice, and answers that are
 not wanted now wait there.
 
-A prompt that a source cannot be asked is in `rejected/sample-{source}.jsonl` with the reason, and its rows in the table
-have the finish reason "error". Flaws are told by looking at the answers in the end, so judging them otherwise asks
-nothing again.
+What fails on the way to a server is tried again; a request that the server or the engine refuses for what it is counts
+as answered, with its error. A prompt that a source cannot be asked is in `rejected/sample-{source}.jsonl` with the
+reason, and its rows in the table have the finish reason "error". Flaws are told by looking at the answers in the end,
+so judging them otherwise asks nothing again.
 """
 
 import json
