@@ -35,8 +35,7 @@ def main(arguments: list[str]) -> None:
 
         # Before hours of sampling, not after.
         select.require_rewards(config, domains=None)
-        for domain in sorted({entry.domain for entry in config.prompts}):
-            scorers.build(config.scorers, domain)
+        scorers.build(config.scorers, {entry.domain for entry in config.prompts})
         sample.locate(config)
     for name in STAGES if stage == "run" else [stage]:
         # Only now: the environment in which vLLM samples has not all that the other stages need.

@@ -13,6 +13,7 @@ DOMAINS: tuple[Domain, ...] = get_args(Domain)
 PairSource = Literal["best", "random", "widest"]
 Correctness = Literal["math_verify", "code"]
 Backend = Literal["transformers", "vllm", "openai"]
+RewardEngineArgument = Literal["enforce_eager", "gpu_memory_utilization", "max_num_seqs", "tensor_parallel_size"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -200,9 +201,42 @@ class SamplesPerPrompt(ConfigModel):
     chinese: PositiveInt = 1
 
 
+class RewardModelConfig(ConfigModel):
+    """A reward model: ArmoRM."""
+
+    model: Annotated[str, pydantic.AfterValidator(on_disk)]
+    """Directory or Hub id of a checkpoint of ArmoRM's architecture, such as RLHFlow/ArmoRM-Llama3-8B-v0.1."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the backbone; the heads compute in float32."""
+    batch_tokens: PositiveInt = 16384
+    """Tokens a batch, padding included; transformers makes a longer conversation a batch of its own, vLLM several."""
+    engine: dict[RewardEngineArgument, Any] = Field(default_factory=dict)
+    """Of the backend vllm: where and how fast it computes. No score depends on it, so all scores are kept."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "RewardModelConfig":
+        if self.engine and self.backend != "vllm":
+            raise ValueError(f"engine arguments are for the backend vllm, not {self.backend}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.backend}, {self.dtype})"
+
+
+def _reward(value: Any) -> Any:
+    """A section read as what it must be, so that a mistake in it is told by its own key."""
+    if isinstance(value, dict):
+        return RewardModelConfig.model_validate(value, strict=True)
+    if not isinstance(value, str | RewardModelConfig | None):
+        raise ValueError("expected module:attribute, or a section with the key 'model'")
+    return value
+
+
 class ScorerConfig(ConfigModel):
-    reward: str | None = None
-    """`module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class with that method."""
+    reward: Annotated[str | RewardModelConfig | None, pydantic.BeforeValidator(_reward)] = None
+    """A reward model; or `module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class
+    with that method."""
     correctness: Correctness | None = None
     """Gives the verdict; without it the verdict is the reward's."""
     timeout_seconds: PositiveFloat = 5.0

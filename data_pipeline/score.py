@@ -19,7 +19,15 @@ from data_pipeline.scorers.code import CodeScorer
 from fusejax.cli import UserError
 from fusejax.files import write_text
 
-COLUMNS = pl.Schema({"reward": pl.Float64, "verdict": pl.String, "extracted": pl.String, "detail": pl.String})
+COLUMNS = pl.Schema(
+    [
+        ("reward", pl.Float64()),
+        ("verdict", pl.String()),
+        ("extracted", pl.String()),
+        ("detail", pl.String()),
+        ("objectives", pl.List(pl.Float64())),
+    ]
+)
 NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
 CHUNK = 8192
 """Answers a part file: what a killed run loses at most."""
@@ -31,7 +39,8 @@ def run(config: PipelineConfig) -> None:
     """Writes `scores/{source}.parquet` for each file of `samples/`, and `{source}.json` with the sandbox's tier.
 
     Raises:
-      UserError: no prompts, no samples, a column is missing, or a reward's import path leads nowhere.
+      UserError: no prompts, no samples, a column is missing, a reward's import path leads nowhere, or there is
+        no such reward model.
     """
     output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
@@ -42,12 +51,12 @@ def run(config: PipelineConfig) -> None:
     unknown = sorted(set(prompts["domain"]) - set(DOMAINS))
     if unknown:
         raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
-    judges = {domain: scorers.build(config.scorers, domain) for domain in sorted(set(prompts["domain"]))}
+    judges = scorers.build(config.scorers, prompts["domain"])
     kinds = {domain: [judge and judge.fingerprint for judge in pair] for domain, pair in judges.items()}
     rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
     for file in files:
         store.check_parquet(file, NEEDED, made_by="sample")
-        inputs = store.fingerprint(kinds, prompts_path, file)
+        inputs = store.fingerprint(kinds, list(COLUMNS), prompts_path, file)
         final = output / "scores" / file.name
         parts = final.parent / ".parts" / f"{file.stem}-{inputs[:16]}"
         work = _Work(file, final, parts, rows, judges)
@@ -97,9 +106,19 @@ class _Work:
         self._parts.rmtree(missing_ok=True)
         verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())
         unscored = int((~scores["reward"].is_finite()).sum())
-        return f"{len(scores):,} answers; verdicts {verdicts}" + (
-            f"; {unscored:,} rewards not finite" if unscored else ""
+        missing = self._without_reward(samples["prompt_id"], scores)
+        return (
+            f"{len(scores):,} answers; verdicts {verdicts}"
+            + (f"; {unscored:,} rewards not finite" if unscored else "")
+            + (f"; no reward {missing}" if missing else "")
         )
+
+    def _without_reward(self, prompt_ids: pl.Series, scores: pl.DataFrame) -> dict[str, int]:
+        """Reason -> answers that got no reward where the config names a scorer for it."""
+        unasked = [name for name, prompt in self._prompts.items() if not self._judges[prompt["domain"]][0]]
+        missing = scores.filter(scores["reward"].is_null() & ~prompt_ids.is_in(pl.Series(unasked, dtype=pl.String)))
+        reasons = missing["detail"].fill_null("no_reason").str.extract("^([^:;]*)").value_counts().sort("detail")
+        return dict(reasons.iter_rows())
 
     def _score(self, samples: pl.DataFrame) -> pl.DataFrame:
         scores: list[Score] = [Score(detail="no_such_prompt")] * len(samples)
@@ -118,9 +137,13 @@ class _Work:
             rewards = reward.score(batch) if reward else [Score()] * len(batch)
             verdicts = correctness.score(batch) if correctness else rewards
             for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
-                details = dict.fromkeys(score.detail for score in (judged, rewarded) if score.detail)
+                # First why there is no reward, if there is none: then that is what lost the answer.
+                both = (judged, rewarded) if rewarded.reward is not None else (rewarded, judged)
+                details = dict.fromkeys(score.detail for score in both if score.detail)
                 detail = _storable("; ".join(details) or None)
-                scores[index] = Score(rewarded.reward, judged.verdict, _storable(judged.extracted), detail)
+                scores[index] = Score(
+                    rewarded.reward, judged.verdict, _storable(judged.extracted), detail, rewarded.objectives
+                )
         return pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
 
 

@@ -11,7 +11,7 @@ from etils import epath
 from data_pipeline import seeded, selection, store
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
-from data_pipeline.score import COLUMNS, NEEDED
+from data_pipeline.score import NEEDED
 from fusejax.cli import UserError
 from fusejax.files import local_copy
 
@@ -33,7 +33,7 @@ def run(config: PipelineConfig) -> None:
     require_rewards(config, domains=set(prompts["domain"]))
     files = [output / "scores" / f"{source.name}.parquet" for source in config.answerers]
     for file in files:
-        store.check_parquet(file, [*NEEDED, *COLUMNS], made_by="score")
+        store.check_parquet(file, [*NEEDED, "reward", "verdict"], made_by="score")
         _check_marks(file)
     rules = config.model_dump(mode="json", include={"selection", "seed"})
     inputs = store.fingerprint(rules, prompts_path, *files, *map(Path, (selection.__file__, seeded.__file__, __file__)))
@@ -51,7 +51,7 @@ def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> No
     for domain in sorted({entry.domain for entry in config.prompts} if domains is None else domains):
         if domain != "chinese" and getattr(config.scorers, domain).reward is None:
             raise UserError(
-                f"scorers.{domain}.reward: selecting {domain} answers needs a reward; name one as module:attribute"
+                f"scorers.{domain}.reward: selecting {domain} answers needs a reward: a model, or module:attribute"
             )
 
 

@@ -25,6 +25,8 @@ class Score:
     """The final answer or the program that was judged."""
     detail: str | None = None
     """Why: a short constant reason, then perhaps `: particulars`."""
+    objectives: tuple[float, ...] | None = None
+    """What the reward was mixed of, where a reward model tells."""
 
 
 class Scorer(Protocol):
