@@ -206,6 +206,8 @@ class RewardModelConfig(ConfigModel):
 
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
     """Directory or Hub id of a checkpoint of ArmoRM's architecture, such as RLHFlow/ArmoRM-Llama3-8B-v0.1."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id."""
     backend: Literal["transformers", "vllm"] = "transformers"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the backbone; the heads compute in float32."""

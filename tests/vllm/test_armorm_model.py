@@ -8,6 +8,7 @@ random backbone's rounding. Scores of the conversations here have a standard dev
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,6 @@ FLOAT32, HEADS, BFLOAT16 = np.array([[8e-6, 5e-5], [5e-7, 5e-7], [0.02, 0.1]])
 
 
 @pytest.fixture(scope="module")
-def vllm_python() -> str:
-    """The interpreter of an environment with vLLM, and this package installed."""
-    if "VLLM_PYTHON" not in os.environ:
-        pytest.skip("needs vLLM in an environment of its own: make test-vllm")
-    return str(Path(os.environ["VLLM_PYTHON"]).absolute())
-
-
-@pytest.fixture(scope="module")
 def armorm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_armorm(tmp_path_factory.mktemp("models") / "armorm")
 
@@ -58,9 +51,7 @@ def expected(armorm: Path, conversations: list[tuple[list[int], int]]) -> np.nda
 
 
 @pytest.fixture(scope="module")
-def found(
-    vllm_python: str, armorm: Path, conversations: list[tuple[list[int], int]], tmp_path_factory: Any
-) -> dict[str, Any]:
+def found(armorm: Path, conversations: list[tuple[list[int], int]], tmp_path_factory: Any) -> dict[str, Any]:
     """What `armorm_in_vllm` gives in all cases: it starts once, since that takes longest."""
     prompts = [tokens for tokens, _ in conversations]
     asked_twice, _ = max(conversations, key=lambda conversation: conversation[1])
@@ -88,7 +79,7 @@ def found(
     directory = tmp_path_factory.mktemp("vllm")
     (directory / "asked.json").write_text(json.dumps(cases))
     # Elsewhere than in the project's folder, so that its modules are those that are installed.
-    program = [vllm_python, str(Path(__file__).with_name("armorm_in_vllm.py")), "asked.json", "answered.json"]
+    program = [sys.executable, str(Path(__file__).with_name("armorm_in_vllm.py")), "asked.json", "answered.json"]
     environment = {**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(program, cwd=directory, env=environment, text=True, capture_output=True, timeout=600)
@@ -146,10 +137,8 @@ def test_bfloat16_is_of_the_backbone_alone(armorm: Path, found: dict[str, Any], 
     check(found["bfloat16"][0], expected, BFLOAT16)
 
 
-def stage_score(
-    python: str, directory: Path, armorm: Path, processes: bool, **section: Any
-) -> subprocess.CompletedProcess[str]:
-    """Runs the stages `prompts`, here, and `score`, with the interpreter, on `samples` in the folder `out`.
+def stage_score(directory: Path, armorm: Path, processes: bool, **section: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the stages `prompts`, here, and `score`, on `samples` in the folder `out`.
 
     `processes`: whether vLLM's engine is a process of its own.
     """
@@ -162,7 +151,7 @@ def stage_score(
     }
     prompts.run(PipelineConfig.model_validate(values))
     path = write_config(directory / "data.yaml", values)
-    program = [python, "-m", "data_pipeline", "score", "--config", str(path)]
+    program = [sys.executable, "-m", "data_pipeline", "score", "--config", str(path)]
     environment = {**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
     environment.pop("PYTHONPATH", None)
     return subprocess.run(program, cwd=directory, env=environment, text=True, capture_output=True, timeout=300)
@@ -178,10 +167,10 @@ def samples(tmp_path: Path) -> list[str]:
     return texts
 
 
-def test_the_stage_score(armorm: Path, tmp_path: Path, vllm_python: str, samples: list[str]):
+def test_the_stage_score(armorm: Path, tmp_path: Path, samples: list[str]):
     """As a user runs it: vLLM's engine is a process of its own, which has to find ArmoRM too; most answers go through
     in chunks."""
-    done = stage_score(vllm_python, tmp_path, armorm, processes=True, batch_tokens=40, engine={"enforce_eager": True})
+    done = stage_score(tmp_path, armorm, processes=True, batch_tokens=40, engine={"enforce_eager": True})
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     scores = pl.read_parquet(tmp_path / "out/scores/s.parquet")
     assert scores["text"].to_list() == samples
@@ -198,12 +187,12 @@ def test_the_stage_score(armorm: Path, tmp_path: Path, vllm_python: str, samples
     assert min(lost.values()) > 1 and f"no reward {lost}" in done.stdout
 
 
-def test_a_checkpoint_with_a_weight_missing_is_one_line(tmp_path: Path, vllm_python: str, samples: list[str]):
+def test_a_checkpoint_with_a_weight_missing_is_one_line(tmp_path: Path, samples: list[str]):
     broken = make_armorm(tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     del weights["gating.logit_scale"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    done = stage_score(vllm_python, tmp_path, broken, processes=False, engine={"enforce_eager": True})
+    done = stage_score(tmp_path, broken, processes=False, engine={"enforce_eager": True})
     assert done.returncode == 2 and not (tmp_path / "out/scores").exists()
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: reward model ") and "vLLM cannot load it" in last

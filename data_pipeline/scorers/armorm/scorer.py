@@ -36,7 +36,7 @@ class ArmoRMScorer:
 
     def __init__(self, config: RewardModelConfig, key: str):
         try:
-            self._directory = checkpoint.locate(config.model)
+            self._directory = checkpoint.locate(config.model, config.revision)
             values = json.loads((self._directory / "config.json").read_text(encoding="utf-8"))
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
