@@ -18,12 +18,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import vllm
 from etils import epath
 
-from data_pipeline import sample
+from data_pipeline import answers, sample
 from data_pipeline.answers import AnswerStore
 from data_pipeline.config import SourceConfig
 from data_pipeline.progress import Progress
@@ -84,11 +83,12 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
         for name in SIDES if turn % 2 else SIDES[::-1]:
             started = {clock: now() for clock, now in clocks.items()}
             if name == "ours":
-                table = run_ours(ours, source, requests, folder / str(turn))
+                run_ours(ours, source, requests, folder / str(turn))
             else:
                 outputs = run_theirs(theirs, requests)
             for clock, now in clocks.items():
                 seconds[name][clock] += [now() - started[clock]] if turn else []
+        table = answers.read(epath.Path(folder / str(turn)), sample.STORED)
         tokens = int(table["completion_tokens"].sum())
         found = dict(table.select("key", "text").iter_rows())
         assert found == {r.key: o.outputs[0].text for r, o in zip(requests, outputs, strict=True)}, "texts differ"
@@ -103,16 +103,15 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
         print(f"{clock:10}ours / LLM.generate: {ratio:.3f} (median of the rounds' ratios)", flush=True)
 
 
-def run_ours(sampler: VllmSampler, source: SourceConfig, requests: list[Request], folder: Path) -> Any:
+def run_ours(sampler: VllmSampler, source: SourceConfig, requests: list[Request], folder: Path) -> None:
     asked = Wanted([], {request.key: request for request in requests}, {})
     common = {
         "model": source.model, "revision": "r", "dtype": "auto", "temperature": source.temperature,
         "top_p": source.top_p, "repetition_penalty": source.repetition_penalty,
     }  # fmt: skip
-    with AnswerStore(epath.Path(folder), sample.STORED) as answers:
+    with AnswerStore(epath.Path(folder), sample.STORED) as kept:
         progress = Progress("sample s", 0, len(requests))
-        sample.ask(sampler, source, asked, common, answers, progress, threading.Event())
-        return answers.table()
+        sample.ask(sampler, source, asked, common, kept, progress, threading.Event())
 
 
 def run_theirs(llm: vllm.LLM, requests: list[Request]) -> list[vllm.RequestOutput]:
