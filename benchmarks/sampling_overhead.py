@@ -8,7 +8,8 @@ engine of its own, in turns whose order alternates, so that what else the machin
 whole loop: requests, progress, and each answer in the journal when it is finished. Theirs gives the same prompts,
 parameters and seeds to `generate` at once, and keeps nothing. Both must give the same texts. A first round, which is
 not counted, warms caches up. Where others use the machine too, the processor's time says more than the clock on the
-wall: with these settings all work is in this process.
+wall: with these settings all work is in this process. Both vary by several percent from round to round; so each side's
+time outside of the engine's `step` and `add_request`, which both call alike, is told as well.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import vllm
 from etils import epath
@@ -75,6 +77,7 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
         for prompt in range(options.prompts)
         for index in range(options.samples)
     ]
+    inside = {"ours": Stopwatch(ours._engine), "LLM.generate": Stopwatch(theirs.llm_engine)}
     clocks: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
     # Side -> clock -> a number a round.
     seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in SIDES}
@@ -89,6 +92,9 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
             for clock, now in clocks.items():
                 seconds[name][clock] += [now() - started[clock]] if turn else []
         table = answers.read(epath.Path(folder / str(turn)), sample.STORED)
+        if turn == 0:
+            for watch in inside.values():
+                watch.seconds = 0.0
         tokens = int(table["completion_tokens"].sum())
         found = dict(table.select("key", "text").iter_rows())
         assert found == {r.key: o.outputs[0].text for r, o in zip(requests, outputs, strict=True)}, "texts differ"
@@ -101,6 +107,30 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
             print(f"{clock:10}{name:13} {middle:6.2f} s ({spread})  {tokens / middle:7,.0f} tokens/s")
         ratio = statistics.median(mine / other for mine, other in zip(ours_took, theirs_took, strict=True))
         print(f"{clock:10}ours / LLM.generate: {ratio:.3f} (median of the rounds' ratios)", flush=True)
+
+    for name in SIDES:
+        whole = sum(seconds[name]["processor"])
+        outside = whole - inside[name].seconds
+        print(f"processor {name:13} outside of the engine {outside:.3f} of {whole:.1f} s, {outside / whole:.2%}")
+
+
+class Stopwatch:
+    """The processor's time within an engine's `step` and `add_request`."""
+
+    def __init__(self, engine: vllm.LLMEngine):
+        self.seconds = 0.0
+        for name in ("step", "add_request"):
+            setattr(engine, name, self._timed(getattr(engine, name)))
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.process_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                self.seconds += time.process_time() - started
+
+        return timed
 
 
 def run_ours(sampler: VllmSampler, source: SourceConfig, requests: list[Request], folder: Path) -> None:
