@@ -1,65 +1,88 @@
-"""Charts as inline SVG strings, for reports that are one HTML file."""
+"""Charts as HTML that needs nothing else: bars of styled elements, distributions and lines as inline SVG.
 
+Titles and legends are HTML, so they wrap on a narrow screen and cover no data. `STYLE` belongs on the page.
+"""
+
+import html
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#555555")
+# Okabe and Ito's colours but for the yellow, then Tol's: told apart by colour-blind readers too.
+COLORS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555", "#882255", "#44AA99", "#999933",
+    "#332288", "#AA4499",
+)  # fmt: skip
+GREY = "#9AA5B1"
+STYLE = """
+figure { margin: 0 0 1.2rem; max-width: 24rem; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 24rem)); gap: .6rem 2rem; }
+svg { display: block; max-width: 100%; height: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: .05rem .8rem; font-size: .82rem; margin-bottom: .35rem; }
+.legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .3rem;
+  vertical-align: -1px; }
+.bar { margin: .35rem 0 .55rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.bar > div:first-child { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere; }
+.bar > div:first-child span + span { white-space: nowrap; }
+.track { display: flex; height: 1.15rem; background: #eef1f4; border-radius: 2px; overflow: hidden; }
+.track i { font-style: normal; font-size: .74rem; line-height: 1.15rem; text-align: center; overflow: hidden;
+  min-width: 1px; box-shadow: inset -1px 0 #fff; }
+"""
 # Text stays text, so it can be found and copied; ids do not change from run to run.
-_STYLE: dict[Any, Any] = {
+_SVG: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fusejax",
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
 }
-Size = tuple[float, float]
+_WIDTH = 4.0
+"""Inches, 384 pixels: letters keep their size on a phone."""
+_ROOM = 0.14
+"""Share of a bar that holds a number of six digits on a phone."""
 
 
-def bars(values: Mapping[str, float], *, title: str, width: float = 6.4) -> str:
-    """Horizontal bars with their numbers, the first on top."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, (width, 0.6 + 0.36 * len(values)))
-        drawn = axes.barh(list(values), list(values.values()), color=COLORS[0])
-        axes.bar_label(drawn, fmt="{:,.6g}", padding=3)
-        axes.invert_yaxis()
-        axes.set_xticks([])
-        axes.spines["bottom"].set_visible(False)
-        axes.margins(x=0.15)
-        return _svg(figure)
+def bars(values: Mapping[str, float], *, title: str, color: str = COLORS[0]) -> str:
+    """Horizontal bars on one scale, the first on top, with their numbers."""
+    most = max(values.values(), default=0)
+    rows = [
+        _row(name, f"{value:,.6g}", [(value / most if most else 0, color, "", "")]) for name, value in values.items()
+    ]
+    return _figure(title, "".join(rows))
 
 
-def stacked_bars(table: Mapping[str, Mapping[str, float]], *, title: str, width: float = 6.4) -> str:
-    """One bar a row of `table`, as shares of the row's sum; the numbers inside are the counts themselves."""
-    series = list(dict.fromkeys(name for row in table.values() for name in row))
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, (width, 0.9 + 0.36 * len(table)))
-        left = np.zeros(len(table))
-        for index, name in enumerate(series):
-            counts = np.array([row.get(name, 0) for row in table.values()], float)
-            totals = np.array([sum(row.values()) or 1 for row in table.values()], float)
-            widths = counts / totals
-            drawn = axes.barh(list(table), widths, left=left, label=name, color=COLORS[index % len(COLORS)])
-            labels = [f"{count:,.0f}" if width > 0.05 else "" for count, width in zip(counts, widths, strict=True)]
-            axes.bar_label(drawn, labels, label_type="center", color="white", fontsize=8)
-            left += widths
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _svg(figure)
+def stacked_bars(
+    table: Mapping[str, Mapping[str, float]], *, title: str, colors: Mapping[str, str] | None = None
+) -> str:
+    """One bar a row of `table`, as shares of the row's sum, which stands beside; the numbers inside are counts.
+
+    Args:
+      table: row -> series -> count. A series without any count is not in the legend, but keeps its colour.
+      title: above the chart.
+      colors: of the series; others take those of `COLORS` by their place.
+    """
+    palette = _palette([name for row in table.values() for name in row], colors)
+    seen = {name for row in table.values() for name, count in row.items() if count}
+    rows = []
+    for label, row in table.items():
+        total = sum(row.values())
+        parts = []
+        for name, count in row.items():
+            share = count / total if total else 0
+            if share:
+                parts.append(
+                    (share, palette[name], f"{count:,}" if share >= _ROOM else "", f"{name}: {count:,} ({share:.1%})")
+                )
+        rows.append(_row(label, f"{total:,}", parts))
+    return _figure(title, "".join(rows), {name: color for name, color in palette.items() if name in seen})
 
 
 def histograms(
@@ -67,62 +90,154 @@ def histograms(
     *,
     title: str,
     xlabel: str,
-    size: Size = (4.6, 2.6),
+    colors: Mapping[str, str] | None = None,
+    band: tuple[float | None, float | None] = (None, None),
 ) -> str:
     """Outlined histograms, as shares of each series, over common bins.
 
-    An empty series is not drawn but keeps its colour, so that charts of the same series agree in theirs.
+    A few values far from all others do not stretch the axis: they are counted in the outermost bins, and it says so.
+
+    Args:
+      series: name -> values; those that are not finite are left out. An empty one is not drawn but keeps its colour.
+      title: above the chart.
+      xlabel: what is measured, with its unit.
+      colors: of the series; others take those of `COLORS` by their place.
+      band: bounds to shade between; None is no bound.
     """
     values = {name: np.asarray(data, float) for name, data in series.items()}
     values = {name: data[np.isfinite(data)] for name, data in values.items()}
-    everything = np.concatenate([*values.values(), np.empty(0)])
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, size)
-        if everything.size:
-            low, high = everything.min(), everything.max()
-            if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for 40 bins between.
-                low, high = low - 0.5 * max(1, abs(low)), high + 0.5 * max(1, abs(high))
-            edges = np.linspace(low, high, 41)
-            for index, (name, data) in enumerate(values.items()):
-                if data.size:
-                    heights = np.histogram(data, edges)[0] / data.size
-                    axes.stairs(heights, edges, label=name, color=COLORS[index % len(COLORS)], linewidth=1.5)
+    drawn = {name: data for name, data in values.items() if data.size}
+    palette = _palette(series, colors)
+    if not drawn:
+        return _figure(title, "<p class=note>No values.</p>")
+    edges, clipped = _edges(list(drawn.values()))
+    with matplotlib.rc_context(_SVG):
+        figure, axes = _axes(2.3)
+        if band != (None, None):
+            low, high = (edges[0] if band[0] is None else band[0]), (edges[-1] if band[1] is None else band[1])
+            axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color="#009E73", alpha=0.1, linewidth=0)
+        for name, data in drawn.items():
+            heights = np.histogram(np.clip(data, edges[0], edges[-1]), edges)[0] / data.size
+            axes.stairs(heights, edges, color=palette[name], linewidth=1.6)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(xlabel + ("; outermost bins hold all beyond" if clipped else ""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        _plain_numbers(axes.xaxis)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        return _figure(title, _svg(figure, title), {name: palette[name] for name in drawn})
+
+
+def ranges(
+    series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, colors: Mapping[str, str] | None = None
+) -> str:
+    """A box a series: line from 5 to 95 %, box from 25 to 75 %, mark at the median.
+
+    Args:
+      series: name -> values at 5, 25, 50, 75 and 95 %, all finite.
+      title: above the chart.
+      xlabel: what is measured, with its unit.
+      colors: of the series; others take those of `COLORS` by their place.
+    """
+    if not series:
+        return _figure(title, "<p class=note>No values.</p>")
+    palette = _palette(series, colors)
+    with matplotlib.rc_context(_SVG):
+        figure, axes = _axes(0.55 + 0.4 * len(series))
+        for place, (name, (p5, p25, p50, p75, p95)) in enumerate(series.items()):
+            axes.plot([p5, p95], [place, place], color=palette[name], linewidth=1.5)
+            axes.barh(place, p75 - p25, left=p25, height=0.34, color=palette[name])
+            axes.plot([p50, p50], [place - 0.17, place + 0.17], color="white", linewidth=2)
+            # Above its box: beside it, a long name would leave no room for the box.
+            axes.text(0, place - 0.26, f"{name}  {_plain(p50)}", transform=axes.get_yaxis_transform(), va="bottom")
+        axes.set_ylim(len(series) - 0.6, -0.95)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
         axes.set_xlabel(xlabel)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-        return _svg(figure)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _plain_numbers(axes.xaxis)
+        return _figure(title, _svg(figure, title))
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    size: Size = (4.6, 2.6),
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
 ) -> str:
     """Name -> (x, y), each a line."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, size)
-        for index, (name, (x, y)) in enumerate(series.items()):
-            axes.plot(x, y, label=name, color=COLORS[index % len(COLORS)], linewidth=1.5)
+    palette = _palette(series, None)
+    with matplotlib.rc_context(_SVG):
+        figure, axes = _axes(2.3)
+        for name, (x, y) in series.items():
+            axes.plot(x, y, color=palette[name], linewidth=1.5)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        return _svg(figure)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _figure(title, _svg(figure, title), palette)
 
 
-def _figure(title: str, size: Size) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    return figure, axes
+def _figure(title: str, body: str, legend: Mapping[str, str] | None = None) -> str:
+    entries = "".join(
+        f'<span><i style="background:{c}"></i>{html.escape(name)}</span>' for name, c in (legend or {}).items()
+    )
+    key = f"<div class=legend>{entries}</div>" if entries else ""
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>{key}{body}</figure>"
 
 
-def _svg(figure: Figure) -> str:
+def _row(label: str, number: str, parts: Iterable[tuple[float, str, str, str]]) -> str:
+    """A bar of (share of the width, colour, text inside, text when pointed at)."""
+    segments = "".join(
+        f'<i style="width:{100 * share:.3f}%;background:{color};color:{_ink(color)}" title="{html.escape(hint)}">'
+        f"{text}</i>"
+        for share, color, text, hint in parts
+    )
+    head = f"<div><span>{html.escape(label)}</span><span>{number}</span></div>"
+    return f"<div class=bar>{head}<div class=track>{segments}</div></div>"
+
+
+def _palette(names: Iterable[str], colors: Mapping[str, str] | None) -> dict[str, str]:
+    fixed = colors or {}
+    return {name: fixed.get(name, COLORS[place % len(COLORS)]) for place, name in enumerate(dict.fromkeys(names))}
+
+
+def _ink(color: str) -> str:
+    """Black or white, whichever is read more easily on the colour (WCAG's relative luminance)."""
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return "#000" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "#fff"
+
+
+def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
+    """Edges of 40 bins, and whether some values lie beyond them."""
+    low, high = min(data.min() for data in values), max(data.max() for data in values)
+    # Of each series, so that none is cut just because another has more values.
+    inner_low = min(np.quantile(data, 0.005) for data in values)
+    inner_high = max(np.quantile(data, 0.995) for data in values)
+    clipped = bool(high - low > 1.5 * (inner_high - inner_low) > 0)
+    if clipped:
+        low, high = inner_low, inner_high
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for 40 bins between.
+        low, high = low - 0.5 * max(1, abs(low)), high + 0.5 * max(1, abs(high))
+    return np.linspace(low, high, 41), clipped
+
+
+def _plain(value: float) -> str:
+    """
+    >>> _plain(12345.6), _plain(0.0512345), _plain(-3.0)
+    ('12,346', '0.0512', '-3')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _plain_numbers(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}" if math.isfinite(value) else ""))
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, title: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

@@ -9,8 +9,8 @@ import polars as pl
 
 from data_pipeline import charts
 from data_pipeline.config import PipelineConfig
-from data_pipeline.report import Facts, page, table
-from data_pipeline.select import TABLES
+from data_pipeline.report_facts import Facts, read
+from data_pipeline.report_html import page, table
 from fusejax.cli import load_config
 from fusejax.evaluation.results import Results, standard_error
 from fusejax.files import write_text
@@ -41,7 +41,7 @@ def write_report(output: Path, data_config: Path = Path("configs/quickstart/data
       data_config: the data pipeline's configuration of this run.
     """
     config = load_config(PipelineConfig, data_config, [])
-    facts = _facts(config)
+    facts = read(config)
     results: Results = json.loads((output / "results.json").read_text())
     scores = {stage: _judged(output / "answers", stage) for stage in STAGES}
     parts = [
@@ -61,18 +61,6 @@ def write_report(output: Path, data_config: Path = Path("configs/quickstart/data
     path = output / "report.html"
     write_text(path, page("Four small models, fused into one", parts))
     return path
-
-
-def _facts(config: PipelineConfig) -> Facts:
-    """The data pipeline's tables."""
-    data = Path(config.output_dir)
-    return Facts(
-        config,
-        pl.read_parquet(data / "prompts.parquet"),
-        [data / "scores" / f"{source.name}.parquet" for source in config.sources],
-        {name: pl.read_parquet(data / "selection" / f"{name}.parquet") for name in TABLES},
-        data / "rejected" / "prompts.jsonl",
-    )
 
 
 def _judged(answers: Path, stage: str) -> pl.DataFrame:
@@ -126,7 +114,7 @@ def _sources(facts: Facts) -> str:
     verdicts = {(row["domain"], row["source"]): row["correct"] for row in facts.verdicts().iter_rows(named=True)}
     rows = [[domain, *(_percent(verdicts.get((domain, name))) for name in names)] for domain in facts.domains]
     wins = {"Best answers, for SFT": facts.wins("sft"), "Pairs, for DPO": facts.wins("dpo")}
-    drawn = "".join(charts.stacked_bars(counts, title=title, width=5.4) for title, counts in wins.items() if counts)
+    drawn = "".join(charts.stacked_bars(counts, title=title) for title, counts in wins.items() if counts)
     return (
         "<p>Right answers of each source, in percent of all that it sampled; no source is best everywhere. Of equally "
         "good answers, the one of the source that comes first by name is taken.</p>"
