@@ -22,9 +22,9 @@ COLORS = (
 )  # fmt: skip
 GREY = "#9AA5B1"
 STYLE = """
-figure { margin: 0 0 1.2rem; max-width: 24rem; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 24rem)); gap: .6rem 2rem; }
-svg { display: block; max-width: 100%; height: auto; }
+figure { margin: 0 0 1.2rem; max-width: 30rem; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: .6rem 2.5rem; }
+svg { display: block; width: 100%; height: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .05rem .8rem; font-size: .82rem; margin-bottom: .35rem; }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .3rem;
   vertical-align: -1px; }
@@ -33,41 +33,54 @@ svg { display: block; max-width: 100%; height: auto; }
 .bar > div:first-child span + span { white-space: nowrap; }
 .track { display: flex; height: 1.15rem; background: #eef1f4; border-radius: 2px; overflow: hidden; }
 .track i { font-style: normal; font-size: .74rem; line-height: 1.15rem; text-align: center; overflow: hidden;
-  min-width: 1px; box-shadow: inset -1px 0 #fff; }
+  min-width: 2px; }
+.track i + i { border-left: 1px solid #fff; }
 """
 # Text stays text, so it can be found and copied; ids do not change from run to run.
 _SVG: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fusejax",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_WIDTH = 4.0
-"""Inches, 384 pixels: letters keep their size on a phone."""
+_WIDTH = 4.4
+"""Inches, 422 pixels: letters nearly keep their size on a phone."""
 _ROOM = 0.14
 """Share of a bar that holds a number of six digits on a phone."""
 
 
-def bars(values: Mapping[str, float], *, title: str, color: str = COLORS[0]) -> str:
-    """Horizontal bars on one scale, the first on top, with their numbers."""
+def bars(values: Mapping[str, float], *, title: str, colors: Mapping[str, str] | None = None) -> str:
+    """Horizontal bars on one scale, the first on top, with their numbers.
+
+    Args:
+      values: label -> length.
+      title: above the chart.
+      colors: of bars that are not to have the common colour.
+    """
     most = max(values.values(), default=0)
     rows = [
-        _row(name, f"{value:,.6g}", [(value / most if most else 0, color, "", "")]) for name, value in values.items()
+        _row(name, f"{value:,}", [(value / most, (colors or {}).get(name, COLORS[0]), "", "")] if value else [])
+        for name, value in values.items()
     ]
     return _figure(title, "".join(rows))
 
 
 def stacked_bars(
-    table: Mapping[str, Mapping[str, float]], *, title: str, colors: Mapping[str, str] | None = None
+    table: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    colors: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> str:
-    """One bar a row of `table`, as shares of the row's sum, which stands beside; the numbers inside are counts.
+    """One bar a row of `table`, as shares of the row's sum; the numbers inside are counts.
 
     Args:
       table: row -> series -> count. A series without any count is not in the legend, but keeps its colour.
       title: above the chart.
       colors: of the series; others take those of `COLORS` by their place.
+      labels: row -> what stands at its right instead of the sum.
     """
     palette = _palette([name for row in table.values() for name in row], colors)
     seen = {name for row in table.values() for name, count in row.items() if count}
@@ -81,7 +94,7 @@ def stacked_bars(
                 parts.append(
                     (share, palette[name], f"{count:,}" if share >= _ROOM else "", f"{name}: {count:,} ({share:.1%})")
                 )
-        rows.append(_row(label, f"{total:,}", parts))
+        rows.append(_row(label, (labels or {}).get(label, f"{total:,}"), parts))
     return _figure(title, "".join(rows), {name: color for name, color in palette.items() if name in seen})
 
 
@@ -91,6 +104,7 @@ def histograms(
     title: str,
     xlabel: str,
     colors: Mapping[str, str] | None = None,
+    filled: str | None = None,
     band: tuple[float | None, float | None] = (None, None),
 ) -> str:
     """Outlined histograms, as shares of each series, over common bins.
@@ -102,6 +116,7 @@ def histograms(
       title: above the chart.
       xlabel: what is measured, with its unit.
       colors: of the series; others take those of `COLORS` by their place.
+      filled: the series to draw as an area behind the others.
       band: bounds to shade between; None is no bound.
     """
     values = {name: np.asarray(data, float) for name, data in series.items()}
@@ -118,7 +133,10 @@ def histograms(
             axes.axvspan(max(low, edges[0]), min(high, edges[-1]), color="#009E73", alpha=0.1, linewidth=0)
         for name, data in drawn.items():
             heights = np.histogram(np.clip(data, edges[0], edges[-1]), edges)[0] / data.size
-            axes.stairs(heights, edges, color=palette[name], linewidth=1.6)
+            if name == filled:
+                axes.stairs(heights, edges, color=palette[name], fill=True, alpha=0.45)
+            else:
+                axes.stairs(heights, edges, color=palette[name], linewidth=1.6)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(xlabel + ("; outermost bins hold all beyond" if clipped else ""))
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -149,7 +167,8 @@ def ranges(
             axes.barh(place, p75 - p25, left=p25, height=0.34, color=palette[name])
             axes.plot([p50, p50], [place - 0.17, place + 0.17], color="white", linewidth=2)
             # Above its box: beside it, a long name would leave no room for the box.
-            axes.text(0, place - 0.26, f"{name}  {_plain(p50)}", transform=axes.get_yaxis_transform(), va="bottom")
+            axes.text(0, place - 0.26, name, transform=axes.get_yaxis_transform(), va="bottom")
+            axes.text(1, place - 0.26, _plain(p50), transform=axes.get_yaxis_transform(), va="bottom", ha="right")
         axes.set_ylim(len(series) - 0.6, -0.95)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -206,7 +225,7 @@ def _ink(color: str) -> str:
 
 
 def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
-    """Edges of 40 bins, and whether some values lie beyond them."""
+    """Edges of 10 to 40 bins, the more the larger the smallest series, and whether some values lie beyond them."""
     low, high = min(data.min() for data in values), max(data.max() for data in values)
     # Of each series, so that none is cut just because another has more values.
     inner_low = min(np.quantile(data, 0.005) for data in values)
@@ -214,17 +233,18 @@ def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
     clipped = bool(high - low > 1.5 * (inner_high - inner_low) > 0)
     if clipped:
         low, high = inner_low, inner_high
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for 40 bins between.
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for bins between.
         low, high = low - 0.5 * max(1, abs(low)), high + 0.5 * max(1, abs(high))
-    return np.linspace(low, high, 41), clipped
+    smallest = min(data.size for data in values)
+    return np.linspace(low, high, int(np.clip(2 * smallest ** (1 / 3), 10, 40)) + 1), clipped
 
 
 def _plain(value: float) -> str:
     """
-    >>> _plain(12345.6), _plain(0.0512345), _plain(-3.0)
-    ('12,346', '0.0512', '-3')
+    >>> _plain(12345.6), _plain(0.15), _plain(-3.0)
+    ('12,346', '0.150', '-3.00')
     """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _plain_numbers(axis: Any) -> None:

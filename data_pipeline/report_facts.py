@@ -15,7 +15,7 @@ import polars as pl
 from etils import epath
 
 from data_pipeline import store
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import DOMAINS, PipelineConfig, SourceConfig
 from data_pipeline.prompts import FUNNEL
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report_recipe import Counts, published
@@ -103,7 +103,8 @@ class Facts:
 
     @functools.cached_property
     def domains(self) -> list[str]:
-        return sorted(set(self.prompts["domain"]))
+        """In the order of the config's keys."""
+        return [domain for domain in DOMAINS if domain in set(self.prompts["domain"])]
 
     @property
     def sources(self) -> list[str]:
@@ -112,7 +113,8 @@ class Facts:
     @functools.cached_property
     def datasets(self) -> list[tuple[str, str]]:
         """(dataset, domain), by domain."""
-        return sorted(self.prompts.select("dataset", "domain").unique().iter_rows(), key=lambda row: row[::-1])
+        found = self.prompts.select("dataset", "domain").unique().iter_rows()
+        return sorted(found, key=lambda row: (self.domains.index(row[1]), row[0]))
 
     def funnel(self) -> dict[str, dict[str, int]]:
         """Domain (and "total") -> counts along the way."""
@@ -147,6 +149,26 @@ class Facts:
             table[domain] = {"SFT": len(sft) - both, "SFT and DPO": both, "DPO": len(dpo) - both}
             table[domain] |= {f"discarded: {reason}": count for reason, count in reasons.iter_rows()}
         return _aligned(table)
+
+    def answer_fates(self) -> dict[str, dict[str, int]]:
+        """Domain -> what became of its answers -> count."""
+        fate = (
+            pl.when(pl.col("unused").is_not_null())
+            .then(pl.lit("unusable"))
+            .when(pl.col("sft") & pl.col("chosen"))
+            .then(pl.lit("SFT and chosen"))
+            .when("sft")
+            .then(pl.lit("SFT"))
+            .when("chosen")
+            .then(pl.lit("chosen"))
+            .when("rejected")
+            .then(pl.lit("rejected"))
+            .otherwise(pl.lit("not selected"))
+        )
+        counts = self.answers.group_by(pl.col("domain").cast(pl.String), fate.alias("fate")).len()
+        found = {row[:2]: row[2] for row in counts.iter_rows()}
+        names = ("SFT", "SFT and chosen", "chosen", "rejected", "not selected", "unusable")
+        return {domain: {name: found.get((domain, name), 0) for name in names} for domain in self.domains}
 
     def unusable(self, by: str) -> dict[str, dict[str, int]]:
         """Source or domain -> "usable", or why not -> answers."""

@@ -1,6 +1,7 @@
 """The report as one HTML page: no scripts, no network, readable on a phone."""
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from data_pipeline.report_facts import EXAMPLES, Facts, Sample
 
 STYLE = """
 :root { color-scheme: light; } * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 80rem; margin: 1.5rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 65rem; margin: 1.5rem auto;
   padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; } h1 { font-size: 1.7rem; }
 h2 { border-bottom: 1px solid #cbd2d9; padding-bottom: .25rem; margin-top: 2.6rem; } h3 { margin: 1.4rem 0 .5rem; }
@@ -24,7 +25,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } a { color: #005a8f; }
 .tile span { color: #52606d; font-size: .88rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .92rem; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #d9dfe5; }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #d9dfe5; }
 th { text-align: left; font-weight: 600; vertical-align: bottom; } td { white-space: nowrap; }
 td:first-child, th:first-child { padding-left: 0; } tr.total td { font-weight: 600; border-top: 2px solid #52606d; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -37,6 +38,7 @@ pre.chosen { border-color: #009E73; } pre.rejected { border-color: #D55E00; }
 .pair > div { min-width: 0; }
 """
 PART_COLORS = {"all": charts.GREY, "SFT": "#0072B2", "chosen": "#009E73", "rejected": "#D55E00"}
+ANSWER_COLORS = PART_COLORS | {"SFT and chosen": "#56B4E9", "not selected": charts.GREY, "unusable": "#E69F00"}
 MARGIN_COLORS = {"before selection": charts.GREY, "pairs": "#0072B2"}
 VERDICT_COLORS = {"correct": "#009E73", "wrong": "#D55E00", "unknown": "#555555", "none": "#CBD2D9"}
 FATE_COLORS = {"SFT": "#0072B2", "SFT and DPO": "#56B4E9", "DPO": "#009E73", "kept": "#0072B2", "usable": "#0072B2"}
@@ -122,10 +124,20 @@ def _note(text: str) -> str:
     return f"<p class=note>{html.escape(text)}</p>"
 
 
-def _lost_colors(table: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-    """Colours of what was kept, and of the reasons for what was not."""
-    names = [name for name in dict.fromkeys(name for row in table.values() for name in row) if name not in FATE_COLORS]
-    return FATE_COLORS | {name: _LOST[place % len(_LOST)] for place, name in enumerate(names)}
+def _few_reasons(table: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """The table with its rarest reasons as one, where there are more than colours; and the colours."""
+    sums: Counter[str] = Counter()
+    for row in table.values():
+        sums.update({name: count for name, count in row.items() if name not in FATE_COLORS})
+    reasons = [name for name, _ in sums.most_common()]
+    rest = reasons[len(_LOST) - 1 :] if len(reasons) > len(_LOST) else []
+    few = {}
+    for label, row in table.items():
+        few[label] = {name: count for name, count in row.items() if name not in rest}
+        if rest:
+            few[label]["other reasons"] = sum(row.get(name, 0) for name in rest)
+    names = [name for name in reasons if name not in rest] + ["other reasons"]
+    return few, FATE_COLORS | dict(zip(names, _LOST, strict=False))
 
 
 def _tiles(facts: Facts) -> str:
@@ -146,16 +158,10 @@ def _prompts(facts: Facts) -> Iterable[str]:
     for entry in facts.records:
         label = entry["dataset"] if entry["dataset"] not in rows else f"{entry['dataset']} ({entry['path']})"
         rows[label] = {"kept": entry["kept"], **{reason: entry["dropped"].get(reason, 0) for reason in reasons}}
-    for_domain = {
-        domain: {
-            label: row
-            for (label, row), entry in zip(rows.items(), facts.records, strict=True)
-            if entry["domain"] == domain
-        }
-        for domain in facts.domains
-    }
-    colors = _lost_colors(rows)
-    yield _charts(charts.stacked_bars(mine, title=domain, colors=colors) for domain, mine in for_domain.items() if mine)
+    few, colors = _few_reasons(rows)
+    domain_of = {label: entry["domain"] for label, entry in zip(rows, facts.records, strict=True)}
+    drawn = {domain: {label: few[label] for label in few if domain_of[label] == domain} for domain in facts.domains}
+    yield _charts(charts.stacked_bars(mine, title=domain, colors=colors) for domain, mine in drawn.items() if mine)
     lines = [
         [label, entry["domain"], entry["read"], entry["kept"], *list(row.values())[1:]]
         for (label, row), entry in zip(rows.items(), facts.records, strict=True)
@@ -166,9 +172,14 @@ def _prompts(facts: Facts) -> Iterable[str]:
 
 
 def _flow(facts: Facts) -> Iterable[str]:
-    fates = facts.fates()
-    yield _note("What became of the prompts: they serve SFT, DPO or both, or no rule could use their answers.")
-    yield _charts([charts.stacked_bars(fates, title="Prompts by domain", colors=_lost_colors(fates))])
+    fates, colors = _few_reasons(facts.fates())
+    yield _note("Prompts serve SFT, DPO or both, or no rule could use their answers.")
+    yield _charts(
+        [
+            charts.stacked_bars(fates, title="What became of the prompts", colors=colors),
+            charts.stacked_bars(facts.answer_fates(), title="What became of the answers", colors=ANSWER_COLORS),
+        ]
+    )
     rows = facts.flow()
     total = facts.funnel()["total"]
     lines = [[dataset, domain, *row.values()] for (dataset, domain), row in rows.items()]
@@ -182,12 +193,17 @@ def _recipe(facts: Facts) -> Iterable[str]:
         yield _note("None of these data sets is one of the recipe's.")
         return
     yield _note("Examples and pairs made of each data set, beside the counts that FuseChat-3.0's authors published.")
-    share = {
-        name: {"made": min(ours.total, theirs.total), "missing": max(theirs.total - ours.total, 0)}
-        for name, (_, ours, theirs) in beside.items() if theirs
-    }  # fmt: skip
-    colors = {"made": "#0072B2", "missing": "#CBD2D9"}
-    yield _charts([charts.stacked_bars(share, title="Share of the published total", colors=colors)])
+    share, labels = {}, {}
+    for name, (_, ours, theirs) in beside.items():
+        if theirs:
+            share[name] = {
+                "made": min(ours.total, theirs.total),
+                "missing": max(theirs.total - ours.total, 0),
+                "more than published": max(ours.total - theirs.total, 0),
+            }
+            labels[name] = f"{ours.total:,} of {theirs.total:,}"
+    colors = {"made": "#0072B2", "missing": "#CBD2D9", "more than published": "#56B4E9"}
+    yield _charts([charts.stacked_bars(share, title="Made, of those published", colors=colors, labels=labels)])
     header = ["data set", "domain"]
     header += [f"{name}{part}" for name in ("total", "SFT", "DPO") for part in ("", ", recipe", ", difference")]
     lines: list[list[Any]] = []
@@ -209,10 +225,15 @@ def _wins(facts: Facts) -> Iterable[str]:
     yield _charts(charts.stacked_bars(rows, title=title, colors=colors) for title, rows in wins.items() if rows)
     if wins["SFT examples"] and not wins["Chosen answers of DPO pairs"]:
         yield _note("There are no pairs.")
-    for title, rows in wins.items():
-        if rows:
-            lines = [[domain, *row.values()] for domain, row in rows.items()]
-            yield _numbers(f"<p>{title}</p>" + table(["domain", *facts.sources], lines))
+    if any(wins.values()):
+        yield _numbers(
+            "".join(
+                f"<p>{title}</p>"
+                + table(["domain", *facts.sources], [[name, *row.values()] for name, row in rows.items()])
+                for title, rows in wins.items()
+                if rows
+            )
+        )
 
 
 def _verdicts(facts: Facts) -> Iterable[str]:
@@ -227,14 +248,20 @@ def _verdicts(facts: Facts) -> Iterable[str]:
     reasons = facts.reasons()
     if reasons.is_empty():
         return
-    yield "<h3>Why</h3>"
+    yield "<h3>Why: what scoring said</h3>"
     drawn = []
     for domain in facts.domains:
         mine = reasons.filter(domain=domain)
         bars = {f"{why or 'other'} ({verdict or 'no verdict'})": count for _, verdict, why, count in mine.iter_rows()}
         if bars:
             shown = dict(list(bars.items())[:8])
-            drawn.append(charts.bars(shown, title=domain, color="#D55E00"))
+            if len(bars) > len(shown):
+                shown[f"{len(bars) - len(shown)} other reasons"] = sum(bars.values()) - sum(shown.values())
+            colors = {
+                f"{why or 'other'} ({verdict or 'no verdict'})": VERDICT_COLORS[verdict or "none"]
+                for _, verdict, why, _ in mine.iter_rows()
+            }
+            drawn.append(charts.bars(shown, title=domain, colors=colors))
     yield _charts(drawn)
     yield _numbers(_frame_table(reasons))
 
@@ -252,9 +279,9 @@ def _distributions(facts: Facts, column: str, label: str) -> Iterable[str]:
         charts.ranges(rows, title=domain, xlabel=label, colors=colors) for domain, rows in by_source.items() if rows
     )
     yield "<h3>Before and after selection</h3>"
-    yield _note("Grey: all usable answers. Each outline adds up to 100 %.")
+    yield _note("Grey: all usable answers. Each shape adds up to 100 %.")
     yield _charts(
-        charts.histograms(facts.parts(column, domain), title=domain, xlabel=label, colors=PART_COLORS)
+        charts.histograms(facts.parts(column, domain), title=domain, xlabel=label, colors=PART_COLORS, filled="all")
         for domain, rows in by_source.items() if rows
     )  # fmt: skip
 
@@ -269,7 +296,11 @@ def _margins(facts: Facts) -> Iterable[str]:
         if any(values.size for values in margins.values()):
             band = (rule.min_margin, rule.max_margin)
             label = "chosen minus rejected reward"
-            drawn.append(charts.histograms(margins, title=domain, xlabel=label, colors=MARGIN_COLORS, band=band))
+            drawn.append(
+                charts.histograms(
+                    margins, title=domain, xlabel=label, colors=MARGIN_COLORS, filled="before selection", band=band
+                )
+            )
     if not drawn:
         yield _note("No two answers could be compared.")
         return
@@ -281,19 +312,22 @@ def _margins(facts: Facts) -> Iterable[str]:
 
 
 def _unusable(facts: Facts) -> Iterable[str]:
-    by_source, by_domain = facts.unusable("source"), facts.unusable("domain")
-    colors = _lost_colors(by_source)
+    by_source, colors = _few_reasons(facts.unusable("source"))
+    by_domain, _ = _few_reasons(facts.unusable("domain"))
     yield _note("Answers that can serve nowhere, neither chosen nor rejected, by the first reason that applied.")
     yield _charts(
         charts.stacked_bars(rows, title=title, colors=colors)
         for title, rows in (("By source", by_source), ("By domain", by_domain))
         if rows
     )
+    strange = int(facts.selected["unused"]["domain"].null_count())
+    if strange:
+        yield _note(f"Besides, {strange:,} answers are to prompts that are not there.")
     marks = facts.marks()
     if marks is not None:
         yield "<h3>Flaws</h3>"
-        yield _note("Share of all answers; one can have several.")
-        yield _frame_table(marks)
+        yield _note("By the answers' looks, in percent of all of them; one can have several.")
+        yield _frame_table(marks.with_columns(pl.col(pl.Float64) * 100))
     yield "<h3>All that was left out</h3>"
     left_out = facts.left_out()
     if left_out:
