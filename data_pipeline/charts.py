@@ -242,9 +242,9 @@ def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
 def _plain(value: float) -> str:
     """
     >>> _plain(12345.6), _plain(0.15), _plain(-3.0)
-    ('12,346', '0.150', '-3.00')
+    ('12,346', '0.150', '-3')
     """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+    return f"{value:#.3g}" if abs(value) < 1 and value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _plain_numbers(axis: Any) -> None:

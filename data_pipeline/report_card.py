@@ -100,8 +100,11 @@ def _prompts(facts: Facts) -> str:
 
 
 def _verdicts(facts: Facts) -> str:
-    frame = facts.verdicts().with_columns(pl.col(pl.Float64).round(4))
-    return table(frame.columns, frame.iter_rows())
+    frame, reasons = facts.verdicts().with_columns(pl.col(pl.Float64).round(4)), facts.reasons()
+    tables = [table(frame.columns, frame.iter_rows())]
+    if not reasons.is_empty():
+        tables += ["What scoring said of the answers:", table(reasons.columns, reasons.iter_rows())]
+    return "\n\n".join(tables)
 
 
 def _wins(facts: Facts) -> str:

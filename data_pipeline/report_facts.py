@@ -3,11 +3,13 @@
 Of all answers together, only what is counted is held, a few dozen bytes each; texts are read for the samples alone.
 """
 
+import contextlib
 import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +94,8 @@ class Facts:
     (the reason, or null), sft, chosen, rejected; prompt_tokens, completion_tokens and `MARKS` where they are known."""
     selected: dict[str, pl.DataFrame]
     """The tables of the selection, without texts."""
+    samples: dict[tuple[str, str], list[Sample]]
+    """("sft" or "dpo", domain) -> a few examples to read."""
     records: list[dict[str, Any]]
     """What the stage `prompts` counted for each entry of the config; empty if prompts came from elsewhere."""
     engines: list[str]
@@ -202,7 +206,7 @@ class Facts:
         finite = pl.col("reward").filter(pl.col("reward").is_finite())
         columns = ["domain", pl.col("source").cast(pl.String)]
         return self.answers.group_by(columns).agg(pl.len().alias("answers"), finite.mean(), *share).sort(
-            "domain", "source"
+            pl.col("domain").cast(pl.Enum(DOMAINS)), "source"
         )  # fmt: skip
 
     def verdict_counts(self, domain: str) -> dict[str, dict[str, int]]:
@@ -221,7 +225,7 @@ class Facts:
         known = self.answers.filter(pl.col("why").is_not_null())
         columns = [pl.col(name).cast(pl.String) for name in ("domain", "verdict", "why")]
         return known.group_by(columns).len("answers").sort(
-            ["domain", "answers", "verdict", "why"], descending=[False, True, False, False]
+            pl.col("domain").cast(pl.Enum(DOMAINS)), "answers", "verdict", "why", descending=[False, True, False, False]
         )  # fmt: skip
 
     def quantiles(self, column: str, domain: str) -> dict[str, list[float]]:
@@ -298,21 +302,6 @@ class Facts:
             table |= {f"{label}: {reason}": count for reason, count in counts.iter_rows()}
         return table
 
-    def samples(self, kind: str, domain: str) -> list[Sample]:
-        """`EXAMPLES` of the "sft" or "dpo" examples, seeded, with all that helps to judge them."""
-        output = epath.Path(self.config.output_dir)
-        ids = self.selected[kind].filter(domain=domain)["prompt_id"]
-        shown = sorted(ids, key=lambda name: store.rank(self.config.seed, "show", name))[:EXAMPLES]
-        rows = _rows_of(output / "selection" / f"{kind}.parquet", "prompt_id", shown)
-        prompts = {row["id"]: row for row in _rows_of(output / "prompts.parquet", "id", shown)}
-        columns = ["prompt_id", "source", "sample_index", "verdict", "extracted", "detail"]
-        found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {name: {} for name in shown}
-        for path in _scores(self.config):
-            for row in _rows_of(path, "prompt_id", shown, columns):
-                found[row["prompt_id"]][row["source"], row["sample_index"]] = row
-        by_id = {row["prompt_id"]: row for row in rows}
-        return [Sample(by_id[name], prompts[name], found[name]) for name in shown]
-
     def _by_source(self, columns: Sequence[pl.Expr]) -> pl.DataFrame:
         return self.answers.group_by(pl.col("source").cast(pl.String)).agg(columns).sort("source")
 
@@ -323,21 +312,28 @@ class Facts:
 def read(config: PipelineConfig) -> Facts:
     """Gathers the facts of a run's folder, whose `paths` are there."""
     output = epath.Path(config.output_dir)
-    with local_copy(output / "prompts.parquet") as local:
-        prompts = pl.read_parquet(local, columns=["id", "dataset", "domain"], glob=False).rename({"id": "prompt_id"})
-    selected = {name: _without_texts(output / "selection" / f"{name}.parquet") for name in TABLES}
-    scores = _scores(config)
-    columns = [_columns(path) for path in scores]
-    common = set(columns[0]).intersection(*columns)
-    answers = pl.concat([_answers(path, prompts, common) for path in scores])
+    with contextlib.ExitStack() as stack:
+        # Copies of files in a bucket, each fetched once.
+        scores = [stack.enter_context(local_copy(path)) for path in _scores(config)]
+        prompts_file = stack.enter_context(local_copy(output / "prompts.parquet"))
+        tables = {name: stack.enter_context(local_copy(output / "selection" / f"{name}.parquet")) for name in TABLES}
+        prompts = pl.read_parquet(prompts_file, columns=["id", "dataset", "domain"], glob=False)
+        prompts = prompts.rename({"id": "prompt_id"})
+        selected = {name: _without_texts(table) for name, table in tables.items()}
+        columns = [set(pl.read_parquet_schema(path)) for path in scores]
+        common = columns[0].intersection(*columns)
+        answers = pl.concat([_answers(path, prompts, common) for path in scores])
+        engines = _engines(scores) if "engine" in common else []
+        samples = _samples(config.seed, selected, tables, prompts_file, scores)
     funnel = output / FUNNEL
     return Facts(
         config,
         prompts,
         _with_fates(answers, prompts, selected),
         selected,
+        samples,
         records=json.loads(funnel.read_text()) if funnel.exists() else [],
-        engines=_engines(scores) if "engine" in common else [],
+        engines=engines,
         rates=_rates(config),
         length_unit="tokens" if "completion_tokens" in common else "characters",
     )
@@ -347,29 +343,23 @@ def _scores(config: PipelineConfig) -> list[epath.Path]:
     return [epath.Path(config.output_dir) / "scores" / f"{source.name}.parquet" for source in config.sources]
 
 
-def _columns(path: epath.Path) -> list[str]:
-    with local_copy(path) as local:
-        return list(pl.read_parquet_schema(local))
-
-
-def _answers(path: epath.Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFrame:
+def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFrame:
     """A row an answer to one of the prompts, which is a number here: names would be most of the memory."""
     known = prompts.lazy().with_row_index("prompt").select("prompt", "prompt_id", "dataset", "domain")
     known = known.with_columns(pl.col("dataset", "domain").cast(pl.Categorical))
     tokens = [name for name in ("prompt_tokens", "completion_tokens") if name in present]
     length = pl.col("completion_tokens") if "completion_tokens" in present else pl.col("text").str.len_chars()
-    with local_copy(path) as local:
-        table = pl.scan_parquet(local, glob=False).select(
-            pl.col("prompt_id").cast(pl.String),
-            pl.col("source", "verdict").cast(pl.String).cast(pl.Categorical),
-            pl.col("sample_index").cast(pl.Int64),
-            pl.col("reward").cast(pl.Float64),
-            pl.col("detail").cast(pl.String).str.extract("^([^:;]*)").cast(pl.Categorical).alias("why"),
-            length.cast(pl.Int32).alias("length"),
-            *(pl.col(name).cast(pl.Int32) for name in tokens),
-            *(pl.col(mark).cast(pl.Boolean) for mark in MARKS if mark in present),
-        )
-        return table.join(known, on="prompt_id").drop("prompt_id").collect(engine="streaming")
+    table = pl.scan_parquet(path, glob=False).select(
+        pl.col("prompt_id").cast(pl.String),
+        pl.col("source", "verdict").cast(pl.String).cast(pl.Categorical),
+        pl.col("sample_index").cast(pl.Int64),
+        pl.col("reward").cast(pl.Float64),
+        pl.col("detail").cast(pl.String).str.extract("^([^:;]*)").cast(pl.Categorical).alias("why"),
+        length.cast(pl.Int32).alias("length"),
+        *(pl.col(name).cast(pl.Int32) for name in tokens),
+        *(pl.col(mark).cast(pl.Boolean) for mark in MARKS if mark in present),
+    )
+    return table.join(known, on="prompt_id").drop("prompt_id").collect(engine="streaming")
 
 
 def _with_fates(answers: pl.DataFrame, prompts: pl.DataFrame, selected: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -394,27 +384,45 @@ def _with_fates(answers: pl.DataFrame, prompts: pl.DataFrame, selected: Mapping[
     return answers
 
 
-def _without_texts(path: epath.Path) -> pl.DataFrame:
-    with local_copy(path) as local:
-        columns = [name for name in pl.read_parquet_schema(local) if name not in ("text", "chosen", "rejected")]
-        return pl.read_parquet(local, columns=columns, glob=False)
+def _without_texts(path: Path) -> pl.DataFrame:
+    columns = [name for name in pl.read_parquet_schema(path) if name not in ("text", "chosen", "rejected")]
+    return pl.read_parquet(path, columns=columns, glob=False)
 
 
-def _rows_of(
-    path: epath.Path, key: str, names: Sequence[str], columns: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    with local_copy(path) as local:
-        table = pl.scan_parquet(local, glob=False).filter(pl.col(key).is_in(list(names)))
-        return (table.select(columns) if columns else table).collect(engine="streaming").to_dicts()
-
-
-def _engines(scores: Sequence[epath.Path]) -> list[str]:
-    found: set[str] = set()
+def _samples(
+    seed: int, selected: Mapping[str, pl.DataFrame], tables: Mapping[str, Path], prompts: Path, scores: Sequence[Path]
+) -> dict[tuple[str, str], list[Sample]]:
+    """("sft" or "dpo", domain) -> `EXAMPLES` of them, seeded. Each file is gone through once."""
+    shown: dict[tuple[str, str], list[str]] = {}
+    for kind in ("sft", "dpo"):
+        for (domain,), mine in selected[kind].group_by("domain"):
+            order = sorted(mine["prompt_id"], key=lambda name: store.rank(seed, "show", name))
+            shown[kind, str(domain)] = order[:EXAMPLES]
+    wanted = sorted({name for names in shown.values() for name in names})
+    rows = {
+        kind: {row["prompt_id"]: row for row in _rows(tables[kind], "prompt_id", wanted)} for kind in ("sft", "dpo")
+    }
+    asked = {row["id"]: row for row in _rows(prompts, "id", wanted)}
+    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {name: {} for name in wanted}
+    columns = ["prompt_id", "source", "sample_index", "verdict", "extracted", "detail"]
     for path in scores:
-        with local_copy(path) as local:
-            engines = pl.scan_parquet(local, glob=False).select(pl.col("engine").unique()).collect(engine="streaming")
-        found.update(engines["engine"].drop_nulls())
-    return sorted(found)
+        for row in _rows(path, "prompt_id", wanted, columns):
+            found[row["prompt_id"]][row["source"], row["sample_index"]] = row
+    return {
+        (kind, domain): [Sample(rows[kind][name], asked[name], found[name]) for name in names]
+        for (kind, domain), names in shown.items()
+    }
+
+
+def _rows(path: Path, key: str, names: Sequence[str], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    table = pl.scan_parquet(path, glob=False).filter(pl.col(key).is_in(list(names)))
+    return (table.select(columns) if columns else table).collect(engine="streaming").to_dicts()
+
+
+def _engines(scores: Sequence[Path]) -> list[str]:
+    tables = [pl.scan_parquet(path, glob=False).select(pl.col("engine").unique()) for path in scores]
+    found = pl.concat([table.collect(engine="streaming") for table in tables])
+    return sorted(set(found["engine"].drop_nulls()))
 
 
 def _rates(config: PipelineConfig) -> dict[str, float]:

@@ -24,7 +24,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } a { color: #005a8f; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tile span { color: #52606d; font-size: .88rem; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .92rem; }
+table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #d9dfe5; }
 th { text-align: left; font-weight: 600; vertical-align: bottom; } td { white-space: nowrap; }
 td:first-child, th:first-child { padding-left: 0; } tr.total td { font-weight: 600; border-top: 2px solid #52606d; }
@@ -33,6 +33,10 @@ details > summary { cursor: pointer; color: #005a8f; font-size: .92rem; }
 pre { font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f7f9; padding: .6rem;
   margin: .3rem 0; max-height: 20rem; overflow: auto; border-left: 4px solid #9aa5b1; }
 pre.chosen { border-color: #009E73; } pre.rejected { border-color: #D55E00; }
+@media (max-width: 40rem) {
+  td:first-child, th:first-child { position: sticky; left: 0; min-width: 7rem; max-width: 9rem; white-space: normal;
+    overflow-wrap: anywhere; background: #fff; }
+}
 .sample { margin: 0 0 1.6rem; } .sample p { margin: .5rem 0 0; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem; }
 .pair > div { min-width: 0; }
@@ -142,6 +146,7 @@ def _few_reasons(table: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, dict
 
 def _tiles(facts: Facts) -> str:
     total = dict(facts.funnel()["total"])
+    del total["prompts discarded"]
     if facts.records:
         total = {"records read": sum(entry["read"] for entry in facts.records), **total}
     tiles = "".join(f"<div class=tile><b>{count:,}</b><span>{name}</span></div>" for name, count in total.items())
@@ -322,12 +327,12 @@ def _unusable(facts: Facts) -> Iterable[str]:
     )
     strange = int(facts.selected["unused"]["domain"].null_count())
     if strange:
-        yield _note(f"Besides, {strange:,} answers are to prompts that are not there.")
+        yield _note(f"Besides, answers to prompts that are not there: {strange:,}.")
     marks = facts.marks()
     if marks is not None:
         yield "<h3>Flaws</h3>"
         yield _note("By the answers' looks, in percent of all of them; one can have several.")
-        yield _frame_table(marks.with_columns(pl.col(pl.Float64) * 100))
+        yield _frame_table(marks.with_columns((pl.col(pl.Float64) * 100).round(2)))
     yield "<h3>All that was left out</h3>"
     left_out = facts.left_out()
     if left_out:
@@ -368,8 +373,8 @@ def _samples(facts: Facts) -> Iterable[str]:
     yield _note(f"{EXAMPLES} examples and {EXAMPLES} pairs of each domain, drawn by the seed.")
     for domain in facts.domains:
         yield f"<h3>{html.escape(domain)}</h3>"
-        drawn = [_sft(sample) for sample in facts.samples("sft", domain)]
-        drawn += [_pair(sample) for sample in facts.samples("dpo", domain)]
+        drawn = [_sft(sample) for sample in facts.samples.get(("sft", domain), [])]
+        drawn += [_pair(sample) for sample in facts.samples.get(("dpo", domain), [])]
         yield "".join(drawn) or _note("Nothing was selected.")
 
 
