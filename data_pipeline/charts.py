@@ -165,10 +165,10 @@ def ranges(
         for place, (name, (p5, p25, p50, p75, p95)) in enumerate(series.items()):
             axes.plot([p5, p95], [place, place], color=palette[name], linewidth=1.5)
             axes.barh(place, p75 - p25, left=p25, height=0.34, color=palette[name])
-            axes.plot([p50, p50], [place - 0.17, place + 0.17], color="white", linewidth=2)
+            axes.plot([p50, p50], [place - 0.23, place + 0.23], color="#1f2933", linewidth=1.8)
             # Above its box: beside it, a long name would leave no room for the box.
-            axes.text(0, place - 0.26, name, transform=axes.get_yaxis_transform(), va="bottom")
-            axes.text(1, place - 0.26, _plain(p50), transform=axes.get_yaxis_transform(), va="bottom", ha="right")
+            axes.text(0, place - 0.27, name, transform=axes.get_yaxis_transform(), va="bottom")
+            axes.text(1, place - 0.27, _plain(p50), transform=axes.get_yaxis_transform(), va="bottom", ha="right")
         axes.set_ylim(len(series) - 0.6, -0.95)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -234,7 +234,8 @@ def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
     if clipped:
         low, high = inner_low, inner_high
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # Too near each other for bins between.
-        low, high = low - 0.5 * max(1, abs(low)), high + 0.5 * max(1, abs(high))
+        half = 0.5 * abs(low) or 0.5
+        low, high = low - half, high + half
     smallest = min(data.size for data in values)
     return np.linspace(low, high, int(np.clip(2 * smallest ** (1 / 3), 10, 40)) + 1), clipped
 

@@ -279,7 +279,7 @@ def _distributions(facts: Facts, column: str, label: str) -> Iterable[str]:
         yield _note("Not known for any answer.")
         return
     yield "<h3>By source</h3>"
-    yield _note("All answers. Lines go from 5 to 95 %, boxes from 25 to 75 %, the gap and the number are the median.")
+    yield _note("All answers. Lines go from 5 to 95 %, boxes from 25 to 75 %, the mark and the number are the median.")
     yield _charts(
         charts.ranges(rows, title=domain, xlabel=label, colors=colors) for domain, rows in by_source.items() if rows
     )
