@@ -28,9 +28,9 @@ svg { display: block; width: 100%; height: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .05rem .8rem; font-size: .82rem; margin-bottom: .35rem; }
 .legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .3rem;
   vertical-align: -1px; }
-.bar { margin: .35rem 0 .55rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
-.bar > div:first-child { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere; }
-.bar > div:first-child span + span { white-space: nowrap; }
+.measure { margin: .35rem 0 .55rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.measure > div:first-child { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere; }
+.measure > div:first-child span + span { white-space: nowrap; }
 .track { display: flex; height: 1.15rem; background: #eef1f4; border-radius: 2px; overflow: hidden; }
 .track i { font-style: normal; font-size: .74rem; line-height: 1.15rem; text-align: center; overflow: hidden;
   min-width: 2px; }
@@ -209,7 +209,7 @@ def _row(label: str, number: str, parts: Iterable[tuple[float, str, str, str]]) 
         for share, color, text, hint in parts
     )
     head = f"<div><span>{html.escape(label)}</span><span>{number}</span></div>"
-    return f"<div class=bar>{head}<div class=track>{segments}</div></div>"
+    return f"<div class=measure>{head}<div class=track>{segments}</div></div>"
 
 
 def _palette(names: Iterable[str], colors: Mapping[str, str] | None) -> dict[str, str]:

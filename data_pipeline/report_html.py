@@ -34,8 +34,8 @@ pre { font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; backgro
   margin: .3rem 0; max-height: 20rem; overflow: auto; border-left: 4px solid #9aa5b1; }
 pre.chosen { border-color: #009E73; } pre.rejected { border-color: #D55E00; }
 @media (max-width: 40rem) {
-  td:first-child, th:first-child { position: sticky; left: 0; min-width: 7rem; max-width: 9rem; white-space: normal;
-    overflow-wrap: anywhere; background: #fff; }
+  td:first-child, th:first-child { position: sticky; left: 0; min-width: 9.5rem; max-width: 9.5rem;
+    white-space: normal; overflow-wrap: break-word; background: #fff; }
 }
 .sample { margin: 0 0 1.6rem; } .sample p { margin: .5rem 0 0; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1rem; }
