@@ -31,7 +31,8 @@ def card(facts: Facts) -> str:
             [
                 [s.name, s.model, s.temperature, s.top_p, s.repetition_penalty, ", ".join(s.domains)]
                 for s in config.sources
-            ],
+            ]
+            + [[g.name, g.model, "as given", "as given", "as given", ", ".join(g.domains)] for g in config.given],
         ),
         f"At most {config.max_new_tokens} new tokens; seed {config.seed}. Answers a prompt and source: "
         + ", ".join(f"{domain} {getattr(config.samples_per_prompt, domain)}" for domain in facts.domains)

@@ -6,7 +6,6 @@ Of all answers together, only what is counted is held, a few dozen bytes each; t
 import contextlib
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 import polars as pl
 from etils import epath
 
-from data_pipeline import store
-from data_pipeline.config import DOMAINS, PipelineConfig, SourceConfig
+from data_pipeline import estimate, store
+from data_pipeline.config import DOMAINS, PipelineConfig
+from data_pipeline.flaws import FLAWS
 from data_pipeline.prompts import FUNNEL
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report_recipe import Counts, published
@@ -25,14 +25,11 @@ from data_pipeline.score import COLUMNS, NEEDED
 from data_pipeline.select import TABLES
 from fusejax.files import local_copy
 
-MARKS = ("truncated", "empty", "degenerate")
-"""Boolean columns that samples may have: what is wrong with an answer by its looks."""
 PARTS = ("all", "SFT", "chosen", "rejected")
 """What an answer became; "all" are the usable ones."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 EXAMPLES = 2
 """SFT examples and pairs shown of each domain."""
-_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def paths(config: PipelineConfig) -> list[epath.Path]:
@@ -91,7 +88,7 @@ class Facts:
     """prompt_id, dataset, domain."""
     answers: pl.DataFrame
     """dataset, domain, source, prompt (a number), reward, verdict, why (the constant part of `detail`), length, unused
-    (the reason, or null), sft, chosen, rejected; prompt_tokens, completion_tokens and `MARKS` where they are known."""
+    (the reason, or null), sft, chosen, rejected; prompt_tokens, completion_tokens and `FLAWS` where they are known."""
     selected: dict[str, pl.DataFrame]
     """The tables of the selection, without texts."""
     samples: dict[tuple[str, str], list[Sample]]
@@ -112,7 +109,7 @@ class Facts:
 
     @property
     def sources(self) -> list[str]:
-        return [source.name for source in self.config.sources]
+        return [source.name for source in self.config.answerers]
 
     @functools.cached_property
     def datasets(self) -> list[tuple[str, str]]:
@@ -184,8 +181,8 @@ class Facts:
         return _aligned({name: row for name, row in table.items() if sum(row.values())})
 
     def marks(self) -> pl.DataFrame | None:
-        """Source -> share of the answers with each of `MARKS`; None where no answer is marked at all."""
-        present = [mark for mark in MARKS if mark in self.answers.columns]
+        """Source -> share of the answers with each of `FLAWS`; None where no answer is marked at all."""
+        present = [mark for mark in FLAWS if mark in self.answers.columns]
         if not present:
             return None
         return self._by_source([pl.col(mark).mean() for mark in present])
@@ -280,14 +277,13 @@ class Facts:
         for source in self.config.sources:
             mine = self.answers.filter(source=source.name)
             spent = {name: int(mine[name].sum()) if known else None for name, known in tokens.items()}
-            given = (source.model_dump().get("cost") or {}).get("tokens_per_second")
             table[source.name] = Cost(
                 len(mine),
                 spent["prompt_tokens"],
                 spent["completion_tokens"],
-                self.rates.get(source.name, given),
+                self.rates.get(source.name, source.cost.tokens_per_second),
                 measured=source.name in self.rates,
-                gpus=_gpus(source),
+                gpus=estimate.gpus(source),
             )
         return table
 
@@ -340,7 +336,7 @@ def read(config: PipelineConfig) -> Facts:
 
 
 def _scores(config: PipelineConfig) -> list[epath.Path]:
-    return [epath.Path(config.output_dir) / "scores" / f"{source.name}.parquet" for source in config.sources]
+    return [epath.Path(config.output_dir) / "scores" / f"{source.name}.parquet" for source in config.answerers]
 
 
 def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFrame:
@@ -357,7 +353,7 @@ def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFra
         pl.col("detail").cast(pl.String).str.extract("^([^:;]*)").cast(pl.Categorical).alias("why"),
         length.cast(pl.Int32).alias("length"),
         *(pl.col(name).cast(pl.Int32) for name in tokens),
-        *(pl.col(mark).cast(pl.Boolean) for mark in MARKS if mark in present),
+        *(pl.col(mark).cast(pl.Boolean) for mark in FLAWS if mark in present),
     )
     return table.join(known, on="prompt_id").drop("prompt_id").collect(engine="streaming")
 
@@ -440,12 +436,6 @@ def _rates(config: PipelineConfig) -> dict[str, float]:
         if tokens and seconds:
             rates[source.name] = tokens / seconds
     return rates
-
-
-def _gpus(source: SourceConfig) -> int:
-    values = source.model_dump()
-    given = (values.get("cost") or {}).get("gpus")
-    return given or math.prod((values.get("engine") or {}).get(name, 1) for name in _PARALLEL)
 
 
 def _with_total(table: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:

@@ -110,7 +110,7 @@ def _flow(facts: Facts) -> str:
 
 def _sources(facts: Facts) -> str:
     """How often each source was right, and how often its answer was chosen."""
-    names = [source.name for source in facts.config.sources]
+    names = facts.sources
     verdicts = {(row["domain"], row["source"]): row["correct"] for row in facts.verdicts().iter_rows(named=True)}
     rows = [[domain, *(_percent(verdicts.get((domain, name))) for name in names)] for domain in facts.domains]
     wins = {"Best answers, for SFT": facts.wins("sft"), "Pairs, for DPO": facts.wins("dpo")}
@@ -129,7 +129,7 @@ def _percent(share: float | None) -> str:
 
 def _rewards(facts: Facts) -> str:
     """Reward distributions by source in each domain, and the margins of the pairs."""
-    names = [source.name for source in facts.config.sources]
+    names = facts.sources
     drawn = []
     for domain in facts.domains:
         mine = facts.answers.filter((pl.col("domain") == domain) & pl.col("reward").is_finite())
