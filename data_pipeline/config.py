@@ -190,7 +190,9 @@ class SamplerConfig(ConfigModel):
     batch_size: PositiveInt = 64
     """Answers that transformers makes together."""
     chunk_size: PositiveInt = 1024
-    """Of so many requests, transformers puts those of like length into a batch."""
+    """Of so many requests, transformers puts those of like length into a batch. On a Ray cluster an actor takes so many
+    at a time: with vLLM, make it many times the engine's `max_num_seqs`, since an engine runs empty at the end of each.
+    """
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -266,6 +268,24 @@ class ScorersConfig(ConfigModel):
     """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
 
 
+class ActorsConfig(ConfigModel):
+    actors: PositiveInt = 1
+    """Processes at a time, as far as the cluster has room; the others wait for it."""
+    cpus: NonNegativeFloat = 1
+    """That each keeps to itself, all of one machine."""
+    gpus: NonNegativeFloat = 0
+    """Likewise; of a model in vLLM, for each of its tensor times pipeline parallel ranks."""
+
+
+class RayConfig(ConfigModel):
+    address: str = "auto"
+    """`HOST:PORT`; `auto` is the cluster that this machine belongs to, `local` one of this machine alone."""
+    sample: ActorsConfig = ActorsConfig()
+    """What holds a source model. Servers are asked from here, without actors."""
+    score: ActorsConfig = ActorsConfig()
+    """What judges answers; `scorers.workers` is then by actor, and by default its CPUs."""
+
+
 class _Margins(ConfigModel):
     min_margin: float | None = Field(0.01, ge=0)
     max_margin: float | None = Field(0.1, ge=0)
@@ -330,6 +350,9 @@ class PipelineConfig(ConfigModel):
     scorers: ScorersConfig = ScorersConfig()
     selection: SelectionConfig = SelectionConfig()
     write: WriteConfig = WriteConfig()
+    engine: Literal["local", "ray"] = "local"
+    """Whether this machine samples and scores, or a Ray cluster."""
+    ray: RayConfig = RayConfig()
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":

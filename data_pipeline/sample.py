@@ -153,7 +153,7 @@ def _sample_source(
             if missing:
                 total = len(asked.requests)
                 note(f"{step}: {missing:,} of {total:,} answers to make")
-                sampler = open_sampler(config, source, directory, tokenizer.context)
+                sampler = _sampler(config, source, directory, tokenizer.context)
                 try:
                     ask(sampler, source, asked, common, answers, Progress(step, total - missing, total), stop)
                 finally:
@@ -216,6 +216,14 @@ def ask(
         progress.add(len(batch), sum(answer.completion_tokens for _, answer in batch))
         if stop.is_set():
             raise KeyboardInterrupt
+
+
+def _sampler(config: PipelineConfig, source: SourceConfig, directory: Path, context: int) -> Sampler:
+    if config.engine == "ray" and source.server is None:
+        from data_pipeline.samplers.ray_sampler import RaySampler
+
+        return RaySampler(config, source, directory, context)
+    return open_sampler(config, source, directory, context)
 
 
 def _plausible(batches: Iterator[Answered], source: SourceConfig) -> Iterator[Answered]:

@@ -4,7 +4,10 @@ It reads `prompts.parquet` and whatever files `samples/` holds, so it judges ans
 just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
 """
 
+import functools
 import json
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
@@ -12,7 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import scorers, store
-from data_pipeline.config import DOMAINS, PipelineConfig
+from data_pipeline.config import DOMAINS, ActorsConfig, PipelineConfig, ScorersConfig
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scorers.base import Item, Score, Scorer
 from data_pipeline.scorers.code import CodeScorer
@@ -33,6 +36,9 @@ CHUNK = 8192
 """Answers a part file: what a killed run loses at most."""
 
 Scorers = dict[str, tuple[Scorer | None, Scorer | None]]
+"""Domain -> what gives the reward, and what the verdict."""
+Chunk = tuple[int, pl.DataFrame, dict[str, dict[str, Any]]]
+"""Its first row's number in the file, its rows, and the rows of their prompts by id."""
 
 
 def run(config: PipelineConfig) -> None:
@@ -52,14 +58,14 @@ def run(config: PipelineConfig) -> None:
     if unknown:
         raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
     judges = scorers.build(config.scorers, prompts["domain"])
-    kinds = {domain: [judge and judge.fingerprint for judge in pair] for domain, pair in judges.items()}
+    kinds = _fingerprints(judges)
     rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
     for file in files:
         store.check_parquet(file, NEEDED, made_by="sample")
         inputs = store.fingerprint(kinds, list(COLUMNS), prompts_path, file)
         final = output / "scores" / file.name
         parts = final.parent / ".parts" / f"{file.stem}-{inputs[:16]}"
-        work = _Work(file, final, parts, rows, judges)
+        work = _Work(config, file, final, parts, rows, judges)
         store.once(output, f"score {file.stem}", inputs, [final], work.run)
 
 
@@ -74,12 +80,14 @@ class _Work:
 
     def __init__(
         self,
+        config: PipelineConfig,
         file: epath.Path,
         final: epath.Path,
         parts: epath.Path,
         prompts: dict[str, dict[str, Any]],
         judges: Scorers,
     ):
+        self._config = config
         self._file, self._final, self._parts = file, final, parts
         self._prompts, self._judges = prompts, judges
 
@@ -88,18 +96,14 @@ class _Work:
         samples = samples.drop([column for column in COLUMNS if column in samples.columns])
         if samples.is_empty():
             raise UserError(f"{self._file}: empty data set")
-        frames = []
+        parts = {start: self._parts / f"{start:010d}.parquet" for start in range(0, len(samples), CHUNK)}
         progress = tqdm(total=len(samples), desc=f"score {self._file.stem}", unit="answer", disable=None)
-        for start in range(0, len(samples), CHUNK):
-            part = self._parts / f"{start:010d}.parquet"
-            if part.exists():
-                frames.append(store.read_parquet(part, list(COLUMNS), made_by="score"))
-            else:
-                frames.append(self._score(samples.slice(start, CHUNK)))
-                store.write_parquet(frames[-1], part)
-            progress.update(len(frames[-1]))
+        progress.update(sum(len(samples[start : start + CHUNK]) for start, part in parts.items() if part.exists()))
+        for start, scores in self._judged(samples, parts):
+            store.write_parquet(scores, parts[start])
+            progress.update(len(scores))
         progress.close()
-        scores = pl.concat(frames)
+        scores = pl.concat([store.read_parquet(part, list(COLUMNS), made_by="score") for part in parts.values()])
         tiers = {pair[1].sandbox for pair in self._judges.values() if isinstance(pair[1], CodeScorer)}
         write_text(self._final.with_suffix(".json"), json.dumps({"sandbox": next(iter(tiers), None)}))
         store.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
@@ -120,12 +124,49 @@ class _Work:
         reasons = missing["detail"].fill_null("no_reason").str.extract("^([^:;]*)").value_counts().sort("detail")
         return dict(reasons.iter_rows())
 
-    def _score(self, samples: pl.DataFrame) -> pl.DataFrame:
+    def _judged(self, samples: pl.DataFrame, parts: dict[int, epath.Path]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """The scores of the chunks without a part file, as they get ready."""
+
+        def left() -> list[Chunk]:
+            chunks = [(start, samples[start : start + CHUNK]) for start, part in parts.items() if not part.exists()]
+            return [(start, chunk, self._prompts_of(chunk)) for start, chunk in chunks]
+
+        if self._config.engine == "local":
+            return _judge(self._judges, *left())
+        from data_pipeline import cluster
+
+        ray = self._config.ray
+        make = functools.partial(_work, self._config.scorers, ray.score, _fingerprints(self._judges))
+        return cluster.results(ray, ray.score, f"score {self._file.stem}", make, left)
+
+    def _prompts_of(self, samples: pl.DataFrame) -> dict[str, dict[str, Any]]:
+        return {name: self._prompts[name] for name in samples["prompt_id"].unique() if name in self._prompts}
+
+
+def _fingerprints(judges: Scorers) -> dict[str, list[str | None]]:
+    return {domain: [judge.fingerprint if judge else None for judge in pair] for domain, pair in judges.items()}
+
+
+def _work(
+    config: ScorersConfig, actors: ActorsConfig, expected: dict[str, list[str | None]]
+) -> Callable[[Chunk], Iterator[tuple[int, pl.DataFrame]]]:
+    """Builds the judges, on whatever machine of a cluster this is; what that returns judges a chunk."""
+    workers = config.workers or max(1, int(actors.cpus))
+    judges = scorers.build(config.model_copy(update={"workers": workers}), expected)
+    for domain, found in _fingerprints(judges).items():
+        if found != expected[domain]:
+            problem = f"would judge differently on {socket.gethostname()} than on the machine that drives"
+            raise UserError(f"scorers.{domain}: {problem}; both need the same code and files")
+    return functools.partial(_judge, judges)
+
+
+def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]]:
+    for start, samples, prompts in chunks:
         scores: list[Score] = [Score(detail="no_such_prompt")] * len(samples)
         by_domain: dict[str, list[int]] = {}
         items: dict[int, Item] = {}
         for index, sample in enumerate(samples.iter_rows(named=True)):
-            prompt = self._prompts.get(sample["prompt_id"])
+            prompt = prompts.get(sample["prompt_id"])
             if sample["finish_reason"] == "error":
                 scores[index] = Score(detail="not_sampled")
             elif prompt is not None:
@@ -133,7 +174,7 @@ class _Work:
                 by_domain.setdefault(prompt["domain"], []).append(index)
         for domain, indices in by_domain.items():
             batch = [items[index] for index in indices]
-            reward, correctness = self._judges[domain]
+            reward, correctness = judges[domain]
             rewards = reward.score(batch) if reward else [Score()] * len(batch)
             verdicts = correctness.score(batch) if correctness else rewards
             for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
@@ -144,7 +185,7 @@ class _Work:
                 scores[index] = Score(
                     rewarded.reward, judged.verdict, _storable(judged.extracted), detail, rewarded.objectives
                 )
-        return pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
+        yield start, pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
 
 
 def _storable(text: str | None) -> str | None:
