@@ -1,10 +1,9 @@
 """Blocks of work on a Ray cluster that may lose machines, and their results as they get ready.
 
 Ray Data hands the blocks to a pool of actors, starts those anew that died, has their blocks done again, and holds an
-actor back whose results nobody took yet. It gives a block up after a few attempts, for one that kills whatever touches
-it must not be tried for ever; and it knows a block's results by their number, though a second attempt may find them
-in another order. So a result may come twice, or not at all: the caller keeps the results, and what it then still misses
-is the next pass over the cluster.
+actor back whose results nobody took yet. It would repeat for ever what kills its actor, so attempts are counted here.
+And it knows a block's results by their number, though another attempt may find them in another order: so a result may
+come twice, or not at all. The caller keeps the results; what it then still misses is the next pass over the cluster.
 """
 
 import functools
@@ -13,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,13 +24,14 @@ from fusejax.cli import UserError, note, one_line
 try:
     import ray
     import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
     raise UserError(f"engine ray: no module {error.name!r}; pip install 'fusejax[ray]'") from None
 
 Work = Callable[[Any], Iterator[Any]]
 """Makes the results of a block. Blocks and results are pickled."""
-RETRIES = 3
-"""Of a block, in one pass. They are soon spent on a machine whose loss is not noticed yet, for about 15 seconds."""
+ATTEMPTS = 3
+"""At a block, in one pass."""
 
 
 def results(
@@ -55,9 +56,10 @@ def results(
     _connect(config.address, step, actors)
     blocks = left()
     while blocks:
+        attempts = _attempts()
         found = 0
         try:
-            for row in _pipeline(actors, make, blocks).iter_rows():
+            for row in _pipeline(actors, make, attempts, blocks).iter_rows():
                 result = pickle.loads(row["result"])
                 if isinstance(result, UserError):
                     raise result
@@ -68,9 +70,11 @@ def results(
             note(f"{step}: {type(error).__name__}: {one_line(error)}")
         blocks = left()
         if blocks and not found:
-            raise UserError(f"{step}: the actors ended {len(blocks):,} blocks without a result; see their output above")
+            raise UserError(
+                f"{step}: no actor got anywhere; the last one ended with {ray.get(attempts.reason.remote())}"
+            )
         if blocks:
-            note(f"{step}: {len(blocks):,} blocks were lost with their actors and are done again")
+            note(f"{step}: {len(blocks):,} blocks are not complete and are done again")
 
 
 def _connect(address: str, step: str, actors: ActorsConfig) -> None:
@@ -86,41 +90,66 @@ def _connect(address: str, step: str, actors: ActorsConfig) -> None:
         note(f"{step}: waiting for a machine with {actors.cpus:g} CPUs and {actors.gpus:g} GPUs: the cluster has none")
 
 
-def _pipeline(actors: ActorsConfig, make: Callable[[], Work], blocks: Sequence[Any]) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # It tells of lost blocks at length, and goes on.
+class _Attempts:
+    """How often each block was begun, and why the last attempt that failed did."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+        self._reason = "its process killed"
+
+    def begin(self, number: int) -> bool:
+        """Whether to go on with it."""
+        self._begun[number] += 1
+        return self._begun[number] <= ATTEMPTS
+
+    def fail(self, reason: str) -> None:
+        self._reason = reason
+
+    def reason(self) -> str:
+        return self._reason
+
+
+def _attempts() -> Any:
+    """The count as an actor, on the machine that cannot be lost without everything."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _pipeline(actors: ActorsConfig, make: Callable[[], Work], attempts: Any, blocks: Sequence[Any]) -> ray.data.Dataset:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # What it tells of at length is either raised or repaired.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # Which actors of ours lose, but never raise.
     context.target_max_block_size = 1  # Each result is handed over at once.
-    packed = [{"block": pickle.dumps(block)} for block in blocks]
+    packed = [{"number": number, "block": pickle.dumps(block)} for number, block in enumerate(blocks)]
     return ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
         _Actor,
-        fn_constructor_args=(make,),
+        fn_constructor_args=(make, attempts),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(actors.actors, len(packed))),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
     )
 
 
 class _Actor:
     """Holds the work, such as a model, from one block to the next."""
 
-    def __init__(self, make: Callable[[], Work]):
-        self._work = functools.cache(make)
+    def __init__(self, make: Callable[[], Work], attempts: Any):
+        self._work, self._attempts = functools.cache(make), attempts
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        for row in rows["block"]:
+        for row in rows.to_pylist():
+            if not ray.get(self._attempts.begin.remote(row["number"])):
+                continue
             try:
-                for result in self._work()(pickle.loads(row.as_py())):
+                for result in self._work()(pickle.loads(row["block"])):
                     yield _packed(result)
             except UserError as error:
                 yield _packed(error)
-            except Exception:  # The engine may be beyond use, so the next attempt gets a process of its own.
+            except Exception as error:  # The engine may be beyond use, so the next attempt gets a new process.
                 traceback.print_exc()
+                ray.get(self._attempts.fail.remote(f"{type(error).__name__}: {one_line(error)}"))
                 for child in multiprocessing.active_children():
                     child.kill()
                 os._exit(1)
