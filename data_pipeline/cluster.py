@@ -16,12 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from data_pipeline.config import ActorsConfig, RayConfig
 from fusejax.cli import UserError, note, one_line
 
 try:
+    import pyarrow as pa
     import ray
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -48,10 +47,10 @@ def results(
       actors: how many, and what each holds of its machine.
       step: for messages.
       make: called once in each actor, and pickled to get there.
-      left: the blocks that are not done yet, by the results that were taken so far; asked before each pass.
+      left: the blocks that are not done yet, without those of their results that were taken; asked before each pass.
 
     Raises:
-      UserError: there is no such cluster, an actor raised it, or a whole pass found nothing.
+      UserError: there is no such cluster, an actor raised it, or a whole pass found nothing more.
     """
     _connect(config.address, step, actors)
     blocks = left()

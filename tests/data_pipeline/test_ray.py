@@ -22,7 +22,6 @@ from data_pipeline import cluster, prompts, sample, score  # noqa: E402
 from data_pipeline.config import ActorsConfig, PipelineConfig, RayConfig  # noqa: E402
 from fusejax.cli import UserError  # noqa: E402
 
-pytestmark = pytest.mark.slow
 STORE = 80_000_000
 """Bytes of a node's object store: the least that Ray takes."""
 
@@ -63,10 +62,10 @@ class Killer(threading.Thread):
         self.killed = True
 
 
+@pytest.mark.slow
 def test_sampling_outlives_a_node(values: dict[str, Any], nodes: Cluster, tmp_path: Path):
-    """Two models one after another; the second finds one node left."""
     values["samples_per_prompt"] = {"instruction": 20, "math": 10, "code": 5, "chinese": 5}
-    values["max_new_tokens"] = 128
+    values["max_new_tokens"], values["sources"] = 128, values["sources"][:1]
     here = PipelineConfig.model_validate(values)
     there = on_cluster(values, nodes, tmp_path / "there")
     for config in (here, there):
@@ -76,11 +75,11 @@ def test_sampling_outlives_a_node(values: dict[str, Any], nodes: Cluster, tmp_pa
     killer = Killer(nodes, lambda: journal.exists() and journal.stat().st_size > 0)
     sample.run(there)
     assert killer.killed
-    for source in ("hot", "cool"):
-        expected, found = (tmp_path / run / "samples" / f"{source}.parquet" for run in ("out", "there"))
-        assert found.read_bytes() == expected.read_bytes()
+    expected, found = (tmp_path / run / "samples/hot.parquet" for run in ("out", "there"))
+    assert found.read_bytes() == expected.read_bytes()
 
 
+@pytest.mark.slow
 def test_scoring_outlives_a_node(
     values: dict[str, Any], nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -149,6 +148,7 @@ def fragile(log: Path, poison: int | None = None) -> cluster.Work:
     return work
 
 
+@pytest.mark.slow
 def test_a_block_that_kills_its_actor(nodes: Cluster, tmp_path: Path):
     everything = {(block, index) for block in range(12) for index in range(3)}
     assert set(take(nodes, functools.partial(fragile, tmp_path / "log"), range(12))) == everything
@@ -164,6 +164,7 @@ def refuse(log: Path) -> cluster.Work:
     raise UserError("sources: s: no such directory")
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_users_ends_the_run_at_once(nodes: Cluster, tmp_path: Path):
     with pytest.raises(UserError, match=r"^sources: s: no such directory$"):
         take(nodes, functools.partial(refuse, tmp_path / "log"), range(50))
@@ -180,6 +181,7 @@ def heavy(log: Path) -> cluster.Work:
     return work
 
 
+@pytest.mark.slow
 def test_actors_wait_for_results_to_be_taken(nodes: Cluster, tmp_path: Path):
     """Of 300 MB, no more is made than what the object store may hold."""
     log = tmp_path / "log"
@@ -199,12 +201,11 @@ def test_actors_wait_for_results_to_be_taken(nodes: Cluster, tmp_path: Path):
     found.close()
 
 
-def test_a_cluster_that_is_not_there(values: dict[str, Any], tmp_path: Path):
-    program = "from data_pipeline import cluster, config; c = config.RayConfig(address='127.0.0.1:1')\n"
+def test_a_cluster_that_is_not_there():
+    program = "from data_pipeline import cluster, config; c = config.RayConfig(address='nowhere')\n"
     program += "list(cluster.results(c, c.sample, 's', int, list))"
-    environment = os.environ | {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_NUM_REDIS_GET_RETRIES": "1"}
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert "UserError: ray.address: no cluster to be had at '127.0.0.1:1'" in process.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "UserError: ray.address: no cluster to be had at 'nowhere': Invalid address format" in process.stderr
 
 
 def test_sampling_imports_no_jax():
