@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 # What this package needs to sample and score, besides vLLM and what that brings.
-SAMPLING := polars etils[epath] fsspec gcsfs jaxtyping
+SAMPLING := polars etils[epath] fsspec gcsfs jaxtyping 'math-verify[antlr4_13_2]' datasets datasketch matplotlib array-record
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 

@@ -21,7 +21,7 @@ from data_pipeline.flaws import FLAWS
 from data_pipeline.prompts import FUNNEL
 from data_pipeline.prompts import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report_recipe import Counts, published
-from data_pipeline.score import COLUMNS, NEEDED
+from data_pipeline.score import NEEDED
 from data_pipeline.select import TABLES
 from fusejax.files import local_copy
 
@@ -40,7 +40,7 @@ def paths(config: PipelineConfig) -> list[epath.Path]:
     """
     output = epath.Path(config.output_dir)
     tables = {output / "selection" / f"{name}.parquet": (["prompt_id"], "select") for name in TABLES}
-    tables |= {path: ([*NEEDED, *COLUMNS], "score") for path in _scores(config)}
+    tables |= {path: ([*NEEDED, "reward", "verdict", "extracted", "detail"], "score") for path in _scores(config)}
     tables[output / "prompts.parquet"] = (list(PROMPTS_SCHEMA), "prompts")
     for path, (columns, stage) in tables.items():
         store.check_parquet(path, columns, made_by=stage)
