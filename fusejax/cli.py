@@ -107,7 +107,8 @@ def run(main: Callable[[], None]) -> None:
 
 def note(text: str) -> None:
     """Tells what is about to be done, on stderr; said before anything slow."""
-    print(text, file=sys.stderr, flush=True)
+    # In one piece, so that the lines of two threads stay apart.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class _Loader(yaml.SafeLoader):
