@@ -120,7 +120,9 @@ def test_in_process_and_served_are_the_same(in_process: Path, served: Path):
 def test_the_table_is_whole(in_process: Path):
     frame = pl.read_parquet(table(in_process))
     assert frame.schema == stage.SCHEMA
-    expected = [(f"p{n}", index) for n in range(PROMPTS) for index in range(SAMPLES)]
+    order = pl.read_parquet(in_process / "prompts.parquet")["id"]
+    assert sorted(order) == sorted(f"p{n}" for n in range(PROMPTS))
+    expected = [(name, index) for name in order for index in range(SAMPLES)]
     assert frame.select("prompt_id", "sample_index").rows() == expected
     asked = frame.filter(pl.col("prompt_id") != f"p{TOO_LONG}")
     assert asked["key"].n_unique() == asked["seed"].n_unique() == COUNT
