@@ -31,6 +31,8 @@ Work = Callable[[Any], Iterator[Any]]
 """Makes the results of a block. Blocks and results are pickled."""
 ATTEMPTS = 3
 """At a block, in one pass."""
+STORE_SHARE = 0.25
+"""Of the cluster's object store, for results that nobody took yet: half of Ray's own, as all blocks lie there too."""
 
 
 def results(
@@ -58,8 +60,7 @@ def results(
         attempts = _attempts()
         found = 0
         try:
-            for row in _pipeline(actors, make, attempts, blocks).iter_rows():
-                result = pickle.loads(row["result"])
+            for result in _found(_pipeline(actors, make, attempts, blocks)):
                 if isinstance(result, UserError):
                     raise result
                 yield result
@@ -119,6 +120,7 @@ def _pipeline(actors: ActorsConfig, make: Callable[[], Work], attempts: Any, blo
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # Each result is handed over at once.
+    context.override_object_store_memory_limit_fraction = STORE_SHARE
     packed = [{"number": number, "block": pickle.dumps(block)} for number, block in enumerate(blocks)]
     return ray.data.from_items(packed, override_num_blocks=len(packed)).map_batches(
         _Actor,
@@ -129,6 +131,14 @@ def _pipeline(actors: ActorsConfig, make: Callable[[], Work], attempts: Any, blo
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
     )
+
+
+def _found(pipeline: ray.data.Dataset) -> Iterator[Any]:
+    """Without `iter_rows`, whose threads outlive it, and end the process with status 1 when they find Ray shut down."""
+    for bundle in pipeline.iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            for row in ray.get(block.ref).to_pylist():  # None, not even a column, of a block that was given up
+                yield pickle.loads(row["result"])
 
 
 class _Actor:
