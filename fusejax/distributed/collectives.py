@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from fusejax.distributed.sharding import mesh_axes
+
 
 def gather_layer(params: Any, specs: Any, axis: str, dtype: jnp.dtype) -> Any:
     """A layer's parameters, made whole along `axis`, as `specs` says how they are split; other axes stay split.
@@ -21,8 +23,9 @@ def gather_layer(params: Any, specs: Any, axis: str, dtype: jnp.dtype) -> Any:
     """
 
     def gather(x: Array, spec: PartitionSpec) -> Array:
-        if axis in spec:
-            return jax.lax.all_gather(x.astype(dtype), axis, axis=spec.index(axis), tiled=True)
+        split = [axis in mesh_axes(entry) for entry in spec]
+        if any(split):
+            return jax.lax.all_gather(x.astype(dtype), axis, axis=split.index(True), tiled=True)
         return sum_gradient(x, axis)
 
     return jax.tree.map(gather, params, specs)

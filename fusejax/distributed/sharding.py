@@ -4,20 +4,20 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from fusejax.cli import UserError
-from fusejax.distributed.mesh import BATCH_AXES, REPLICAS
+from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 
-# The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Kernels are [inputs,
-# outputs]: `tensor` splits heads and the MLP's inner channels.
+# The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Weights are [outputs,
+# inputs]: `tensor` splits heads and the MLP's inner channels, `fsdp` rows, which are contiguous in memory and in files.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedder\.embedding|lm_head\.embedding", PartitionSpec("tensor", "fsdp")),
-    (r"blocks\.\d+\.attention\.(query|key|value)\.kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks\.\d+\.attention\.(query|key|value)\.weight", PartitionSpec(None, ("tensor", "fsdp"), None)),
     (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor")),
-    (r"blocks\.\d+\.attention\.output\.kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks\.\d+\.mlp\.(gate|up)\.kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks\.\d+\.mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks\.\d+\.attention\.output\.weight", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks\.\d+\.mlp\.(gate|up)\.weight", PartitionSpec(None, ("tensor", "fsdp"), None)),
+    (r"blocks\.\d+\.mlp\.down\.weight", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks\.\d+\.\w+_norm\.scale", PartitionSpec(None, None)),
     (r"final_norm\.scale", PartitionSpec(None)),
 )
@@ -33,7 +33,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of the parameter called `name` (its path, joined by dots).
 
     Raises:
@@ -45,10 +45,17 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
         raise KeyError(f"no sharding rule matches the parameter {name}")
     if len(spec) != len(shape):
         raise KeyError(f"the sharding rule {spec} does not fit the parameter {name} of shape {shape}")
-    for size, axis in zip(shape, spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
-            raise UserError(f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, shape {shape}, along size {size}")
+    for size, entry in zip(shape, spec, strict=True):
+        axes = mesh_axes(entry)
+        if size % axis_size(mesh, axes):
+            parts = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes if mesh.shape[axis] > 1)
+            raise UserError(f"{parts} does not divide {name}, shape {shape}, along size {size}")
     return NamedSharding(mesh, spec)
+
+
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that split one axis of an array, from its entry in a `PartitionSpec`."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:

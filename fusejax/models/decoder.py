@@ -1,7 +1,7 @@
 """One decoder for Llama, Qwen2, Gemma-2 and Mistral: what differs between them is in `DecoderConfig`.
 
 Layers are scanned: the parameters of all blocks (see `DecoderConfig.pattern`) are stacked on a leading axis, so compile
-time does not grow with depth. `blocks.0.mlp.gate.kernel` holds that kernel of the first layer of every block.
+time does not grow with depth. `blocks.0.mlp.gate.weight` holds that weight of the first layer of every block.
 
     model = Decoder(config, rngs=nnx.Rngs(0))
     hidden = model(tokens, positions, segment_ids)
@@ -303,6 +303,6 @@ def abstract_decoder(
 
 
 def named_parameters(module: nnx.Module | nnx.State) -> dict[str, nnx.Param]:
-    """Every parameter by its path, such as `blocks.0.attention.query.kernel`; works on shapes as on arrays."""
+    """Every parameter by its path, such as `blocks.0.attention.query.weight`; works on shapes as on arrays."""
     state = nnx.state(module, nnx.Param) if isinstance(module, nnx.Module) else module
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}

@@ -35,7 +35,7 @@ class Source(Protocol):
     """Whether a piece is there only when all processes fetch it."""
 
     def pieces(self, parameter: Parameter, block: int) -> Iterable[Fetch]:
-        """What returns one tensor in our layout: whole or, of one that is not transposed, some rows after the others.
+        """What returns one tensor: whole, or some rows after the others.
 
         Args:
           parameter: which.
@@ -108,7 +108,7 @@ class WeightFiles:
                     missing = self._size(parameter)
                     while missing:
                         piece = next(self._fetched)
-                        data = parameter.to_hf(piece) if parameter.transposed else np.ascontiguousarray(piece)
+                        data = np.ascontiguousarray(piece)
                         content = data.reshape(-1).view(np.uint8).data
                         for start in range(0, len(content), _WRITE_BYTES):  # a file of a bucket copies what it is given
                             file.write(content[start : start + _WRITE_BYTES])

@@ -1,10 +1,10 @@
 """Safetensors into device arrays, tensor by tensor, wherever the file lies and however many hosts take part.
 
-Every host reads a part of each tensor's rows, in Hugging Face's layout, because only rows are contiguous in a file.
-Most of our kernels are split along the other axis, where a device's part is a few bytes of every row. So the hosts
-share out the rows, and the devices exchange what they need over their interconnect, which is far faster than any
-storage. Each byte of a checkpoint is then read once, however finely the parameters are split; where they are
-replicated, once by each host that holds a replica.
+Every host reads a part of each tensor's rows, which are contiguous in a file, and puts it on its devices. Where a
+parameter is split along the other axis, a device's part is a few bytes of every row: the hosts share out the rows all
+the same, and the devices exchange what they need over their interconnect, which is far faster than any storage. Each
+byte of a checkpoint is then read once, however finely the parameters are split; where they are replicated, once by each
+host that holds a replica.
 
 Readers run ahead of the devices, but hold little (see `_LOOK_AHEAD`), and a parameter that stacks many tensors is
 assembled on the devices alone: host memory beside the arrays does not depend on the model's depth.
@@ -14,6 +14,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,16 +26,17 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fusejax.cli import UserError
-from fusejax.files import is_remote
+from fusejax.distributed.mesh import axis_size
+from fusejax.distributed.sharding import mesh_axes
 from fusejax.models import safetensors_file
-from fusejax.models.names import Parameter, strip_rows
+from fusejax.models.names import Parameter
 from fusejax.models.safetensors_file import DTYPES, Tensor
 
 Shardings = Callable[[str, tuple[int, ...]], NamedSharding]
 """From a parameter's path and shape to where it lives."""
 
 _LOOK_AHEAD = 2**28
-"""How many bytes may be read but not yet on a device. But a tensor that is larger is read when nothing else is."""
+"""How many bytes may be read but not yet on a device. But there is room for two of the stacked tensors always."""
 _READERS = 8
 _ALIGNMENT = 64
 _TASK_BYTES = 2**24
@@ -56,29 +58,27 @@ def read_parameters(
       UserError: a file cannot be read, or is shorter than its header said.
     """
     where = {parameter.path: shardings(parameter.path, parameter.shape) for parameter in table}
-    stacks = tuple((parameter.path, parameter.shape, where[parameter.path]) for parameter in table if parameter.stacked)
-    arrays = _empty(stacks, dtype)
-    for part, buffers in _read_ahead(_parts(tensors, table, where)):
-        path, sharding = part.parameter.path, where[part.parameter.path]
-        shards = [
-            jax.device_put(buffer, device)
-            for devices, buffer in zip(part.rows.values(), buffers, strict=True)
-            for device in devices
-        ]
-        matrix = jax.make_array_from_single_device_arrays(part.parameter.matrix_shape, part.sharding, shards)
-        layout = _Layout(part.parameter.inner_shape, sharding, _matrix_sharding(part.parameter, sharding))
-        if part.parameter.stacked:
-            arrays[path] = _fill(arrays[path], matrix, part.block, layout=layout)
-        elif (
-            matrix.dtype == dtype
-            and matrix.shape == layout.shape
-            and matrix.sharding.is_equivalent_to(sharding, matrix.ndim)
-        ):
-            arrays[path] = matrix
-        else:
-            arrays[path] = _convert(matrix, dtype=dtype, layout=layout)
-        arrays[path].block_until_ready()
-        del shards, matrix, buffers
+    arrays: dict[str, jax.Array] = {}
+    with _Readers(_parts(tensors, table, where)) as readers:
+        for parameter in table:
+            if parameter.stacked:
+                arrays[parameter.path] = _empty(parameter.shape, dtype, where[parameter.path])
+        for part, buffers in readers:
+            path, sharding = part.parameter.path, where[part.parameter.path]
+            shards = [
+                jax.device_put(buffer, device)
+                for devices, buffer in zip(part.rows.values(), buffers, strict=True)
+                for device in devices
+            ]
+            tensor = jax.make_array_from_single_device_arrays(part.parameter.hf_shape, part.sharding, shards)
+            if part.parameter.stacked:
+                arrays[path] = _fill(arrays[path], tensor, part.block, sharding=sharding)
+            elif tensor.dtype == dtype and tensor.sharding.is_equivalent_to(sharding, tensor.ndim):
+                arrays[path] = tensor
+            else:
+                arrays[path] = _convert(tensor, dtype=dtype, sharding=sharding)
+            arrays[path].block_until_ready()
+            del shards, tensor, buffers
     return arrays
 
 
@@ -154,7 +154,7 @@ class _Part:
     """Which of the parameter's stacked tensors it is."""
     tensor: Tensor
     sharding: NamedSharding
-    """Of the matrix (`Parameter.matrix_shape`) as it is read: split along rows alone."""
+    """Of the tensor as it is read: split along rows alone."""
     rows: dict[tuple[int, int], list[Any]]
     """From a range of rows to the devices that get it."""
 
@@ -167,8 +167,19 @@ class _Part:
     @property
     def nbytes(self) -> int:
         """Of the host's buffers."""
+        return sum(map(_padded, self._sizes()))
+
+    def buffers(self, memory: np.ndarray) -> list[np.ndarray]:
+        """Views of `memory`, one for each range of rows."""
+        starts = itertools.accumulate(map(_padded, self._sizes()), initial=0)
+        return [
+            memory[start : start + size].view(self.dtype).reshape(-1, *self.tensor.shape[1:])
+            for start, size in zip(starts, self._sizes(), strict=False)
+        ]
+
+    def _sizes(self) -> list[int]:
         row = math.prod(self.tensor.shape[1:]) * self.dtype.itemsize
-        return row * sum(stop - start for start, stop in self.rows)
+        return [row * (stop - start) for start, stop in self.rows]
 
 
 def _parts(tensors: Mapping[str, Tensor], table: list[Parameter], where: Mapping[str, NamedSharding]) -> list[_Part]:
@@ -177,9 +188,9 @@ def _parts(tensors: Mapping[str, Tensor], table: list[Parameter], where: Mapping
     for parameter in table:
         sharding = _read_sharding(parameter, where[parameter.path])
         rows: dict[tuple[int, int], list[Any]] = collections.defaultdict(list)
-        for device, index in sharding.addressable_devices_indices_map(parameter.matrix_shape).items():
+        for device, index in sharding.addressable_devices_indices_map(parameter.hf_shape).items():
             assert index is not None
-            start, stop, _ = index[parameter.row_axis].indices(parameter.hf_shape[0])
+            start, stop, _ = index[0].indices(parameter.hf_shape[0])
             rows[start, stop].append(device)
         parts += [
             _Part(parameter, block, tensors[name], sharding, rows) for block, name in enumerate(parameter.hf_names)
@@ -188,85 +199,70 @@ def _parts(tensors: Mapping[str, Tensor], table: list[Parameter], where: Mapping
 
 
 def _read_sharding(parameter: Parameter, sharding: NamedSharding) -> NamedSharding:
-    """The matrix split along its rows, over all mesh axes that split the parameter at all."""
-    groups = [[axis for entry in group for axis in entry] for group in _mesh_axes(parameter, sharding)]
-    own = groups.pop(parameter.row_axis)
-    axes = own + [axis for group in groups for axis in group]
-    if parameter.hf_shape[0] % math.prod(sharding.mesh.shape[axis] for axis in axes):
-        axes = own
-    spec: list[Any] = [None] * len(parameter.hf_shape)
-    spec[parameter.row_axis] = tuple(axes)
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
-
-
-def _matrix_sharding(parameter: Parameter, sharding: NamedSharding) -> NamedSharding:
-    """The matrix split as the parameter is: of flattened axes only the first can split it in whole ranges."""
-    groups = _mesh_axes(parameter, sharding)
-    return NamedSharding(sharding.mesh, PartitionSpec(*(tuple(group[0]) for group in groups)))
-
-
-def _mesh_axes(parameter: Parameter, sharding: NamedSharding) -> list[list[list[str]]]:
-    """The mesh axes that split each axis, grouped as the matrix flattens them."""
-    entries = [*sharding.spec, *[None] * (len(parameter.shape) - len(sharding.spec))]
-    entries = entries[1:] if parameter.stacked else entries
-    named = iter([[entry] if isinstance(entry, str) else list(entry or ()) for entry in entries])
-    return [[next(named) for _ in axes] for axes in parameter.axes]
+    """The tensor split along its rows, over all mesh axes that split the parameter at all."""
+    rows, *others = [mesh_axes(entry) for entry in sharding.spec[parameter.stacked :]] or [()]
+    axes = (*rows, *itertools.chain(*others))
+    if parameter.hf_shape[0] % axis_size(sharding.mesh, axes):
+        axes = rows
+    return NamedSharding(sharding.mesh, PartitionSpec(axes))
 
 
 # Reading
 
 
-def _read_ahead(parts: list[_Part]) -> Iterator[tuple[_Part, list[np.ndarray]]]:
-    """The parts in order, each with one matrix for each range of its rows, while the next are being read."""
-    limit = min(_LOOK_AHEAD, max(part.nbytes for part in parts))
-    spare: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    waiting = collections.deque(parts)
-    reading: collections.deque[tuple[_Part, list[np.ndarray], list[concurrent.futures.Future[None]]]]
-    reading = collections.deque()
-    held = 0
-    with concurrent.futures.ThreadPoolExecutor(_READERS, "weights") as pool:
-        try:
-            while waiting or reading:
-                while waiting and (not reading or held + waiting[0].nbytes <= limit):
-                    part = waiting.popleft()
-                    held += part.nbytes
-                    reading.append((part, *_start_reading(part, spare, pool)))
-                part, buffers, tasks = reading.popleft()
-                for task in tasks:
-                    task.result()
-                yield part, buffers
-                if part.parameter.stacked:  # the buffers have been copied; others may have become the parameter itself
-                    for buffer in buffers:
-                        spare[buffer.nbytes].append(buffer.reshape(-1).view(np.uint8))
-                        del buffer
-                del buffers
-                held -= part.nbytes
-        finally:
-            pool.shutdown(cancel_futures=True)
+class _Readers:
+    """Threads that read some parts, ahead of whoever iterates over them: each with a buffer for each range of its rows.
+
+    What is copied on the devices is read into memory that is used again and again, as new memory is slow. Others may
+    become the parameter itself, and each has its own; they are read when nothing else is.
+    """
+
+    def __init__(self, parts: list[_Part]):
+        largest = max((part.nbytes for part in parts if part.parameter.stacked), default=0)
+        limit = min(_LOOK_AHEAD, max(part.nbytes for part in parts))
+        self._spare = [_aligned(largest) for _ in range(max(2, limit // max(largest, 1)))]
+        self._waiting = collections.deque(parts)
+        self._reading: collections.deque[tuple[_Part, np.ndarray, list[concurrent.futures.Future[None]]]]
+        self._reading = collections.deque()
+        self._pool = concurrent.futures.ThreadPoolExecutor(_READERS, "weights")
+        self._read_on()
+
+    def __enter__(self) -> "_Readers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[_Part, list[np.ndarray]]]:
+        """The parts in order; a part's buffers are good until the next is asked for."""
+        while self._reading:
+            part, memory, tasks = self._reading.popleft()
+            for task in tasks:
+                task.result()
+            yield part, part.buffers(memory)
+            if part.parameter.stacked:
+                self._spare.append(memory)
+            del memory
+            self._read_on()
+
+    def _read_on(self) -> None:
+        while self._waiting and (self._spare if self._waiting[0].parameter.stacked else not self._reading):
+            part = self._waiting.popleft()
+            memory = self._spare.pop() if part.parameter.stacked else _aligned(part.nbytes)
+            tasks = [self._pool.submit(_read_rows, *task) for task in _tasks(part, part.buffers(memory))]
+            self._reading.append((part, memory, tasks))
 
 
-def _start_reading(
-    part: _Part, spare: dict[int, list[np.ndarray]], pool: concurrent.futures.Executor
-) -> tuple[list[np.ndarray], list[concurrent.futures.Future[None]]]:
-    """Buffers in our orientation, and what fills them. Spare memory by its size is used again: new memory is slow."""
-    buffers, tasks = [], []
-    row_bytes = part.tensor.nbytes // part.tensor.shape[0]
-    step = max(1, _TASK_BYTES // row_bytes)
-    for first, last in part.rows:
-        shape = list(part.parameter.matrix_shape)
-        shape[part.parameter.row_axis] = last - first
-        nbytes = math.prod(shape) * part.dtype.itemsize
-        if not spare[nbytes]:
-            spare.clear()  # so that spare memory and memory in use are together no more than was ever in use
-            spare[nbytes].append(_aligned(nbytes))
-        memory = spare[nbytes].pop()
-        buffer = memory.view(part.dtype).reshape(shape)
-        by_row = buffer.T if part.parameter.transposed else buffer
-        buffers.append(buffer)
-        for start in range(first, last, step):
-            stop = min(start + step, last)
-            tasks.append(pool.submit(_read_rows, part.tensor, start, by_row[start - first : stop - first]))
-    return buffers, tasks
+def _tasks(part: _Part, buffers: list[np.ndarray]) -> Iterator[tuple[Tensor, int, np.ndarray]]:
+    """What each call of `_read_rows` gets."""
+    step = max(1, _TASK_BYTES * part.tensor.shape[0] // part.tensor.nbytes)
+    for (first, _), buffer in zip(part.rows, buffers, strict=True):
+        for start in range(0, len(buffer), step):
+            yield part.tensor, first + start, buffer[start : start + step]
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -277,69 +273,39 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 def _read_rows(tensor: Tensor, first: int, target: np.ndarray) -> None:
-    """Reads as many rows as `target` has, which may be a transposed view, or of another dtype."""
+    """Reads as many rows as `target` has, which may be of another dtype."""
     dtype = DTYPES[tensor.dtype]
-    if dtype == target.dtype:  # only bits are moved; NumPy is slow at moving dtypes that are not its own
-        dtype = np.dtype(f"u{dtype.itemsize}")
-        target = target.view(dtype)
+    rows = target if target.dtype == dtype else np.empty(target.shape, dtype)
     row_bytes = tensor.nbytes // tensor.shape[0]
-    # What was just read is still in the core's cache when it is moved. But of a remote file, a request has its price.
-    strip = strip_rows(row_bytes)
-    direct = dtype == target.dtype and target.flags.c_contiguous
-    at_a_time = len(target) if direct or is_remote(tensor.file) else min(strip, len(target))
-    buffer = target if direct else np.empty((at_a_time, *target.shape[1:]), dtype)
-    for start in range(0, len(target), at_a_time):
-        rows = buffer[: len(target) - start]
-        content = rows.reshape(-1).view(np.uint8).data
-        safetensors_file.read_range(tensor.file, tensor.offset + (first + start) * row_bytes, content)
-        if not direct:
-            for i in range(0, len(rows), strip):
-                moved = rows[i : i + strip]
-                target[start + i : start + i + len(moved)] = moved
+    content = rows.reshape(-1).view(np.uint8).data
+    safetensors_file.read_range(tensor.file, tensor.offset + first * row_bytes, content)
+    if rows is not target:
+        target[...] = rows
 
 
 # On the devices
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """What becomes of a matrix: first it is split as the parameter is, then its axes are what they are there."""
-
-    shape: tuple[int, ...]
-    sharding: NamedSharding
-    matrix_sharding: NamedSharding
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.sharding.mesh.devices.flat[0].platform == "cpu"
-
-    def __call__(self, matrix: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(matrix, self.matrix_sharding).reshape(self.shape)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+    """An array with anything in it."""
+    return jax.lax.with_sharding_constraint(jax.lax.empty(shape, dtype), sharding)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty(stacks: tuple[tuple[str, tuple[int, ...], NamedSharding], ...], dtype: jnp.dtype) -> dict[str, jax.Array]:
-    """Arrays by path, with anything in them."""
-    return {
-        path: jax.lax.with_sharding_constraint(jax.lax.empty(shape, dtype), sharding)
-        for path, shape, sharding in stacks
-    }
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
-def _fill(stack: jax.Array, matrix: jax.Array, block: int, *, layout: _Layout) -> jax.Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
+def _fill(stack: jax.Array, tensor: jax.Array, block: int, *, sharding: NamedSharding) -> jax.Array:
     """Puts one tensor into its place, in the very memory of `stack`."""
     update = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
-    if layout.on_cpu and matrix.dtype == stack.dtype:
+    on_cpu = sharding.mesh.devices.flat[0].platform == "cpu"
+    if on_cpu and tensor.dtype == stack.dtype:
         # As integers: bfloat16 would go through float32 there, at half the speed. Elsewhere this would make a copy.
         bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=f"uint{8 * stack.dtype.itemsize}")
-        filled = update(bits(stack), layout(bits(matrix)), block)
-        filled = jax.lax.bitcast_convert_type(filled, stack.dtype)
+        filled = jax.lax.bitcast_convert_type(update(bits(stack), bits(tensor), block), stack.dtype)
     else:
-        filled = update(stack, layout(matrix).astype(stack.dtype), block)
-    return jax.lax.with_sharding_constraint(filled, layout.sharding)
+        filled = update(stack, tensor.astype(stack.dtype), block)
+    return jax.lax.with_sharding_constraint(filled, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "layout"))
-def _convert(matrix: jax.Array, *, dtype: jnp.dtype, layout: _Layout) -> jax.Array:
-    return jax.lax.with_sharding_constraint(layout(matrix).astype(dtype), layout.sharding)
+@functools.partial(jax.jit, static_argnames=("dtype", "sharding"))
+def _convert(tensor: jax.Array, *, dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(tensor, sharding).astype(dtype)

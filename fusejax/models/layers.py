@@ -38,9 +38,9 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A linear map between the axes `inputs` and `outputs`, with a kernel that has each flattened into one.
+    """A linear map between the axes `inputs` and `outputs`; each is one axis of its weight, [outputs, inputs].
 
-    Heads and their width are one axis of the kernel, so that it fills a TPU's tiles whatever the width is.
+    That is how checkpoints have it. Heads and their width as one axis fill a TPU's tiles whatever the width is.
     """
 
     def __init__(
@@ -55,14 +55,15 @@ class Linear(nnx.Module):
     ):
         self.inputs, self.outputs, self.has_bias = inputs, outputs, bias
         fan_in, fan_out = math.prod(inputs), math.prod(outputs)
-        draw = jax.random.normal(rngs.params(), (*stack, fan_in, fan_out), param_dtype)
-        self.kernel = nnx.Param(draw / math.sqrt(fan_in))
+        draw = jax.random.normal(rngs.params(), (*stack, fan_out, fan_in), param_dtype)
+        self.weight = nnx.Param(draw / math.sqrt(fan_in))
         if bias:
             self.bias = nnx.Param(jnp.zeros((*stack, fan_out), param_dtype))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading = x.shape[: x.ndim - len(self.inputs)]
-        y = jnp.dot(x.reshape(*leading, -1), self.kernel[...].astype(x.dtype), precision=precision(x.dtype))
+        weight = self.weight[...].astype(x.dtype)
+        y = jnp.einsum("...i,oi->...o", x.reshape(*leading, -1), weight, precision=precision(x.dtype))
         if self.has_bias:
             y += self.bias[...].astype(x.dtype)
         # A device that has only some of the heads has fewer along the first axis.

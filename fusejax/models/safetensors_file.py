@@ -132,7 +132,8 @@ def _read_local(file: epath.Path, offset: int, target: memoryview) -> int:
             count = min(read - skipped, target.nbytes - done)
             if count <= 0:
                 break
-            target[done : done + count] = _block()[skipped : skipped + count]
+            # NumPy, unlike memoryview, lets other threads run meanwhile.
+            np.copyto(np.frombuffer(target[done : done + count], np.uint8), _block()[skipped : skipped + count])
             done += count
         return done
     finally:

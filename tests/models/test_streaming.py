@@ -25,10 +25,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fusejax.cli import UserError
-from fusejax.models import huggingface, import_weights, names, safetensors_file
+from fusejax.models import huggingface, import_weights, safetensors_file
 from fusejax.models.decoder import named_parameters
 from fusejax.models.export_weights import WeightFiles
-from fusejax.models.names import Parameter, parameters
+from fusejax.models.names import parameters
 from tests.models import tiny_checkpoints as tiny
 from tests.models.test_huggingface import assert_same_bits, export, tensors_of
 
@@ -130,8 +130,8 @@ def test_however_the_devices_share_it(family, meshes, tmp_path):
 
 
 def test_rows_that_cannot_be_shared_out_are_read_whole(tmp_path):
-    """Here 92 rows over 8 devices: each tensor is then read by those alone who split its rows themselves."""
-    tiny.checkpoint(tmp_path / "model", "llama-untied", intermediate_size=92)
+    """Here 36 rows over 8 devices: each tensor is then read by those alone who split its rows themselves."""
+    tiny.checkpoint(tmp_path / "model", "llama-untied", hidden_size=36, head_dim=8)
     script = """
         whole = {k: np.asarray(v.get_value()) for k, v in named_parameters(huggingface.load(sys.argv[1])).items()}
         model = load(sys.argv[1], make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
@@ -246,7 +246,7 @@ class Counted:
         self.most = 0
 
     def pieces(self, parameter, block):
-        yield lambda: self._make(parameter.inner_shape)
+        yield lambda: self._make(parameter.hf_shape)
 
     def _make(self, shape):
         piece = np.zeros(shape, np.float32)
@@ -272,27 +272,18 @@ def test_export_holds_two_tensors(tmp_path):
     rows=st.integers(1, 12),
     columns=st.integers(1, 5),
     part=st.tuples(st.integers(0, 11), st.integers(1, 12)),
-    transposed=st.booleans(),
-    remote=st.booleans(),
     wanted=st.sampled_from([np.float32, np.float64]),
 )
-def test_rows_read_are_the_rows_of_the_whole(tmp_path_factory, rows, columns, part, transposed, remote, wanted):
-    """In strips of five rows, of which the last may be shorter; the whole is what an export writes."""
+def test_rows_read_are_the_rows_of_the_whole(tmp_path_factory, rows, columns, part, wanted):
     tensor = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
-    parameter = Parameter("path", ("name",), ((rows,), (columns,)), stacked=False, transposed=transposed)
     first = min(part[0], rows - 1)
     last = min(first + part[1], rows)
     file = epath.Path(tmp_path_factory.mktemp("rows") / "file")
     file.write_bytes(b"header" + tensor.tobytes())
     stored = safetensors_file.Tensor(file, "F32", tensor.shape, len(b"header"), tensor.nbytes)
-    buffer = np.empty((columns, last - first) if transposed else (last - first, columns), wanted)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_weights, "strip_rows", lambda row_bytes: 5)
-        patch.setattr(names, "strip_rows", lambda row_bytes: 5)
-        patch.setattr(import_weights, "is_remote", lambda path: remote)
-        import_weights._read_rows(stored, first, buffer.T if transposed else buffer)
-        np.testing.assert_array_equal(parameter.to_hf(tensor.T if transposed else tensor), tensor)
-    np.testing.assert_array_equal(buffer.T if transposed else buffer, tensor[first:last])
+    found = np.empty((last - first, columns), wanted)
+    import_weights._read_rows(stored, first, found)
+    np.testing.assert_array_equal(found, tensor[first:last])
 
 
 @pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -302,8 +293,8 @@ def test_every_dtype_is_rounded_once(stored, wanted, tmp_path):
     tensors = {name: tensor.astype(stored) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = huggingface.load(str(tmp_path), param_dtype=jnp.dtype(wanted))
-    found = named_parameters(model)["blocks.0.mlp.down.kernel"].get_value()
-    expected = tensors["model.layers.2.mlp.down_proj.weight"].T.astype(np.float32).astype(wanted)
+    found = named_parameters(model)["blocks.0.mlp.down.weight"].get_value()
+    expected = tensors["model.layers.2.mlp.down_proj.weight"].astype(np.float32).astype(wanted)
     np.testing.assert_array_equal(np.asarray(found[2]), expected)
 
 

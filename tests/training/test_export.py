@@ -166,6 +166,6 @@ def test_damage_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
     config = json.loads((run / "model" / "config.json").read_text())
     (run / "model" / "config.json").write_text(json.dumps(config | {"intermediate_size": 50}))
-    with pytest.raises(UserError, match=r"gate\.kernel has shape .*config\.json asks for"):
+    with pytest.raises(UserError, match=r"gate\.weight has shape .*config\.json asks for"):
         export(str(run), str(tmp_path / "out"), step=2, dtype="float32")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
