@@ -5,14 +5,17 @@
 Makes a checkpoint with the shapes of Llama-3.2-3B in bfloat16 (6.4 GB; FOLDER needs 20 GB for a while, the machine
 16 GB of memory) and measures, each in a process of its own and with none of the files in the page cache:
 
-- import: `huggingface.load_parameters` to arrays on this machine's CPU, compilation included;
+- import: `huggingface.load_parameters` to arrays on this machine's CPU, compilation included, into memory that the
+  process had before; and into new memory, of which a virtual machine may have to ask its host for every page;
 - export of those arrays;
 - export of a training checkpoint, as `python -m fusejax.export` does it.
 
-The disk's own speed is the best of sequential reads of the same files with blocks of 1 and 16 MB by one and by two
-threads, through the page cache and past it, measured right before each import. CPU seconds are of all threads, user
-and system: where they are near the seconds times the cores, or the load printed at the end is above the cores, it is
-the processor that limits.
+The disk's own speed is that of sequential reads of the same files in blocks of 1 MB past the page cache, by one thread
+or by two, whichever is faster on average of right before and right after each import. CPU seconds are of all threads,
+user and system: where they are near the seconds times the cores, or the load printed at the end is above the cores, it
+is the processor that limits.
+
+The speed of new memory is that of writing one byte to each of its pages.
 
 Memory is the process's peak of resident memory (the kernel's VmHWM, set back just before), less what was resident then,
 less the arrays that were made: on a CPU they are host memory, too. The limit is two of the largest tensors as they are
@@ -21,7 +24,6 @@ stored in the checkpoint that is read. Of it, 0.1 GB is XLA's compiler, which ma
 
 import argparse
 import concurrent.futures
-import itertools
 import json
 import mmap
 import os
@@ -36,6 +38,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+BLOCK = 2**20
 SIZES: dict[str, dict[str, int]] = {
     "3b": {
         "vocab_size": 128_256,
@@ -73,7 +76,7 @@ def main() -> None:
     def stage(name: str) -> dict[str, float]:
         drop_caches(args.folder)
         command = [sys.executable, __file__, str(args.folder), "--size", args.size, "--stage", name]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"} | (KEEPS_MEMORY if name == "import-again" else {})
         output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         return json.loads(output.splitlines()[-1])
 
@@ -88,12 +91,18 @@ def main() -> None:
         def line(name: str, found: dict[str, float], disk: float | None = None) -> None:
             speed = size / 1e9 / found["seconds"]
             against = f"{disk:>11.2f}{speed / disk:>8.0%}" if disk else f"{'':>19}"
-            peak = f"{found['peak'] / 1e9:.2f} GB ({found['peak'] / limit:.0%} of two)"
+            peak = f"{found['peak'] / 1e9:.2f} GB ({found['peak'] / limit:.0%} of two)" if "peak" in found else ""
             print(f"{name:<26}{found['seconds']:>9.2f}{found['cpu']:>8.1f}{speed:>8.2f}{against}{peak:>24}", flush=True)
 
         for _ in range(args.repeats):
-            disk = disk_speed(args.folder / "model")
-            line("import", stage("import"), disk)
+            before = disk_speeds(args.folder / "model")
+            found = stage("import-again")
+            after = disk_speeds(args.folder / "model")
+            line("import", found, max(sum(both) / 2 for both in zip(before, after, strict=True)))
+        for _ in range(args.repeats):
+            found = stage("import")
+            line("import into new memory", found)
+            print(f"  new memory: {found['new_memory']:.2f} GB/s")
         line("export of arrays", stage("export"))
         shutil.rmtree(args.folder / "export")
         stage("train")
@@ -109,21 +118,19 @@ def main() -> None:
             shutil.rmtree(args.folder / name, ignore_errors=True)
 
 
-def disk_speed(folder: Path) -> float:
-    """GB/s of reading the folder's weights: the best of eight ways."""
-    ways = itertools.product((2**20, 2**24), (1, 2), (0, os.O_DIRECT))
-    return max(sequential_read(folder, block, threads, flags) for block, threads, flags in ways)
+def disk_speeds(folder: Path) -> list[float]:
+    """GB/s of reading the folder's weights by one and by two threads."""
+    return [sequential_read(folder, threads) for threads in (1, 2)]
 
 
-def sequential_read(folder: Path, block: int, threads: int, flags: int) -> float:
-    drop_caches(folder)
+def sequential_read(folder: Path, threads: int) -> float:
     files = sorted(folder.glob("*.safetensors"))
     total = sum(file.stat().st_size for file in files)
 
     def read(file: Path, first: int) -> None:
-        buffer = mmap.mmap(-1, block)  # aligned, as direct reads demand
-        descriptor = os.open(file, os.O_RDONLY | flags)
-        for offset in range(first * block, file.stat().st_size, threads * block):
+        buffer = mmap.mmap(-1, BLOCK)  # aligned, as direct reads demand
+        descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        for offset in range(first * BLOCK, file.stat().st_size, threads * BLOCK):
             os.preadv(descriptor, [buffer], offset)
         os.close(descriptor)
 
@@ -180,7 +187,7 @@ class RandomWeights:
         self._random = np.random.default_rng(0)
 
     def pieces(self, parameter: Any, block: int) -> Iterable[Any]:
-        yield lambda: self._draw(parameter.inner_shape)
+        yield lambda: self._draw(parameter.hf_shape)
 
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         bits = self._random.integers(2**16, size=shape, dtype=np.uint16)
@@ -207,7 +214,25 @@ def make(folder: Path, size: str) -> dict[str, float]:
 
 def import_(folder: Path, size: str) -> dict[str, float]:
     params, measured = load(folder, size)
-    return measured.result(params)
+    return {**measured.result(params), "new_memory": touch(2**30)}
+
+
+def import_again(folder: Path, size: str) -> dict[str, float]:
+    touch(int(1.4 * sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))))
+    _, measured = load(folder, size)
+    return {"seconds": measured.seconds, "cpu": measured.cpu}
+
+
+# glibc then gives no memory back, and takes none past its heap.
+KEEPS_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def touch(size: int) -> float:
+    """GB/s of writing to each page of as much memory, which is free again afterwards."""
+    start = time.perf_counter()
+    memory = np.empty(size, np.uint8)
+    memory[:: mmap.PAGESIZE] = 1
+    return size / 1e9 / (time.perf_counter() - start)
 
 
 def load(folder: Path, size: str) -> tuple[Any, Measured]:
@@ -274,6 +299,7 @@ def export_checkpoint(folder: Path, size: str) -> dict[str, float]:
 STAGES = {
     "make": make,
     "import": import_,
+    "import-again": import_again,
     "export": export_arrays,
     "train": train,
     "export-checkpoint": export_checkpoint,
