@@ -214,7 +214,7 @@ class _Readers:
     """Threads that read some parts, ahead of whoever iterates over them: each with a buffer for each range of its rows.
 
     What is copied on the devices is read into memory that is used again and again, as new memory is slow. Others may
-    become the parameter itself, and each has its own; they are read when nothing else is.
+    become the parameter itself, and each has its own; they begin to be read when nothing else is.
     """
 
     def __init__(self, parts: list[_Part]):
