@@ -36,7 +36,7 @@ Shardings = Callable[[str, tuple[int, ...]], NamedSharding]
 """From a parameter's path and shape to where it lives."""
 
 _LOOK_AHEAD = 2**28
-"""How many bytes may be read but not yet on a device. But there is room for two of the stacked tensors always."""
+"""How many bytes may be read but not yet on a device. But a tensor that is larger is read when nothing else is."""
 _READERS = 8
 _ALIGNMENT = 64
 _TASK_BYTES = 2**24
@@ -214,13 +214,13 @@ class _Readers:
     """Threads that read some parts, ahead of whoever iterates over them: each with a buffer for each range of its rows.
 
     What is copied on the devices is read into memory that is used again and again, as new memory is slow. Others may
-    become the parameter itself, and each has its own; they begin to be read when nothing else is.
+    become the parameter itself, and each has its own.
     """
 
     def __init__(self, parts: list[_Part]):
         largest = max((part.nbytes for part in parts if part.parameter.stacked), default=0)
-        limit = min(_LOOK_AHEAD, max(part.nbytes for part in parts))
-        self._spare = [_aligned(largest) for _ in range(max(2, limit // max(largest, 1)))]
+        self._limit = min(_LOOK_AHEAD, max(part.nbytes for part in parts))
+        self._spare = [_aligned(largest) for _ in range(max(1, self._limit // max(largest, 1)))]
         self._waiting = collections.deque(parts)
         self._reading: collections.deque[tuple[_Part, np.ndarray, list[concurrent.futures.Future[None]]]]
         self._reading = collections.deque()
@@ -246,11 +246,16 @@ class _Readers:
             self._read_on()
 
     def _read_on(self) -> None:
-        while self._waiting and (self._spare if self._waiting[0].parameter.stacked else not self._reading):
+        while self._waiting and self._has_room(self._waiting[0]):
             part = self._waiting.popleft()
             memory = self._spare.pop() if part.parameter.stacked else _aligned(part.nbytes)
             tasks = [self._pool.submit(_read_rows, *task) for task in _tasks(part, part.buffers(memory))]
             self._reading.append((part, memory, tasks))
+
+    def _has_room(self, part: _Part) -> bool:
+        held = sum(other.nbytes for other, *_ in self._reading)
+        has_memory = bool(self._spare) or not part.parameter.stacked
+        return not self._reading or (held + part.nbytes <= self._limit and has_memory)
 
 
 def _tasks(part: _Part, buffers: list[np.ndarray]) -> Iterator[tuple[Tensor, int, np.ndarray]]:

@@ -22,7 +22,7 @@ def mesh(fsdp: int, tensor: int) -> AbstractMesh:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_parameter_is_split_over_all_devices_but_norms(family):
-    """Head counts and widths are those of the tiny checkpoints, times eight."""
+    """In sizes that eight devices divide; biases are split over `tensor` alone."""
     sizes = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "num_key_value_heads": 8}
     config = DecoderConfig.from_hf(tiny.reference(family, **sizes).config.to_dict())
     for parameter in parameters(config):
