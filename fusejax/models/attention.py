@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fusejax.models import gpu_attention, splash
+from fusejax.models import block_attention, gpu_attention, splash
 
 Kernel = Literal["xla", "splash", "gpu"]
 
@@ -65,8 +65,8 @@ def attention(
     Scores and softmax are float32; products take their inputs in the compute dtype. Keys and values are never
     repeated. Padding gets finite outputs of no meaning.
 
-    The fused kernels compute attention of whole rows in bfloat16. Plain XLA serves the rest: other dtypes, fewer
-    queries than keys (decoding), and on GPUs what no kernel can do (`gpu_attention.implementation`).
+    The fused kernels compute attention of whole rows in bfloat16. Plain XLA serves the rest: other dtypes, on GPUs what
+    no kernel can do (`gpu_attention.implementation`), and, with all scores at once, fewer queries than keys (decoding).
 
     Args:
       scale: factor on the query-key products.
@@ -74,9 +74,11 @@ def attention(
       softcap: scores become `softcap * tanh(scores / softcap)` before masking (Gemma-2), or None.
       precision: of the two matrix products in XLA.
       kernel: see `kernel_for`. A fused kernel works on one device's arrays, so under `jax.jit` over several devices it
-        needs a `jax.shard_map` around it; its tokens of one segment are contiguous and in order.
+        needs a `jax.shard_map` around it. Where there are as many queries as keys, they are the same tokens, and those
+        of one segment are contiguous and in order.
     """
-    if query.dtype != jnp.bfloat16 or query.shape[1] != key.shape[1]:
+    whole_rows = query.shape[1] == key.shape[1]
+    if query.dtype != jnp.bfloat16 or not whole_rows:
         kernel = "xla"
     what: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
     if kernel == "splash":
@@ -86,6 +88,26 @@ def attention(
         if implementation is not None:
             fused = functools.partial(gpu_attention.gpu_attention, implementation=implementation)
             return _over_whole_blocks(fused, query, key, value, key_tokens.segment_ids, **what)
+    if whole_rows:
+        settings = block_attention.Settings(**what, precision=precision)
+        return block_attention.block_attention(query, key, value, *key_tokens, settings)
+    where: dict[str, Any] = {"query_tokens": query_tokens, "key_tokens": key_tokens}
+    return dense_attention(query, key, value, **where, **what, precision=precision)
+
+
+def dense_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    query_tokens: Tokens,
+    key_tokens: Tokens,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    precision: jax.lax.Precision,
+) -> Float[Array, "B T N H"]:
+    """`attention` with all scores at once, for any tokens in any order: what the others are tested against."""
     rows, length, heads, width = query.shape
     groups = query.reshape(rows, length, key.shape[2], heads // key.shape[2], width)
     scores = scale * jnp.einsum(

@@ -63,7 +63,9 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading = x.shape[: x.ndim - len(self.inputs)]
         weight = self.weight[...].astype(x.dtype)
-        y = jnp.einsum("...i,oi->...o", x.reshape(*leading, -1), weight, precision=precision(x.dtype))
+        # Tokens on one axis: CPUs transpose them for the weight's gradient, and more axes slowly.
+        flat = x.reshape(math.prod(leading), weight.shape[1])
+        y = jnp.einsum("ti,oi->to", flat, weight, precision=precision(x.dtype))
         if self.has_bias:
             y += self.bias[...].astype(x.dtype)
         # A device that has only some of the heads has fewer along the first axis.

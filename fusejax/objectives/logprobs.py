@@ -26,7 +26,8 @@ class Projection:
       softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
       fsdp: the mesh axis over which channels are split, tensor: that over which words are. None where the head is
         whole. Given, the functions here must run inside a `jax.shard_map` that is manual over these axes.
-      chunk_tokens, chunk_words: what is projected at once. The logits of a chunk, float32, take 128 MiB by default.
+      chunk_tokens, chunk_words: what is projected at once, at most. The logits of a chunk, float32, take 128 MiB by
+        default.
       unroll: write the loops out, as if every token were a target, for a compiler's count of costs.
     """
 
@@ -36,6 +37,10 @@ class Projection:
     chunk_tokens: int = 4096
     chunk_words: int = 8192
     unroll: bool = False
+
+    def tokens_at_once(self, tokens: int) -> int:
+        """A quarter of them where that is less than `chunk_tokens`: what follows the last target is then soon over."""
+        return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
 
 
 class Residuals(NamedTuple):
@@ -74,7 +79,7 @@ def target_logprobs(
     rows, length, width = hidden.shape
     words = head.shape[0]
     mask = loss_mask[:, 1:].reshape(-1)
-    size = min(projection.chunk_tokens, mask.size)
+    size = projection.tokens_at_once(mask.size)
     order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -mask.size % size))
     first_word = 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * words
     residuals = Residuals(
@@ -132,7 +137,7 @@ def target_logprobs_vjp(
     if projection.unroll:
         # A loop's body is compiled apart; written out, the logits would be found again in the forward pass.
         residuals = jax.lax.optimization_barrier(residuals)
-    size = min(projection.chunk_tokens, rows * (length - 1))
+    size = projection.tokens_at_once(rows * (length - 1))
     is_target = jnp.arange(order.size) < residuals.targets_first
     cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)
 

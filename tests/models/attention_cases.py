@@ -1,4 +1,4 @@
-"""Packed rows, and the comparison of a fused kernel with plain XLA on them, for all tests of attention."""
+"""Packed rows, and the comparison of any attention on them with all scores at once, for all tests of attention."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusejax.models.attention import Tokens, attention
+from fusejax.models.attention import Tokens, dense_attention
 
 
 class Shape(NamedTuple):
@@ -59,7 +59,7 @@ def with_gradients(attend: Callable[..., jax.Array], operands: tuple[jax.Array, 
 
 
 def check_same(fused: Callable[..., jax.Array], shape: Shape, tokens: Tokens, *, dtype: Any, tolerance: float) -> None:
-    """Compares `fused(query, key, value)` in `dtype` and its gradients with XLA in float32.
+    """Compares `fused(query, key, value)` in `dtype` and its gradients with all scores at once in float32.
 
     `tolerance` is relative to the greatest value of each array, or to 1. Of padding, which no loss sees, all is finite.
     """
@@ -69,7 +69,7 @@ def check_same(fused: Callable[..., jax.Array], shape: Shape, tokens: Tokens, *,
 
     def reference(query, key, value):
         where = {"query_tokens": tokens, "key_tokens": tokens}
-        return attention(query, key, value, **where, **shape.options, precision=jax.lax.Precision.HIGHEST)
+        return dense_attention(query, key, value, **where, **shape.options, precision=jax.lax.Precision.HIGHEST)
 
     expected = with_gradients(reference, operands, jnp.float32)
     actual = with_gradients(fused, operands, dtype)

@@ -1,4 +1,4 @@
-"""Attention on TPUs gives what plain XLA gives, and compiles for every kind of TPU within its memory."""
+"""Attention by blocks and on TPUs gives what all scores at once give; it compiles for every TPU within its memory."""
 
 import functools
 import re
@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusejax.models import splash
-from fusejax.models.attention import Tokens, attention, kernel_for
-from tests.models.attention_cases import Shape, check_same, packed
+from fusejax.models import block_attention, splash
+from fusejax.models.attention import Tokens, attention, dense_attention, kernel_for
+from tests.models.attention_cases import Shape, arrays, check_same, packed
 
 ROWS = [[70, 1, 257], [384 - 20], [5, 300, 79]]
 
@@ -33,6 +33,36 @@ def test_kernel_follows_the_platform_compiled_for():
         "xla",
         "xla",
     ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tolerance"),
+    [
+        (Shape(heads=4, kv_heads=2, head_dim=64), jnp.float32, 1e-5),
+        (Shape(heads=3, kv_heads=1, head_dim=128, window=100), jnp.float32, 1e-5),
+        (Shape(heads=2, kv_heads=2, head_dim=16, window=1, softcap=50.0), jnp.float32, 1e-5),
+        (Shape(heads=4, kv_heads=2, head_dim=256, window=130, softcap=50.0), jnp.float32, 1e-5),
+        (Shape(heads=4, kv_heads=2, head_dim=64), jnp.bfloat16, 0.015),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("length", "rows"), [(384, ROWS), (300, [[100, 200], [300]]), (1, [[1], []])])
+def test_blocks_are_attention(shape, dtype, tolerance, length, rows):
+    tokens = packed(rows, length)
+    options = {**shape.options, "precision": jax.lax.Precision.HIGHEST}
+    blocks = functools.partial(attention, query_tokens=tokens, key_tokens=tokens, **options)
+    assert "while" in str(jax.make_jaxpr(blocks)(*arrays(shape, *tokens.segment_ids.shape)[:3]))
+    check_same(blocks, shape, tokens, dtype=dtype, tolerance=tolerance)
+
+
+def test_blocks_that_nothing_sees_are_not_computed():
+    """NaN in a sequence would spoil all others of its row, if zero times NaN were added."""
+    tokens = packed([[64, 64, 128]], 256)
+    query, key, value = (jnp.ones((1, 256, 1, 16)).at[:, 64:128].set(jnp.nan) for _ in range(3))
+    options = {"scale": 0.25, "window": None, "softcap": None, "precision": jax.lax.Precision.HIGHEST}
+    found = attention(query, key, value, query_tokens=tokens, key_tokens=tokens, **options)
+    assert block_attention.BLOCK == 64
+    np.testing.assert_array_equal(np.isnan(found[0, :, 0, 0]), (np.arange(256) >= 64) & (np.arange(256) < 128))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +135,7 @@ def _both(query, key, value, tokens, window):
     options = {"scale": 0.125, "window": window, "softcap": None}
     where = {"query_tokens": tokens, "key_tokens": tokens, "precision": jax.lax.Precision.HIGHEST}
     fused = splash.splash_attention(query, key, value, tokens.segment_ids, **options, interpret=True)
-    return fused, attention(query, key, value, **where, **options)
+    return fused, dense_attention(query, key, value, **where, **options)
 
 
 # Without a TPU, its programs cannot be read back from the cache that the tests share.
