@@ -1,0 +1,139 @@
+"""Trainers side by side: each in its own environment and process, in turn, on the same case."""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
+REQUIREMENTS = {
+    # Torch first: what follows then takes this build and no other.
+    "trl": (["torch==2.13.0"], ["trl==1.16.0", "transformers==5.23.0"]),
+    "tunix": (["torch==2.13.0"], ["google-tunix==0.1.7", "jax==0.10.2", "flax==0.12.8"]),
+}
+# A fifth of a torch step on the CPU goes into pages that the allocator gives back and asks for again.
+TUNED_MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    name: str
+    script: str
+    environment: str | None = None
+    """One of `REQUIREMENTS`; None for our own."""
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+
+TRL = Trainer("TRL", "trl_steps", "trl", TUNED_MALLOC)
+TORCH = Trainer("plain PyTorch", "torch_steps", "trl", TUNED_MALLOC)
+TUNIX = Trainer("Tunix", "tunix_steps", "tunix")
+PEERS = (TRL, TUNIX, TORCH)
+
+
+def ours(*overrides: str) -> Trainer:
+    return Trainer("fusejax", "fusejax_steps", overrides=overrides)
+
+
+@dataclasses.dataclass
+class Result:
+    """What one trainer did in all its turns."""
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    """Of a pass over all batches; one entry a counted pass."""
+    reference_seconds: list[float] = dataclasses.field(default_factory=list)
+    peak: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def run_in_turn(trainers: tuple[Trainer, ...], case: Path, *, turns: int) -> dict[str, Result]:
+    """Each trainer `turns` times, in an order that alternates, so that what the machine does meanwhile meets all."""
+    results = {trainer.name: Result() for trainer in trainers}
+    batches = len(json.loads((case / "case.json").read_text())["batches"])
+    for turn in range(turns):
+        for trainer in trainers if turn % 2 == 0 else reversed(trainers):
+            found = run(trainer, case)
+            result = results[trainer.name]
+            passes = [sum(found["seconds"][i : i + batches]) for i in range(0, len(found["seconds"]), batches)]
+            result.seconds += passes[1:]
+            result.reference_seconds.append(found["reference_seconds"])
+            result.peak = max(result.peak, found["peak"])
+            result.losses, result.versions = found["losses"], found["versions"]
+            print(f"  {trainer.name}: {', '.join(f'{x:.2f}' for x in passes)} s a pass", file=sys.stderr, flush=True)
+    return results
+
+
+def run(trainer: Trainer, case: Path) -> dict[str, Any]:
+    """One process's report."""
+    if trainer.environment is None:
+        command = [sys.executable, "-m", f"benchmarks.training.{trainer.script}", str(case), *trainer.overrides]
+    else:
+        command = [str(interpreter(trainer.environment)), str(HERE / f"{trainer.script}.py"), str(case)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **trainer.variables}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
+    if process.returncode:
+        raise SystemExit(f"{trainer.name} failed:\n{process.stderr[-4000:]}")
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def interpreter(environment: str) -> Path:
+    """The Python of a peer's environment, which is made the first time."""
+    folder = ENVIRONMENTS / environment
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        print(f"making {folder}", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        for requirements in REQUIREMENTS[environment]:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        (folder / "installed").touch()
+    return python
+
+
+def same_losses(results: dict[str, Result], tolerance: float) -> None:
+    """Raises unless all trainers found the same losses: only then have they done the same work."""
+    first, *others = results.items()
+    for name, result in others:
+        worst = max(abs(a - b) / abs(b) for a, b in zip(result.losses, first[1].losses, strict=True))
+        if worst > tolerance:
+            raise SystemExit(
+                f"{name} and {first[0]} differ in their losses by {worst:.1e}:\n{result.losses}\n{first[1].losses}"
+            )
+
+
+def table(results: dict[str, Result], units: dict[str, int]) -> str:
+    """Medians, and ratios of ours to theirs. `units`: what a pass over all batches holds, such as {"pairs": 16}."""
+    ours = results["fusejax"]
+    lines = [
+        f"{'':16}{'s a pass':>10}"
+        + "".join(f"{f'{unit}/s':>12}" for unit in units)
+        + f"{'ours':>8}{'GB':>8}{'ours':>8}"
+    ]
+    for name, result in results.items():
+        seconds = statistics.median(result.seconds)
+        rates = "".join(f"{count / seconds:12.2f}" for count in units.values())
+        ratio = seconds / statistics.median(ours.seconds)
+        lines.append(
+            f"{name:16}{seconds:10.2f}{rates}{ratio:7.2f}x{result.peak / 1e9:8.2f}{ours.peak / result.peak:7.2f}x"
+        )
+        reference = statistics.median(result.reference_seconds)
+        if reference:
+            lines.append(f"{'  its reference pass, once':40}{reference:.2f} s")
+    return "\n".join(lines)
+
+
+def about(results: dict[str, Result]) -> str:
+    versions = {f"{package} {version}" for result in results.values() for package, version in result.versions.items()}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{machine}; {', '.join(sorted(versions))}"

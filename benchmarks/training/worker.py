@@ -1,0 +1,63 @@
+"""What every trainer of a comparison is given, and what it prints. Standard library alone, for peers import it too.
+
+A case is a folder with `model/`, a Hugging Face checkpoint, and `case.json`: the task, and the batches, one an
+optimizer step. All batches are trained on `passes` times over. The first pass compiles and warms up; it is not counted.
+
+The arithmetic is the same for all: mean loss of target tokens (sft) or pairs (dpo), float32, AdamW without weight decay
+at a constant rate, gradients clipped by their norm. The losses of every step tell that it is.
+"""
+
+import json
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+BETA, LEARNING_RATE, MAX_GRAD_NORM = 0.1, 1e-4, 1.0
+
+Example = dict[str, list[int]]
+"""Token ids of `prompt`, `chosen` and, for pairs, `rejected`."""
+
+
+class Case:
+    def __init__(self, folder: str):
+        self.model = str(Path(folder) / "model")
+        described = json.loads((Path(folder) / "case.json").read_text())
+        self.task: str = described["task"]
+        self.max_length: int = described["max_length"]
+        self.batches: list[list[Example]] = described["batches"]
+        self.steps = self.batches * described["passes"]
+        self.answers = ("chosen", "rejected") if self.task == "dpo" else ("chosen",)
+        """What is trained on in each example."""
+
+
+class Report:
+    """Seconds and loss of each step, and of the reference pass where it is apart from the steps."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.reference_seconds = 0.0
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        start, self._start = self._start, time.perf_counter()
+        return self._start - start
+
+    def print(self, *packages: str) -> None:
+        """One line of JSON; with the largest memory that this process has held, in bytes, and versions."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps({**vars(self), "peak": peak, "versions": {name: version(name) for name in packages}}))
+
+
+def padded(sequences: list[list[int]], *, left: bool = False) -> tuple[list[list[int]], list[list[int]]]:
+    """Sequences filled up with 0 to the longest, and a mask of what is not filling."""
+    longest = max(map(len, sequences))
+    ids, mask = [], []
+    for sequence in sequences:
+        fill, ones = [0] * (longest - len(sequence)), [1] * len(sequence)
+        ids.append(fill + sequence if left else sequence + fill)
+        mask.append(fill + ones if left else ones + fill)
+    return ids, mask
