@@ -1,6 +1,6 @@
 """Pairs and examples a second where packing gains nothing: every sequence has 128 + 384 tokens.
 
-    python -m benchmarks.equal_lengths [--turns 3] [--tasks sft dpo] [--sequences 4 16] [key.path=value ...]
+    python -m benchmarks.equal_lengths [key.path=value ...] [--turns 3] [--tasks sft dpo] [--sequences 4 16]
 
 Ours against TRL, Tunix and a plain PyTorch loop, on the CPU in float32, each in its own process, in turn. TRL and Tunix
 run the reference beside each DPO step, as they do by default; ours and the plain loop run it once, before, which is

@@ -1,6 +1,6 @@
 """Useful tokens a second on real answers, whose lengths differ.
 
-    python -m benchmarks.real_lengths ANSWERS.jsonl.gz [--turns 3] [--tasks sft dpo] [--sequences 16] [key=value ...]
+    python -m benchmarks.real_lengths ANSWERS.jsonl.gz [key=value ...] [--turns 3] [--tasks sft dpo] [--sequences 16]
 
 ANSWERS holds one JSON object a line with `prompt` and `response`, several answers to a prompt: the longest and another
 make a pair. Prompts are drawn at random and stay in that order; lengths are cut at 2048, and tokens are those of
