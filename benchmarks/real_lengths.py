@@ -54,13 +54,18 @@ def read(file: Path) -> list[Example]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         answers = [json.loads(line) for line in lines]
     tokenizer = train_tokenizer([text for answer in answers for text in (answer["prompt"], answer["response"])])
+
+    def from_one(ids: list[int]) -> list[int]:
+        """0 is left out, for that is what peers pad with."""
+        return [token + 1 for token in ids]
+
     by_prompt: dict[str, list[list[int]]] = {}
     for answer in answers:
-        by_prompt.setdefault(answer["prompt"], []).append(tokenizer(answer["response"])["input_ids"])
+        by_prompt.setdefault(answer["prompt"], []).append(from_one(tokenizer(answer["response"])["input_ids"]))
     examples = []
     for prompt, responses in by_prompt.items():
         messages = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids = from_one(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
         room = MAX_LENGTH - len(ids)
         longest, other, *_ = sorted(responses, key=len, reverse=True)
         if room > 0 and longest[:room] != other[:room]:
