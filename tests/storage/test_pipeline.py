@@ -21,6 +21,7 @@ __all__ = ["checkpoint", "prompt_files", "values"]
 def test_a_data_set_in_a_faulty_bucket_is_the_one_on_disk(
     gcs: CloudStorage, values: dict[str, Any], tmp_path, capsys: pytest.CaptureFixture
 ):
+    values = values | {"write": {"num_shards": 2, "eval_fraction": 0.5}}  # of a few pairs some are then for evaluation
     config = str(write_config(tmp_path / "config.yaml", values))
     main(["run", "--config", config])
     ours, theirs = epath.Path(gcs.bucket) / "data", epath.Path(values["output_dir"])
@@ -42,7 +43,7 @@ def test_a_data_set_in_a_faulty_bucket_is_the_one_on_disk(
             assert pl.read_parquet(local).equals(pl.read_parquet(str(theirs / table))), table
     for stage in ("sft", "dpo"):
         splits = splits_of(ours / stage)
-        assert "train" in splits and splits == splits_of(theirs / stage)
+        assert {*splits} == {"train", "eval"} and splits == splits_of(theirs / stage)
         for split in splits:
             assert open_shards(ours / stage / split)[:] == open_shards(theirs / stage / split)[:]
     for name in ("report.html", "data_card.md", "rejected/prompts.jsonl"):
