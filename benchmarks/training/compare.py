@@ -117,12 +117,12 @@ def table(results: dict[str, Result], units: dict[str, int]) -> str:
     ours = results["fusejax"]
     lines = [
         f"{'':16}{'s a pass':>10}"
-        + "".join(f"{f'{unit}/s':>12}" for unit in units)
+        + "".join(f"{f'{unit}/s':>17}" for unit in units)
         + f"{'ours':>8}{'GB':>8}{'ours':>8}"
     ]
     for name, result in results.items():
         seconds = statistics.median(result.seconds)
-        rates = "".join(f"{count / seconds:12.2f}" for count in units.values())
+        rates = "".join(f"{count / seconds:17.2f}" for count in units.values())
         ratio = seconds / statistics.median(ours.seconds)
         lines.append(
             f"{name:16}{seconds:10.2f}{rates}{ratio:7.2f}x{result.peak / 1e9:8.2f}{ours.peak / result.peak:7.2f}x"
