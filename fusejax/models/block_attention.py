@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+SAVED = "block_attention"
+"""The name by which a rematerialisation policy may keep what the backward pass needs of the forward pass."""
 BLOCK = 64
 """Tokens of a block: small, so that its scores stay in a CPU's cache and little beyond the diagonal is computed."""
 
@@ -106,6 +109,7 @@ def _forward(queries, keys, values, places: Places, settings: Settings):
         return None, ((mixed / total[..., None]).astype(query.dtype), highest + jnp.log(total))
 
     _, (mixed, normalizers) = jax.lax.scan(over_queries, None, (jnp.arange(len(queries)), queries))
+    mixed, normalizers = checkpoint_name((mixed, normalizers), SAVED)
     return mixed, (queries, keys, values, places, mixed, normalizers)
 
 

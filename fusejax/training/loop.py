@@ -24,6 +24,7 @@ from fusejax.data.examples import Tokenized, tokenize
 from fusejax.data.loader import StepBatch
 from fusejax.data.packing import num_steps
 from fusejax.data.records import Shards, open_shards
+from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
 from fusejax.files import absolute, check_writable, copy, is_remote, write_text
@@ -55,6 +56,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     """
     hosts = hosts or Hosts()
     hosts.same("the configuration", config.model_dump_json())
+    keep_compiled(epath.Path(config.output_dir))
     mesh = make_mesh(config.mesh)
     # Host 0 puts into the run's folder what all hosts then read there.
     identity = hosts.lead(lambda: _prepare(config))
