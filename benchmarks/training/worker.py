@@ -8,8 +8,6 @@ at a constant rate, gradients clipped by their norm. The losses of every step te
 """
 
 import json
-import resource
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +46,10 @@ class Report:
 
     def print(self, *packages: str) -> None:
         """One line of JSON; with the largest memory that this process has held, in bytes, and versions."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({**vars(self), "peak": peak, "versions": {name: version(name) for name in packages}}))
+        # Not `getrusage`: there, the process that started this one counts too.
+        [peak] = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+        versions = {name: version(name) for name in packages}
+        print(json.dumps({**vars(self), "peak": int(peak) * 1024, "versions": versions}))
 
 
 def padded(sequences: list[list[int]], *, left: bool = False) -> tuple[list[list[int]], list[list[int]]]:
