@@ -4,7 +4,7 @@
 
 A process for each: two steps of `equal_lengths.py`'s model, with two layers, on 8 sequences of 512 tokens on the CPU.
 `state` is what must be there: parameters, their gradients and two moments, 16 bytes a parameter. What is left over
-should not grow with the vocabulary; the logits of a step would be 4 KB a word, and twice that with their gradient.
+should not grow with the vocabulary; the logits of one row of 512 tokens would be 2 KB a word, as would their gradient.
 `program` is what the compiler plans for the step's largest program beside its arguments.
 """
 
