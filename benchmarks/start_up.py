@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def first_step(args: argparse.Namespace, output_dir: str, environment: dict[str, str]) -> float:
-    """Seconds from the command to the first line of `metrics.jsonl`; the run is then stopped."""
+    """Seconds from the command to the first line of `metrics.jsonl`; the run then ends."""
     changes = [f"output_dir={output_dir}", "max_steps=3", "checkpoint.every_steps=1000"]
     command = [sys.executable, "-m", "fusejax.train", "--config", args.config, *args.overrides, *changes]
     metrics = Path(output_dir) / "metrics.jsonl"
