@@ -46,7 +46,8 @@ def main() -> None:
             for rows in batch.microbatches:
                 extra = references[turn].at(rows["pair_ids"]) if references else {}
                 accumulator = programs.accumulate(state.params, accumulator, batches[turn].put({**rows, **extra}))
-            state, accumulator, metrics = programs.apply(state, accumulator)
+            state, metrics = programs.apply(state, accumulator)
+            accumulator = programs.zeroed(accumulator)
         report.losses.append(float(jax.device_get(metrics["loss"])))
         report.seconds.append(report.lap())
     report.print("jax", "flax")

@@ -146,7 +146,8 @@ class _Steps:
                 with jax.transfer_guard("disallow"):  # what is copied, is copied on purpose
                     for rows in batch.microbatches:
                         accumulator = self.programs.accumulate(state.params, accumulator, self._put("train", rows))
-                    state, accumulator, metrics = self.programs.apply(state, accumulator)
+                    state, metrics = self.programs.apply(state, accumulator)
+                    accumulator = self.programs.zeroed(accumulator)
                 # Metrics are fetched a step late: the devices already work on the next step while the host waits. But
                 # not later, or `stops_after` would not know how far the other hosts have come.
                 if pending:

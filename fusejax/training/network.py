@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient
 from fusejax.distributed.sharding import parameter_specs
-from fusejax.models import block_attention
+from fusejax.models import block_attention, splash
 from fusejax.models.attention import Kernel, Tokens
 from fusejax.models.config import DecoderConfig
 from fusejax.models.decoder import Layer, abstract_decoder
@@ -48,7 +48,7 @@ _POLICIES = {
     "none": _all_but_parameters,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),
+        jax.checkpoint_policies.save_only_these_names(block_attention.SAVED, splash.RESIDUALS),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -69,8 +69,8 @@ class Network:
       config: of the decoder.
       mesh: its axes of size 1 cost nothing.
       compute_dtype: see `Decoder`.
-      remat: what the backward pass computes again of each layer: nothing; all but products with parameters (and
-        attention where that is plain XLA); everything.
+      remat: what the backward pass computes again of each layer: nothing; all but products with parameters and
+        attention (that too on GPUs, whose kernels name nothing to save); everything.
       kernel: of the attention.
       unroll: write loops out and count every token as a target, for a compiler's count of costs.
     """

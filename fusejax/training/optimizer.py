@@ -1,6 +1,11 @@
 """The optimizer and its learning-rate schedule, from the configuration."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from fusejax.config import OptimizerConfig
 
@@ -25,10 +30,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW (decoupled weight decay)."""
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformationExtraArgs:
+    """From summed gradients (see `clipped_mean`): their mean, clipped by its norm; AdamW, decoupled weight decay."""
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
+        clipped_mean(config.max_grad_norm),
         optax.adamw(
             make_schedule(config, num_steps),
             b1=config.b1,
@@ -37,3 +42,16 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             weight_decay=config.weight_decay,
         ),
     )
+
+
+def clipped_mean(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Divides summed gradients by `count`, an extra argument of `update`, and clips the mean by its global norm.
+
+    Both are one factor, so that the sums are read where they are needed and never held a second time.
+    """
+
+    def update(sums: Any, state: Any, params: Any = None, *, count: Float[Array, ""], **_: Any) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(sums) / count)) / count
+        return jax.tree.map(lambda x: x * factor, sums), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

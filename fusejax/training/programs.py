@@ -30,8 +30,9 @@ class Programs:
       params: the parameters' shapes, dtypes and shardings; so, too, `state`, `accumulator` and `microbatch`.
       init_state: params -> state; takes the parameters over.
       zeros: () -> an accumulator of zeros.
+      zeroed: accumulator -> zeros in its place.
       accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
-      apply: state, accumulator -> state after the step, accumulator at zero, the step's metrics.
+      apply: state, accumulator -> state after the step, the step's metrics.
       evaluate: params, microbatch -> sums of the loss and its companions.
       reference: params, microbatch of pairs -> pair_ids and log-probabilities of chosen and rejected, on every device.
     """
@@ -66,8 +67,13 @@ class Programs:
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
         self.accumulate = jax.jit(passes.accumulate, donate_argnums=1, out_shardings=accumulator)
-        self.apply = jax.jit(
-            functools.partial(apply, optimizer), donate_argnums=(0, 1), out_shardings=(state, accumulator, everywhere)
+        self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
+        # A program of its own: as a part of `apply`, zeros are made elsewhere, and the sums copied out of their way.
+        self.zeroed = jax.jit(
+            lambda sums: jax.tree.map(jnp.zeros_like, sums),
+            donate_argnums=0,
+            keep_unused=True,
+            out_shardings=accumulator,
         )
         self.evaluate = jax.jit(passes.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.

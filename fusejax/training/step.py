@@ -122,15 +122,14 @@ class Passes:
 
 
 def apply(
-    optimizer: optax.GradientTransformation, state: TrainState, accumulator: Accumulator
-) -> tuple[TrainState, Accumulator, dict[str, Float[Array, ""]]]:
-    """The state after the step, the accumulator back at zero, and the step's metrics (means over the batch)."""
+    optimizer: optax.GradientTransformationExtraArgs, state: TrainState, accumulator: Accumulator
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """The state after the step, and the step's metrics (means over the batch)."""
     sums = jax.tree.map(jnp.sum, accumulator.sums)
-    gradients = jax.tree.map(lambda x: jnp.sum(x, axis=0) / sums["count"], accumulator.gradients)
-    updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-    metrics = {**means(sums), "grad_norm": optax.tree.norm(gradients)}
-    state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments)
-    return state, jax.tree.map(jnp.zeros_like, accumulator), metrics
+    gradients = jax.tree.map(lambda x: jnp.sum(x, axis=0), accumulator.gradients)
+    updates, moments = optimizer.update(gradients, state.optimizer, state.params, count=sums["count"])
+    metrics = {**means(sums), "grad_norm": optax.tree.norm(gradients) / sums["count"]}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,10 +130,9 @@ def test_adamw_and_clipping_agree_with_torch():
         # Two replicas of the parameters, and four parts of the rows. The step divides the sums by the count.
         sums = {"count": jnp.full(4, 0.5), "loss": jnp.full(4, 0.25)}
         gradients_ = {"w": jnp.stack([1.5 * gradient, 0.5 * gradient])}
-        state, zeroed, metrics = apply(transformation, state, Accumulator(gradients_, sums))
+        state, metrics = apply(transformation, state, Accumulator(gradients_, sums))
         assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
         assert float(metrics["loss"]) == 0.5
-        assert not np.any(zeroed.gradients["w"])
     assert int(state.step) == 3
     np.testing.assert_allclose(state.params["w"], theirs.detach().numpy(), rtol=1e-5, atol=1e-7)
 

@@ -1,0 +1,81 @@
+"""What the compiled programs compute again, and what they hold beside their arguments."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fusejax.config import OptimizerConfig, TrainConfig
+from fusejax.distributed.mesh import make_mesh
+from fusejax.models.config import DecoderConfig
+from fusejax.planning.topology import parse_topology
+from fusejax.training.programs import Programs
+
+MODEL = DecoderConfig(
+    vocab_size=1024,
+    hidden_size=256,
+    intermediate_size=512,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=128,
+    windows=(None, None),
+)
+
+
+def programs(devices=None, **settings) -> Programs:
+    config = TrainConfig(
+        task="sft",
+        model="none",
+        data={"train": "none"},
+        output_dir="none",
+        batch_size=8,
+        max_length=512,
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        **settings,
+    )
+    return Programs(config, MODEL, make_mesh(config.mesh, devices), num_steps=2)
+
+
+def products_of_attention(jaxpr) -> int:
+    """Products with a batch axis, which is that of the heads; in loops, too."""
+    here = [e for e in jaxpr.eqns if e.primitive.name == "dot_general" and e.params["dimension_numbers"][1][0]]
+    return len(here) + sum(
+        products_of_attention(sub) for e in jaxpr.eqns for sub in jax.core.jaxprs_in_params(e.params)
+    )
+
+
+def test_attention_is_computed_again_only_with_everything_in_plain_xla():
+    found = {}
+    for remat in ("none", "dots", "full"):
+        made = programs(remat=remat, dtype={"compute": "float32"})
+        traced = made.accumulate.trace(made.params, made.accumulator, made.microbatch)
+        found[remat] = products_of_attention(traced.jaxpr.jaxpr)
+    # Two products forward, five backward.
+    assert found == {"none": 7, "dots": 7, "full": 9}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(("remat", "forward"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_attention_is_computed_again_only_with_everything_on_tpus(remat, forward):
+    made = programs(parse_topology("v5e-4").devices(), remat=remat)
+    compiled = made.accumulate.lower(made.params, made.accumulator, made.microbatch).compile()
+    kernels = re.findall(r"%splash_mha_(fwd|dkv)\w*[.\d]* = ", compiled.as_text())
+    assert sorted(kernels) == ["dkv"] + ["fwd"] * forward
+
+
+def test_the_update_holds_nothing_twice():
+    made = programs()
+    smallest_matrix = 4 * MODEL.hidden_size * MODEL.num_heads * MODEL.head_dim
+    update = made.apply.lower(made.state, made.accumulator).compile().memory_analysis()
+    assert update.temp_size_in_bytes < smallest_matrix
+    zeroed = made.zeroed.lower(made.accumulator).compile().memory_analysis()
+    assert zeroed.temp_size_in_bytes < smallest_matrix
+    assert zeroed.alias_size_in_bytes == sum(x.size * 4 for x in jax.tree.leaves(made.accumulator))
+
+
+def test_zeros_are_zeros():
+    made = programs()
+    ones = jax.tree.map(lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding), made.accumulator)
+    assert not any(jnp.any(x) for x in jax.tree.leaves(made.zeroed(ones)))
