@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,11 +20,13 @@ REQUIREMENTS = {
     "tunix": (["torch==2.13.0"], ["google-tunix==0.1.7", "jax==0.10.2", "flax==0.12.8"]),
 }
 # A fifth of a torch step on the CPU goes into pages that the allocator gives back and asks for again.
-TUNED_MALLOC = {
+KEEPS_PAGES = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+# JAX gives each program's memory back when it ends; fewer, larger pages are then cheaper to come by.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +39,19 @@ class Trainer:
     overrides: tuple[str, ...] = ()
 
 
-TRL = Trainer("TRL", "trl_steps", "trl", TUNED_MALLOC)
-TORCH = Trainer("plain PyTorch", "torch_steps", "trl", TUNED_MALLOC)
-TUNIX = Trainer("Tunix", "tunix_steps", "tunix")
+TRL = Trainer("TRL", "trl_steps", "trl", KEEPS_PAGES)
+TORCH = Trainer("plain PyTorch", "torch_steps", "trl", KEEPS_PAGES)
+TUNIX = Trainer("Tunix", "tunix_steps", "tunix", LARGE_PAGES)
 PEERS = (TRL, TUNIX, TORCH)
 
 
 def ours(*overrides: str) -> Trainer:
-    return Trainer("fusejax", "fusejax_steps", overrides=overrides)
+    return Trainer("fusejax", "fusejax_steps", variables=LARGE_PAGES, overrides=overrides)
 
 
 @dataclasses.dataclass
 class Result:
-    """What one trainer did in all its turns."""
+    """What one trainer did in all its turns; nothing if it was killed, as the system does where memory ends."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     """Of a pass over all batches; one entry a counted pass."""
@@ -65,6 +68,9 @@ def run_in_turn(trainers: tuple[Trainer, ...], case: Path, *, turns: int) -> dic
     for turn in range(turns):
         for trainer in trainers if turn % 2 == 0 else reversed(trainers):
             found = run(trainer, case)
+            if found is None:
+                print(f"  {trainer.name}: killed", file=sys.stderr, flush=True)
+                continue
             result = results[trainer.name]
             passes = [sum(found["seconds"][i : i + batches]) for i in range(0, len(found["seconds"]), batches)]
             result.seconds += passes[1:]
@@ -75,14 +81,16 @@ def run_in_turn(trainers: tuple[Trainer, ...], case: Path, *, turns: int) -> dic
     return results
 
 
-def run(trainer: Trainer, case: Path) -> dict[str, Any]:
-    """One process's report."""
+def run(trainer: Trainer, case: Path) -> dict[str, Any] | None:
+    """One process's report; None if it is a peer's and was killed."""
     if trainer.environment is None:
         command = [sys.executable, "-m", f"benchmarks.training.{trainer.script}", str(case), *trainer.overrides]
     else:
         command = [str(interpreter(trainer.environment)), str(HERE / f"{trainer.script}.py"), str(case)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **trainer.variables}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
+    if process.returncode == -signal.SIGKILL and trainer.environment is not None:
+        return None
     if process.returncode:
         raise SystemExit(f"{trainer.name} failed:\n{process.stderr[-4000:]}")
     return json.loads(process.stdout.strip().splitlines()[-1])
@@ -103,7 +111,7 @@ def interpreter(environment: str) -> Path:
 
 def same_losses(results: dict[str, Result], tolerance: float) -> None:
     """Raises unless all trainers found the same losses: only then have they done the same work."""
-    first, *others = results.items()
+    first, *others = ((name, result) for name, result in results.items() if result.losses)
     for name, result in others:
         worst = max(abs(a - b) / abs(b) for a, b in zip(result.losses, first[1].losses, strict=True))
         if worst > tolerance:
@@ -121,6 +129,9 @@ def table(results: dict[str, Result], units: dict[str, int]) -> str:
         + f"{'ours':>8}{'GB':>8}{'ours':>8}"
     ]
     for name, result in results.items():
+        if not result.seconds:
+            lines.append(f"{name:16}    killed, as the system does where memory ends")
+            continue
         seconds = statistics.median(result.seconds)
         rates = "".join(f"{count / seconds:17.2f}" for count in units.values())
         ratio = seconds / statistics.median(ours.seconds)
