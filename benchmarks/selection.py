@@ -1,6 +1,6 @@
 """How long the stage `select` takes on a whole data set's scored answers, and how much memory.
 
-    python benchmarks/selection.py [--answers 1600000] [--characters 1500]
+    python -m benchmarks.selection [--answers 1600000] [--characters 1500]
 
 Makes `scores/*.parquet` of four sources with rewards that tie, verdicts, cut and empty answers, in the recipe's mix of
 domains, 12 answers a prompt, then runs the stage in a process of its own and reads that
@@ -13,7 +13,6 @@ groups of rows than `store.ROWS_A_GROUP` take more.
 """
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
@@ -23,12 +22,15 @@ import numpy as np
 import polars as pl
 from etils import epath
 
+from benchmarks.process import alone, peak_memory
 from data_pipeline import store
 from data_pipeline.config import PipelineConfig
 
 SOURCES = ("gemma", "mistral", "qwen", "llama")
 DOMAINS = {"instruction": 0.51, "math": 0.33, "code": 0.10, "chinese": 0.06}
 ANSWERS_A_PROMPT = 12
+LONGEST = 16_000
+"""Characters of an answer, at most."""
 
 
 def main() -> None:
@@ -38,19 +40,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
-        context = multiprocessing.get_context("spawn")
-        _in_child(context, make, output, args.answers, args.characters)
+        alone(make, output, args.answers, args.characters)
         size = sum(file.stat().st_size for file in (output / "scores").iterdir())
         print(f"{args.answers:,} answers in {size / 1e9:.2f} GB of Parquet, {os.cpu_count()} cores", flush=True)
-        _in_child(context, measure, output)
-
-
-def _in_child(context: multiprocessing.context.SpawnContext, function: object, *args: object) -> None:
-    process = context.Process(target=function, args=args)  # type: ignore[arg-type]
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{function} failed with status {process.exitcode}")
+        alone(measure, output)
 
 
 def make(output: Path, answers: int, characters: int) -> None:
@@ -66,14 +59,12 @@ def make(output: Path, answers: int, characters: int) -> None:
     )
     root = epath.Path(output)
     store.write_parquet(prompts, root / "prompts.parquet")
-    # Slices of random words at random places: they compress as real text does, by half or so.
-    words = ["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 9))) for _ in range(5000)]
-    pool = " ".join(random.choice(words, 4_000_000))
+    pool = text_pool(random)
     per_source = ANSWERS_A_PROMPT // len(SOURCES)
     for name in SOURCES:
         rows = count * per_source
-        lengths = np.minimum(random.lognormal(np.log(characters) - 0.2, 0.63, rows), 16_000).astype(int)
-        starts = random.integers(0, len(pool) - 16_000, rows)
+        lengths = answer_lengths(random, rows, characters)
+        starts = random.integers(0, len(pool) - LONGEST, rows)
         texts = pl.Series([pool[a : a + n] for a, n in zip(starts, lengths, strict=True)])
         texts = texts.scatter(random.integers(0, rows, rows // 500), "")
         frame = pl.DataFrame(
@@ -112,9 +103,18 @@ def measure(output: Path) -> None:
     started = time.monotonic()
     select.run(config)
     seconds = time.monotonic() - started
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    print(f"select: {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB")
+    print(f"select: {seconds:.1f} s, peak memory {peak_memory() / 1e9:.2f} GB", flush=True)
+
+
+def text_pool(random: np.random.Generator) -> str:
+    """Random words: slices of it at random places compress as real text does, by half or so."""
+    words = ["".join(random.choice(list("etaoinshrdlu"), random.integers(2, 9))) for _ in range(5000)]
+    return " ".join(random.choice(words, 4_000_000))
+
+
+def answer_lengths(random: np.random.Generator, count: int, characters: int) -> np.ndarray:
+    """Of `count` answers, in characters, `characters` on average."""
+    return np.minimum(random.lognormal(np.log(characters) - 0.2, 0.63, count), LONGEST).astype(int)
 
 
 if __name__ == "__main__":
