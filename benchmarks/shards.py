@@ -19,7 +19,17 @@ import numpy as np
 
 from benchmarks.process import about, alone, forget_peak, peak_memory
 from benchmarks.selection import answer_lengths, text_pool
-from fusejax.data.records import Format, Kind, PreferencePair, Record, SFTExample, encode, open_shards, write_shards
+from fusejax.data.records import (
+    Format,
+    Kind,
+    Message,
+    PreferencePair,
+    Record,
+    SFTExample,
+    encode,
+    open_shards,
+    write_shards,
+)
 
 SHARDS = 8
 FORMATS: tuple[Format, ...] = ("arrayrecord", "tfrecord")
@@ -86,8 +96,8 @@ def make(kind: Kind, count: int, characters: int) -> Iterator[Record]:
     lengths = answer_lengths(random, count * answers, characters).tolist()
     starts = random.integers(0, len(pool) - max(lengths), (count, 1 + answers)).tolist()
     for i, (question, *places) in enumerate(starts):
-        prompt = {"role": "user", "content": pool[question : question + 800]}
-        turns = [
+        prompt: Message = {"role": "user", "content": pool[question : question + 800]}
+        turns: list[Message] = [
             {"role": "assistant", "content": pool[place : place + lengths[i * answers + k]]}
             for k, place in enumerate(places)
         ]
