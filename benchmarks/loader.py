@@ -86,10 +86,11 @@ def make(answers: list[dict[str, str]], kind: Kind, count: int) -> Iterator[Reco
     found: list[tuple[str, ...]] = [(each["prompt"], each["response"]) for each in answers]
     if kind == "dpo":
         # Not the same answer twice: such a pair would be rejected.
+        answers_of = {prompt: list(dict.fromkeys(responses)) for prompt, responses in by_prompt.items()}
         found = [
-            (prompt, *sorted(set(responses), key=len, reverse=True)[:2])
-            for prompt, responses in by_prompt.items()
-            if len(set(responses)) > 1
+            (prompt, *sorted(responses, key=len, reverse=True)[:2])
+            for prompt, responses in answers_of.items()
+            if len(responses) > 1
         ]
     order = np.random.default_rng(0).permutation(len(found))
     for i in range(count):
