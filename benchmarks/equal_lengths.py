@@ -36,9 +36,10 @@ def main() -> None:
                 write_case(Path(folder), task, batches, max_length=512, passes=2)
                 results = run_in_turn((ours(*args.overrides), *peers), Path(folder), turns=args.turns)
                 same_losses(results, tolerance=1e-3)
-                unit = "pairs" if task == "dpo" else "examples"
+                unit = "pairs/s" if task == "dpo" else "examples/s"
                 print(f"\n{task}, {sequences} sequences of 512 a step")
-                print(table(results, {unit: examples * args.steps, "tokens": 512 * sequences * args.steps}), flush=True)
+                tokens = 512 * sequences * args.steps
+                print(table(results, {unit: examples * args.steps, "tokens/s": tokens}), flush=True)
     print(about(results))
 
 

@@ -45,7 +45,7 @@ def main() -> None:
             results = run_in_turn((ours(*args.overrides), *peers), Path(folder), turns=args.turns)
             same_losses(results, tolerance=1e-3)
             print(f"\n{task}, {args.sequences} sequences a step, {describe(batches, task)}")
-            print(table(results, {"useful tokens": sum(sum(lengths(batch, task)) for batch in batches)}), flush=True)
+            print(table(results, {"useful tokens/s": sum(sum(lengths(batch, task)) for batch in batches)}), flush=True)
     print(about(results))
 
 

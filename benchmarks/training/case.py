@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import yaml
 from flax import nnx
@@ -37,15 +38,18 @@ SMALL = {
 """57.9 million parameters. Tunix's Llama has 1e6 for `rope_theta`, whatever its configuration says."""
 
 
-def write_model(folder: Path, model: dict[str, Any]) -> None:
+def write_model(folder: Path, model: dict[str, Any], dtype: str = "float32") -> None:
     """A random checkpoint."""
     config = DecoderConfig.from_hf(model)
-    huggingface.save(Decoder(config, rngs=nnx.Rngs(0)), config, folder / "model", hf_config=model, dtype="float32")
+    decoder = Decoder(config, rngs=nnx.Rngs(0), param_dtype=jnp.dtype(dtype))
+    huggingface.save(decoder, config, folder / "model", hf_config=model, dtype=dtype)
 
 
-def write_case(folder: Path, task: str, batches: list[list[Example]], *, max_length: int, passes: int) -> None:
+def write_case(
+    folder: Path, task: str, batches: list[list[Example]], *, max_length: int, passes: int, dtype: str = "float32"
+) -> None:
     """The batches of one task, for the model in `folder`, and the run's configuration as we take it."""
-    case = {"task": task, "max_length": max_length, "passes": passes, "batches": batches}
+    case = {"task": task, "max_length": max_length, "passes": passes, "dtype": dtype, "batches": batches}
     (folder / "case.json").write_text(json.dumps(case))
     config: dict[str, Any] = {
         "task": task,
@@ -60,7 +64,7 @@ def write_case(folder: Path, task: str, batches: list[list[Example]], *, max_len
             "warmup_ratio": 0.0,
             "max_grad_norm": MAX_GRAD_NORM,
         },
-        "dtype": {"params": "float32", "compute": "float32"},
+        "dtype": {"params": dtype, "compute": dtype},
     }
     if task == "dpo":
         config["preference"] = {"beta": BETA}

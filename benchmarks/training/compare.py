@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ TUNIX = Trainer("Tunix", "tunix_steps", "tunix", LARGE_PAGES)
 PEERS = (TRL, TUNIX, TORCH)
 
 
-def ours(*overrides: str) -> Trainer:
-    return Trainer("fusejax", "fusejax_steps", variables=LARGE_PAGES, overrides=overrides)
+def ours(*overrides: str, **variables: str) -> Trainer:
+    return Trainer("fusejax", "fusejax_steps", variables=LARGE_PAGES | variables, overrides=overrides)
 
 
 @dataclasses.dataclass
@@ -59,6 +60,7 @@ class Result:
     peak: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 def run_in_turn(trainers: tuple[Trainer, ...], case: Path, *, turns: int) -> dict[str, Result]:
@@ -76,7 +78,7 @@ def run_in_turn(trainers: tuple[Trainer, ...], case: Path, *, turns: int) -> dic
             result.seconds += passes[1:]
             result.reference_seconds.append(found["reference_seconds"])
             result.peak = max(result.peak, found["peak"])
-            result.losses, result.versions = found["losses"], found["versions"]
+            result.losses, result.versions, result.note = found["losses"], found["versions"], found["note"]
             print(f"  {trainer.name}: {', '.join(f'{x:.2f}' for x in passes)} s a pass", file=sys.stderr, flush=True)
     return results
 
@@ -109,25 +111,24 @@ def interpreter(environment: str) -> Path:
     return python
 
 
-def same_losses(results: dict[str, Result], tolerance: float) -> None:
-    """Raises unless all trainers found the same losses: only then have they done the same work."""
+def same_losses(results: dict[str, Result], tolerance: float, *, least: float = 0.0) -> None:
+    """Raises unless all trainers found the same losses: only then have they done the same work.
+
+    `tolerance` is relative, below `least` to that.
+    """
     first, *others = ((name, result) for name, result in results.items() if result.losses)
     for name, result in others:
-        worst = max(abs(a - b) / abs(b) for a, b in zip(result.losses, first[1].losses, strict=True))
+        worst = max(abs(a - b) / max(abs(b), least) for a, b in zip(result.losses, first[1].losses, strict=True))
         if worst > tolerance:
             raise SystemExit(
                 f"{name} and {first[0]} differ in their losses by {worst:.1e}:\n{result.losses}\n{first[1].losses}"
             )
 
 
-def table(results: dict[str, Result], units: dict[str, int]) -> str:
-    """Medians, and ratios of ours to theirs. `units`: what a pass over all batches holds, such as {"pairs": 16}."""
+def table(results: dict[str, Result], units: Mapping[str, float]) -> str:
+    """Medians, and ratios of ours to theirs. `units`: what a pass over all batches holds, such as {"pairs/s": 16}."""
     ours = results["fusejax"]
-    lines = [
-        f"{'':16}{'s a pass':>10}"
-        + "".join(f"{f'{unit}/s':>17}" for unit in units)
-        + f"{'ours':>8}{'GB':>8}{'ours':>8}"
-    ]
+    lines = [f"{'':16}{'s a pass':>10}" + "".join(f"{unit:>17}" for unit in units) + f"{'ours':>8}{'GB':>8}{'ours':>8}"]
     for name, result in results.items():
         if not result.seconds:
             lines.append(f"{name:16}    killed, as the system does where memory ends")
@@ -138,6 +139,8 @@ def table(results: dict[str, Result], units: dict[str, int]) -> str:
         lines.append(
             f"{name:16}{seconds:10.2f}{rates}{ratio:7.2f}x{result.peak / 1e9:8.2f}{ours.peak / result.peak:7.2f}x"
         )
+        if result.note:
+            lines.append(f"  {result.note}")
         reference = statistics.median(result.reference_seconds)
         if reference:
             lines.append(f"{'  its reference pass, once':40}{reference:.2f} s")

@@ -50,7 +50,11 @@ def main() -> None:
             accumulator = programs.zeroed(accumulator)
         report.losses.append(float(jax.device_get(metrics["loss"])))
         report.seconds.append(report.lap())
-    report.print("jax", "flax")
+    report.note = f"remat {config.remat}, {programs.rows} rows of {config.row_length} at once"
+    device = jax.local_devices()[0]
+    # On CPUs there are no statistics, on others no need of Tokamax.
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    report.print("jax", "flax", *["tokamax"] * (device.platform == "gpu"), peak=peak)
 
 
 def tokenized(case: Case, batch: list[Example]) -> Tokenized:
