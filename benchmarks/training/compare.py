@@ -40,8 +40,8 @@ class Trainer:
     overrides: tuple[str, ...] = ()
 
 
-TRL = Trainer("TRL", "trl_steps", "trl", KEEPS_PAGES)
-TORCH = Trainer("plain PyTorch", "torch_steps", "trl", KEEPS_PAGES)
+TRL = Trainer("TRL", "trl_steps", "trl", KEEPS_PAGES | LARGE_PAGES)
+TORCH = Trainer("plain PyTorch", "torch_steps", "trl", KEEPS_PAGES | LARGE_PAGES)
 TUNIX = Trainer("Tunix", "tunix_steps", "tunix", LARGE_PAGES)
 PEERS = (TRL, TUNIX, TORCH)
 
