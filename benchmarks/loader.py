@@ -33,7 +33,8 @@ import numpy as np
 from etils import epath
 
 from benchmarks.packing_fill import train_tokenizer
-from benchmarks.process import about, alone, forget_peak, peak_memory
+from benchmarks.process import about, alone, forget_peak
+from benchmarks.training.worker import peak_of_process
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import Tokenized, tokenize
 from fusejax.data.loader import StepBatch, eval_batches, max_examples_per_row, train_batches
@@ -143,7 +144,7 @@ def start(folder: str, kind: Kind) -> None:
     opened, made, kept = np.diff(laps)
     count = tokenized.lengths.sum()
     print(f"  start: open {opened:.2f} s, tokenise {made:.1f} s ({count / made:,.0f} tokens/s), keep {kept:.2f} s")
-    print(f"  start: memory {before / 1e9:.2f} GB before, peak {peak_memory() / 1e9:.2f}; {tokenized.summary()}")
+    print(f"  start: memory {before / 1e9:.2f} GB before, peak {peak_of_process() / 1e9:.2f}; {tokenized.summary()}")
 
 
 def load(folder: str, kind: Kind) -> Tokenized:
@@ -206,7 +207,7 @@ def steps(folder: str, kind: Kind, chips: int, rates: dict[str, float], seconds:
             f"  {chips} chips, {model}: eats {rate:,.0f} tokens/s; waits {first[0]:.3f} s for the first step, then "
             f"{waited / (waited + worked):.3%} of {len(rest)} steps, {1000 * max(rest)[0]:.1f} ms at most"
         )
-    print(f"  {chips} chips: memory {before / 1e9:.2f} GB before, peak {peak_memory() / 1e9:.2f}", flush=True)
+    print(f"  {chips} chips: memory {before / 1e9:.2f} GB before, peak {peak_of_process() / 1e9:.2f}", flush=True)
 
 
 def waits(batches: Iterator[StepBatch], rate: float, seconds: float) -> list[tuple[float, float]]:

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.training.worker import peak_of_process
+
 T = TypeVar("T")
 
 
@@ -17,16 +19,10 @@ def alone(function: Callable[..., T], *args: object) -> T:
         return pool.submit(function, *args).result()
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has held. Not `getrusage`: there, the one that started it counts too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
 def forget_peak() -> int:
-    """Lets `peak_memory` start anew, from the bytes held now, which it returns."""
+    """Lets `peak_of_process` start anew, from the bytes held now, which it returns."""
     Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
+    return peak_of_process()
 
 
 def about(*packages: str) -> str:

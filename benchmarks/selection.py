@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 from etils import epath
 
-from benchmarks.process import alone, peak_memory
+from benchmarks.process import alone
+from benchmarks.training.worker import peak_of_process
 from data_pipeline import store
 from data_pipeline.config import PipelineConfig
 
@@ -103,7 +104,7 @@ def measure(output: Path) -> None:
     started = time.monotonic()
     select.run(config)
     seconds = time.monotonic() - started
-    print(f"select: {seconds:.1f} s, peak memory {peak_memory() / 1e9:.2f} GB", flush=True)
+    print(f"select: {seconds:.1f} s, peak memory {peak_of_process() / 1e9:.2f} GB", flush=True)
 
 
 def text_pool(random: np.random.Generator) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.process import about, alone, forget_peak, peak_memory
+from benchmarks.process import about, alone, forget_peak
 from benchmarks.selection import answer_lengths, text_pool
+from benchmarks.training.worker import peak_of_process
 from fusejax.data.records import (
     Format,
     Kind,
@@ -79,17 +80,17 @@ def write(folder: str, kind: Kind, format: Format, count: int, characters: int) 
     records = list(make(kind, count, characters))
     before, started = forget_peak(), time.perf_counter()
     write_shards(folder, "train", records, kind=kind, format=format, num_shards=SHARDS, manifest={})
-    return Measured("write", time.perf_counter() - started, before, peak_memory())
+    return Measured("write", time.perf_counter() - started, before, peak_of_process())
 
 
 def read(folder: str) -> list[Measured]:
     before, started = forget_peak(), time.perf_counter()
     shards = open_shards(f"{folder}/train")
-    opened = Measured("open", time.perf_counter() - started, before, peak_memory())
+    opened = Measured("open", time.perf_counter() - started, before, peak_of_process())
     before, started = forget_peak(), time.perf_counter()
     for i in range(len(shards)):
         shards[i]
-    return [opened, Measured("read", time.perf_counter() - started, before, peak_memory())]
+    return [opened, Measured("read", time.perf_counter() - started, before, peak_of_process())]
 
 
 def encoded_bytes(kind: Kind, count: int, characters: int) -> int:
