@@ -93,8 +93,8 @@ class TrainConfig(ConfigModel):
     dtype: DtypeConfig = DtypeConfig()
     packing: PackingConfig = PackingConfig()
     remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes of each layer: nothing; all but products with parameters (and attention where
-    no fused kernel does it); everything."""
+    """What the backward pass recomputes of each layer: nothing; all but products with parameters and attention (that
+    too on GPUs); everything."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -61,7 +61,7 @@ def test_in_a_bucket(gcs: CloudStorage, monkeypatch):
         result, hits = map(int, done.stdout.split())
         return result, hits
 
-    with gcs.faults(0.05, seed=1):
+    with gcs.faults(0.3, seed=1):
         found = [start(), start()]
     assert found == [(22, 0), (22, 1)]
     assert any(name.startswith("run/compiled/") for name in gcs.objects())
