@@ -22,9 +22,11 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", type=int, default=[4, 16])
     parser.add_argument("--trainers", nargs="+", default=[peer.name for peer in PEERS])
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=1, help="that our run makes of the CPU")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     peers = tuple(peer for peer in PEERS if peer.name in args.trainers)
+    trainers = (ours(*args.overrides, devices=args.devices), *peers)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), SMALL)
         for task in args.tasks:
@@ -34,7 +36,7 @@ def main() -> None:
                     SMALL["vocab_size"], steps=args.steps, examples=examples, prompt=128, answer=384
                 )
                 write_case(Path(folder), task, batches, max_length=512, passes=2)
-                results = run_in_turn((ours(*args.overrides), *peers), Path(folder), turns=args.turns)
+                results = run_in_turn(trainers, Path(folder), turns=args.turns)
                 same_losses(results, tolerance=1e-3)
                 unit = "pairs/s" if task == "dpo" else "examples/s"
                 print(f"\n{task}, {sequences} sequences of 512 a step")

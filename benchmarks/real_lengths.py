@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--trainers", nargs="+", default=[peer.name for peer in PEERS])
+    parser.add_argument("--devices", type=int, default=1, help="that our run makes of the CPU")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     peers = tuple(peer for peer in PEERS if peer.name in args.trainers)
+    trainers = (ours(*args.overrides, devices=args.devices), *peers)
     examples = read(args.answers)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), SMALL)
@@ -42,7 +44,7 @@ def main() -> None:
             size = args.sequences // 2 if task == "dpo" else args.sequences
             batches = [examples[step * size : (step + 1) * size] for step in range(args.steps)]
             write_case(Path(folder), task, batches, max_length=MAX_LENGTH, passes=2)
-            results = run_in_turn((ours(*args.overrides), *peers), Path(folder), turns=args.turns)
+            results = run_in_turn(trainers, Path(folder), turns=args.turns)
             same_losses(results, tolerance=1e-3)
             print(f"\n{task}, {args.sequences} sequences a step, {describe(batches, task)}")
             print(table(results, {"useful tokens/s": sum(sum(lengths(batch, task)) for batch in batches)}), flush=True)

@@ -46,8 +46,10 @@ TUNIX = Trainer("Tunix", "tunix_steps", "tunix", LARGE_PAGES)
 PEERS = (TRL, TUNIX, TORCH)
 
 
-def ours(*overrides: str, **variables: str) -> Trainer:
-    return Trainer("fusejax", "fusejax_steps", variables=LARGE_PAGES | variables, overrides=overrides)
+def ours(*overrides: str, devices: int = 1, **variables: str) -> Trainer:
+    """`devices`: how many JAX makes of the CPU, for `overrides` to split the work over."""
+    variables = LARGE_PAGES | {"JAX_NUM_CPU_DEVICES": str(devices)} | variables
+    return Trainer("fusejax", "fusejax_steps", variables=variables, overrides=overrides)
 
 
 @dataclasses.dataclass
