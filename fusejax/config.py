@@ -61,6 +61,9 @@ class DtypeConfig(ConfigModel):
 class PackingConfig(ConfigModel):
     row_length: PositiveInt | None = None
     """Tokens a row. Default: `max_length` for sft, twice that for dpo, so that every pair fits one row."""
+    attention_length: PositiveInt | None = None
+    """Tokens a row attends over. With more than `row_length`, the default, a pair's sequences share the computation of
+    what they begin with: such tokens count once for `row_length`, and twice here."""
     rows_per_device: PositiveInt = 1
     """Rows a device computes at once: the one knob between memory and speed."""
 
@@ -102,6 +105,15 @@ class TrainConfig(ConfigModel):
         return self.packing.row_length or self.max_length * (2 if self.task == "dpo" else 1)
 
     @property
+    def attention_length(self) -> int:
+        return self.packing.attention_length or self.row_length
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether what the sequences of a pair begin with is computed once."""
+        return self.attention_length > self.row_length
+
+    @property
     def prompt_limit(self) -> int:
         return self.max_prompt_length or self.max_length - 1
 
@@ -111,10 +123,17 @@ class TrainConfig(ConfigModel):
             raise ValueError("task dpo needs the section 'preference'")
         if self.task == "sft" and self.preference is not None:
             raise ValueError("task sft has no use for the section 'preference'")
-        needed = self.max_length * (2 if self.task == "dpo" else 1)
-        if self.row_length < needed:
+        if self.attention_length < self.row_length:
             raise ValueError(
-                f"packing.row_length {self.row_length} cannot hold a whole example: {self.task} with "
+                f"packing.attention_length {self.attention_length} is less than the row_length, {self.row_length}"
+            )
+        if self.shares_tokens and self.task == "sft":
+            raise ValueError("packing.attention_length is for task dpo: only the sequences of a pair share tokens")
+        needed = self.max_length * (2 if self.task == "dpo" else 1)
+        if self.attention_length < needed:
+            name = "attention_length" if self.shares_tokens else "row_length"
+            raise ValueError(
+                f"packing.{name} {self.attention_length} cannot hold a whole example: {self.task} with "
                 f"max_length {self.max_length} needs {needed}"
             )
         if self.prompt_limit >= self.max_length:

@@ -71,6 +71,19 @@ class Tokenized:
         return np.array(counts, np.int64).reshape(len(self), -1).sum(1)
 
     @functools.cached_property
+    def shared_lengths(self) -> Int64[np.ndarray, "N"]:
+        """Tokens that both sequences of each pair begin with, the prompt at least; 0 for single sequences."""
+        if self.sequences_per_example == 1:
+            return np.zeros(len(self), np.int64)
+        return np.array([self._shared_length(i) for i in range(len(self))], np.int64)
+
+    def _shared_length(self, pair: int) -> int:
+        (chosen, _), (rejected, _) = self.sequence(2 * pair), self.sequence(2 * pair + 1)
+        length = min(len(chosen), len(rejected))
+        differs = chosen[:length] != rejected[:length]
+        return int(differs.argmax()) if differs.any() else length
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of all that a model gets to see: it changes with the records, the tokenizer, its template, a limit."""
         digest = hashlib.sha256(self.kind.encode())

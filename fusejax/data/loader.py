@@ -9,6 +9,7 @@ from the step number, so resuming is starting there.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain.python as grain
 import numpy as np
@@ -25,6 +26,12 @@ Microbatch = dict[str, np.ndarray]
     loss_mask    bool [R, L]; True where `tokens` is a target, so never at the first token of a sequence
     pair_ids     int32 [R, P]; dpo only: the examples of the row, -1 where there are no more. The k-th of them (from 0)
                  has segment 2k + 1 for chosen and 2k + 2 for rejected
+
+L is `row_length`. If `attention_length` is more, that is L, and what a pair's sequences begin with is shared, so that
+no more than C = `row_length` tokens are computed (`fusejax.models.sharing`):
+
+    first, second  int32 [R, C]
+    source         int32 [R, L]
 """
 
 
@@ -52,6 +59,7 @@ def train_batches(
     *,
     batch_size: int,
     row_length: int,
+    attention_length: int | None = None,
     seed: int,
     rows: int,
     num_steps: int,
@@ -64,6 +72,8 @@ def train_batches(
       tokenized: the data set.
       batch_size: examples (pairs) a step, over all hosts.
       row_length: tokens a row.
+      attention_length: tokens a row where those count twice that a pair's sequences share; see `Microbatch`. With
+        `row_length`, the default, nothing is shared.
       seed: of the order of examples.
       rows: R of a microbatch over all hosts: rows a device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
@@ -73,10 +83,8 @@ def train_batches(
     Raises:
       UserError: fewer examples than `batch_size`, or one longer than `row_length`.
     """
-    limit = max_examples_per_row(row_length)
-    plan = PackingPlan(
-        tokenized.lengths, batch_size=batch_size, row_length=row_length, max_examples_per_row=limit, seed=seed
-    )
+    attention_length = attention_length or row_length
+    plan = PackingPlan(**_sizes(tokenized, row_length, attention_length), batch_size=batch_size, seed=seed)
 
     def batch(step: int) -> StepBatch:
         packed = plan.rows(step)
@@ -84,7 +92,9 @@ def train_batches(
         return StepBatch(
             step=step,
             epoch=(step + 1) * batch_size / len(tokenized),
-            microbatches=[assemble(tokenized, part, row_length) for part in _microbatch_rows(packed, rows, mine)],
+            microbatches=[
+                assemble(tokenized, part, row_length, attention_length) for part in _microbatch_rows(packed, rows, mine)
+            ],
             examples=len(examples),
             tokens=int(tokenized.lengths[examples].sum()),
             target_tokens=int(tokenized.target_lengths[examples].sum()),
@@ -95,13 +105,28 @@ def train_batches(
 
 
 def eval_batches(
-    tokenized: Tokenized, *, row_length: int, rows: int, mine: Sequence[int] | None = None
+    tokenized: Tokenized,
+    *,
+    row_length: int,
+    attention_length: int | None = None,
+    rows: int,
+    mine: Sequence[int] | None = None,
 ) -> Iterator[Microbatch]:
     """Microbatches that hold every example exactly once, in an order of their own: arguments as in `train_batches`."""
-    packed = plan_eval(tokenized.lengths, row_length=row_length, max_examples_per_row=max_examples_per_row(row_length))
+    attention_length = attention_length or row_length
+    packed = plan_eval(**_sizes(tokenized, row_length, attention_length))
     parts = _microbatch_rows(packed, rows, mine)
-    batches = grain.MapDataset.source(parts).map(lambda part: assemble(tokenized, part, row_length))
+    batches = grain.MapDataset.source(parts).map(lambda part: assemble(tokenized, part, row_length, attention_length))
     return _made_ahead(batches, ahead=8)
+
+
+def _sizes(tokenized: Tokenized, row_length: int, attention_length: int) -> dict[str, Any]:
+    """What a plan needs to know of examples and rows."""
+    limit = max_examples_per_row(row_length)
+    if attention_length == row_length:
+        return {"lengths": tokenized.lengths, "row_length": row_length, "max_examples_per_row": limit}
+    lengths = np.stack([tokenized.lengths - tokenized.shared_lengths, tokenized.lengths], axis=1)
+    return {"lengths": lengths, "row_length": (row_length, attention_length), "max_examples_per_row": limit}
 
 
 def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
@@ -122,9 +147,10 @@ def _microbatch_rows(packed: list[Row], rows: int, mine: Sequence[int] | None) -
     ]
 
 
-def assemble(tokenized: Tokenized, rows: list[Row], row_length: int) -> Microbatch:
-    """The arrays of the given rows of examples."""
-    shape = (len(rows), row_length)
+def assemble(tokenized: Tokenized, rows: list[Row], row_length: int, attention_length: int | None = None) -> Microbatch:
+    """The arrays of the given rows of examples; lengths as in `train_batches`."""
+    length = attention_length or row_length
+    shape = (len(rows), length)
     tokens = np.zeros(shape, np.int32)
     positions = np.zeros(shape, np.int32)
     segment_ids = np.zeros(shape, np.int32)
@@ -146,4 +172,26 @@ def assemble(tokenized: Tokenized, rows: list[Row], row_length: int) -> Microbat
     microbatch = {"tokens": tokens, "positions": positions, "segment_ids": segment_ids, "loss_mask": loss_mask}
     if tokenized.kind == "dpo":
         microbatch["pair_ids"] = pair_ids
+    if length > row_length:
+        microbatch |= _sharing(tokenized, rows, row_length, length)
     return microbatch
+
+
+def _sharing(tokenized: Tokenized, rows: list[Row], row_length: int, attention_length: int) -> dict[str, np.ndarray]:
+    """The fields of `fusejax.models.sharing.Sharing`."""
+    first = np.full((len(rows), row_length), attention_length, np.int32)
+    second = first.copy()
+    source = np.full((len(rows), attention_length), row_length, np.int32)
+    for r, pairs in enumerate(rows):
+        token = slot = 0
+        for pair in pairs:
+            chosen, rejected = np.diff(tokenized.offsets[2 * pair : 2 * pair + 3]).tolist()
+            shared = int(tokenized.shared_lengths[pair])
+            slots = np.arange(slot, slot + chosen + rejected)
+            computed = np.arange(token, token + chosen + rejected - shared)
+            again = slice(chosen, chosen + shared)
+            first[r, computed] = np.delete(slots, again)
+            second[r, computed[:shared]] = slots[again]
+            source[r, slots] = np.insert(computed, chosen, computed[:shared])
+            token, slot = token + len(computed), slot + len(slots)
+    return {"first": first, "second": second, "source": source}

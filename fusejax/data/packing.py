@@ -12,12 +12,16 @@ epochs is packed alone, so that every epoch holds each example once.
     plan = PackingPlan(np.array([3, 5, 2, 6]), batch_size=2, row_length=8, max_examples_per_row=4, seed=0)
     plan.rows(0)    # [[1, 0]]: examples 1 and 0 (5 and 3 tokens) share a row
     plan.rows(1)    # [[3, 2]]
+
+What sequences have in common can be computed once (`fusejax.models.sharing`), and then an example has two lengths: the
+tokens that are computed and those that are attended over. A row has a limit for each.
 """
 
 import bisect
 import functools
 import heapq
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -47,9 +51,10 @@ class PackingPlan:
     """The rows of every step.
 
     Args:
-      lengths: tokens of each example (a pair counts as one: both of its sequences, in one row).
+      lengths: tokens of each example (a pair counts as one: both of its sequences, in one row); or several lengths of
+        each, [N, K].
       batch_size: examples a step.
-      row_length: tokens a row.
+      row_length: tokens a row; or K limits.
       max_examples_per_row: what a row holds at most, however short the examples.
       seed: of the order.
 
@@ -59,18 +64,18 @@ class PackingPlan:
 
     def __init__(
         self,
-        lengths: Int[np.ndarray, "N"],
+        lengths: Int[np.ndarray, "N *K"],
         *,
         batch_size: int,
-        row_length: int,
+        row_length: int | Sequence[int],
         max_examples_per_row: int,
         seed: int,
     ):
         num_steps(len(lengths), batch_size, epochs=1)  # raises where there is no whole step
         _check_lengths(lengths, row_length)
-        self._lengths = lengths
+        self._lengths = lengths.reshape(len(lengths), -1)
         self._batch_size = batch_size
-        self._row_length = row_length
+        self._limits = np.atleast_1d(row_length)
         self._max_examples = max_examples_per_row
         self._seed = seed
         # Recomputing would give the same; neighbouring steps share a window, and a window two permutations.
@@ -101,7 +106,7 @@ class PackingPlan:
         return _shuffled(len(self._lengths), self._seed, epoch)
 
     def _pack(self, examples: Iterable[int]) -> list[Row]:
-        return best_fit_decreasing(self._lengths, examples, self._row_length, self._max_examples)
+        return best_fit_decreasing(self._lengths, examples, self._limits.tolist(), self._max_examples)
 
     def _plan_window(self, start: int, stop: int) -> list[list[Row]]:
         """The rows of steps `start` to `stop`, which lie in one epoch."""
@@ -129,21 +134,25 @@ class PackingPlan:
 
     def _move_shortest(self, giver: list[Row], taker: list[Row]) -> None:
         """Moves one example, into the fullest row that has room for it, or else a row of its own."""
-        row = min(giver, key=lambda row: self._lengths[row].min())
-        example = min(row, key=lambda i: self._lengths[i])
+        row = min(giver, key=lambda row: self._lengths[row, 0].min())
+        example = min(row, key=lambda i: self._lengths[i, 0])
         row.remove(example)
         if not row:
             giver.remove(row)
-        room = self._row_length - self._lengths[example]
-        fitting = [row for row in taker if len(row) < self._max_examples and self._lengths[row].sum() <= room]
+        room = self._limits - self._lengths[example]
+        fitting = [
+            row for row in taker if len(row) < self._max_examples and (self._lengths[row].sum(axis=0) <= room).all()
+        ]
         if fitting:
-            max(fitting, key=lambda row: self._lengths[row].sum()).append(example)
+            max(fitting, key=lambda row: self._lengths[row, 0].sum()).append(example)
         else:
             taker.append([example])
 
 
-def plan_eval(lengths: Int[np.ndarray, "N"], *, row_length: int, max_examples_per_row: int) -> list[Row]:
-    """Rows that hold every example exactly once, for evaluation and the reference pass.
+def plan_eval(
+    lengths: Int[np.ndarray, "N *K"], *, row_length: int | Sequence[int], max_examples_per_row: int
+) -> list[Row]:
+    """Rows that hold every example exactly once, for evaluation and the reference pass. Arguments as in `PackingPlan`.
 
     Raises:
       UserError: an example longer than a row.
@@ -153,24 +162,35 @@ def plan_eval(lengths: Int[np.ndarray, "N"], *, row_length: int, max_examples_pe
 
 
 def best_fit_decreasing(
-    lengths: Int[np.ndarray, "N"], examples: Iterable[int], row_length: int, max_examples_per_row: int
+    lengths: Int[np.ndarray, "N *K"],
+    examples: Iterable[int],
+    row_length: int | Sequence[int],
+    max_examples_per_row: int,
 ) -> list[Row]:
     """Packs examples, the longest first, each into the row where it leaves the least room (Johnson, 1974).
 
-    Examples of about equal length keep their order, so that each epoch puts others together.
+    Of several lengths the first decides, and the others need to fit. Examples of about equal length keep their order,
+    so that each epoch puts others together.
     """
-    grain = max(1, row_length // 64)
+    lengths = lengths.reshape(len(lengths), -1)
+    limit, *other_limits = np.atleast_1d(row_length).tolist()
+    grain = max(1, limit // 64)
     rows: list[Row] = []
     open_rows: list[tuple[int, int]] = []  # (room, index of the row), sorted
-    for example in sorted(examples, key=lambda i: -(lengths[i] // grain)):
-        length = int(lengths[example])
+    other_rooms: list[list[int]] = []  # by row
+    for example in sorted(examples, key=lambda i: -(lengths[i, 0] // grain)):
+        length, *others = lengths[example].tolist()
         place = bisect.bisect_left(open_rows, (length, -1))
+        while place < len(open_rows) and any(map(operator.gt, others, other_rooms[open_rows[place][1]])):
+            place += 1
         if place == len(open_rows):
-            room, row = row_length, len(rows)
+            room, row = limit, len(rows)
             rows.append([])
+            other_rooms.append(other_limits)
         else:
             room, row = open_rows.pop(place)
         rows[row].append(example)
+        other_rooms[row] = list(map(operator.sub, other_rooms[row], others))
         if len(rows[row]) < max_examples_per_row:
             bisect.insort(open_rows, (room - length, row))
     return rows
@@ -213,9 +233,11 @@ def _shuffled(n: int, *key: int) -> Int[np.ndarray, "n"]:
     return np.argsort(bits, kind="stable")
 
 
-def _check_lengths(lengths: Int[np.ndarray, "N"], row_length: int) -> None:
-    if lengths.max(initial=0) > row_length:
-        raise UserError(
-            f"packing.row_length {row_length} is less than the longest example, {lengths.max()} tokens: "
-            "raise packing.row_length or lower max_length"
-        )
+def _check_lengths(lengths: Int[np.ndarray, "N *K"], row_length: int | Sequence[int]) -> None:
+    longest = lengths.reshape(len(lengths), -1).max(axis=0, initial=0)
+    for limit, length in zip(np.atleast_1d(row_length).tolist(), longest.tolist(), strict=True):
+        if length > limit:
+            raise UserError(
+                f"packing.row_length {limit} is less than the longest example, {length} tokens: "
+                "raise packing.row_length or lower max_length"
+            )

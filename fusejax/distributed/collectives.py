@@ -49,11 +49,14 @@ def sum_parts(x: Array, axis: str) -> Array:
 sum_parts.defvjp(lambda x, axis: (jax.lax.psum(x, axis), None), lambda axis, _, cotangent: (cotangent,))
 
 
-def as_stored(x: Array) -> Array:
-    """`x`, a part of an array that a loop goes through, such that it is rounded here and not before the loop.
+def as_stored(x: Array, dtype: jnp.dtype) -> Array:
+    """`x`, a part of an array that a loop goes through, such that it is rounded here, to `dtype`, not before the loop.
 
     A compiler that sees every turn of a loop round its part of an array to bfloat16 may round the whole array before
-    the loop, and keep that copy. It does not look through a conversion to integers.
+    the loop, and keep that copy. It does not look through a conversion to integers. That takes a copy of the part, so
+    what needs no rounding is left alone.
     """
+    if x.dtype == dtype:
+        return x
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), x.dtype)

@@ -24,6 +24,7 @@ from fusejax.models.attention import Kernel, Tokens, attention
 from fusejax.models.config import DecoderConfig
 from fusejax.models.layers import Embedder, Head, Linear, RMSNorm, Shape, precision
 from fusejax.models.rotary import Rotation, rotate, rotation
+from fusejax.models.sharing import Sharing, collect, spread
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -86,9 +87,16 @@ class Attention(nnx.Module):
         self.output = linear(heads, width)
 
     def __call__(
-        self, x: Float[Array, "B L D"], tokens: Tokens, rotary: Rotation, cache: LayerCache | None
+        self,
+        x: Float[Array, "B L D"],
+        tokens: Tokens,
+        rotary: Rotation,
+        cache: LayerCache | None,
+        sharing: Sharing | None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         query, key, value = rotate(self.query(x), rotary), rotate(self.key(x), rotary), self.value(x)
+        if sharing is not None:
+            query, key, value = (spread(each, sharing) for each in (query, key, value))
         key_tokens = tokens
         if cache is not None:
             cache = cache.write(key, value)
@@ -105,6 +113,8 @@ class Attention(nnx.Module):
             precision=precision(x.dtype),
             kernel=self.kernel if cache is None else "xla",
         )
+        if sharing is not None:
+            mixed = collect(mixed, sharing)
         return self.output(mixed), cache
 
 
@@ -159,9 +169,15 @@ class Layer(nnx.Module):
             self.post_mlp_norm = norm()
 
     def __call__(
-        self, x: Float[Array, "B L D"], tokens: Tokens, rotary: Rotation, cache: LayerCache | None
+        self,
+        x: Float[Array, "B L D"],
+        tokens: Tokens,
+        rotary: Rotation,
+        cache: LayerCache | None = None,
+        sharing: Sharing | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        update, cache = self.attention(self._to_parts(self.attention_norm(x)), tokens, rotary, cache)
+        """With `sharing`, `x` and `rotary` have the computed tokens, and `tokens` the slots."""
+        update, cache = self.attention(self._to_parts(self.attention_norm(x)), tokens, rotary, cache, sharing)
         update = self._from_parts(update)
         x = x + (self.post_attention_norm(update) if self.post_norms else update)
         update = self._from_parts(self.mlp(self._to_parts(self.mlp_norm(x))))
@@ -281,7 +297,7 @@ class Decoder(nnx.Module):
             index, params = scanned
             for i, layer in enumerate(nnx.merge(graphdef, params)):
                 if cache is None:
-                    x, _ = layer(x, where, rotary, None)
+                    x, _ = layer(x, where, rotary)
                 else:
                     view = LayerCache(cache.keys[i], cache.values[i], cache.tokens, index, cache.used)
                     x, view = layer(x, where, rotary, view)

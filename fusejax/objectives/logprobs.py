@@ -42,6 +42,11 @@ class Projection:
         """A quarter of them where that is less than `chunk_tokens`: what follows the last target is then soon over."""
         return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
 
+    def words_at_once(self, words: int) -> int:
+        """About equal chunks in whole tiles of a TPU: the last one has few words that another has too."""
+        chunks = -(-words // self.chunk_words)
+        return min(words, -(-words // (128 * chunks)) * 128)
+
 
 class Residuals(NamedTuple):
     """What the backward pass needs, by place in the order that has targets first."""
@@ -183,7 +188,7 @@ def target_logprobs_vjp(
 
 def _for_words(head: Array, projection: Projection, body, carry):
     """`body(chunk, carry)` for every chunk of words."""
-    chunks = -(-head.shape[0] // projection.chunk_words)
+    chunks = -(-head.shape[0] // projection.words_at_once(head.shape[0]))
     if projection.unroll:
         return functools.reduce(lambda carry, chunk: body(chunk, carry), range(chunks), carry)
     return jax.lax.fori_loop(0, chunks, body, carry)
@@ -201,9 +206,9 @@ def _words(head: Array, chunk, projection: Projection, dtype: jnp.dtype) -> tupl
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
     """
-    size = min(projection.chunk_words, head.shape[0])
+    size = projection.words_at_once(head.shape[0])
     start = jnp.minimum(chunk * size, head.shape[0] - size)
-    kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size)).astype(dtype)
+    kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size), dtype).astype(dtype)
     if projection.fsdp is not None:
         kernel = jax.lax.all_gather(kernel, projection.fsdp, axis=1, tiled=True)
     return start, kernel, start + jnp.arange(size) >= chunk * size

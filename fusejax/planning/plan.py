@@ -174,8 +174,9 @@ class Planner:
         if task == "reference":
             examples = self.work.examples / self.work.passes(programs.rows)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
-        a_token = estimate.model_flops(self.model, parameters, config.row_length, training=task != "reference")
-        useful = a_token * examples * self.work.tokens_per_example
+        a_token = estimate.model_flops(self.model, parameters, config.attention_length, training=task != "reference")
+        # What a pair's sequences share is needed once.
+        useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
         return Speed(
             flops=flops,
             model_flops=useful,

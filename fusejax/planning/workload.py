@@ -26,6 +26,7 @@ class Workload:
     steps: int
     batch_size: int
     row_length: int
+    """Tokens of examples that a row holds: its `attention_length`, for pairs that share as much as that foresees."""
     assumed: tuple[str, ...]
     """Which of `examples` and `tokens_per_example` are assumptions."""
 
@@ -55,7 +56,7 @@ def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_exa
         examples = EXAMPLES[config.task]
         assumed.append("examples")
     if tokens_per_example is None:
-        tokens_per_example = min(TOKENS[config.task], config.row_length)
+        tokens_per_example = min(TOKENS[config.task], config.attention_length)
         assumed.append("tokens_per_example")
     steps = num_steps(examples, config.batch_size, config.epochs)
     return Workload(
@@ -63,7 +64,7 @@ def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_exa
         tokens_per_example=tokens_per_example,
         steps=min(steps, config.max_steps or steps),
         batch_size=config.batch_size,
-        row_length=config.row_length,
+        row_length=config.attention_length,
         assumed=tuple(assumed),
     )
 

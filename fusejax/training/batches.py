@@ -29,7 +29,8 @@ class Batches:
         self._sharding = batch_sharding(mesh)
         parts = self._sharding.addressable_devices_indices_map((rows,)).values()
         mine = sorted({row for index in parts if index for row in range(rows)[index[0]]})
-        self._layout: dict[str, Any] = {"row_length": config.row_length, "rows": rows, "mine": mine}
+        lengths = {"row_length": config.row_length, "attention_length": config.attention_length}
+        self._layout: dict[str, Any] = {**lengths, "rows": rows, "mine": mine}
 
     def train(self, start_step: int, num_steps: int) -> Iterator[StepBatch]:
         """Steps `start_step` to `num_steps`, as on this host; `put` moves their microbatches to the devices."""

@@ -62,6 +62,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     identity = hosts.lead(lambda: _prepare(config))
     output_dir = epath.Path(config.output_dir)
     data = {split: _read_tokens(output_dir, split, identity, hosts) for split, path in config.data if path is not None}
+    _note_shared(config, data["train"], hosts)
     model = huggingface.read_config(output_dir / "model")
     steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
     steps = min(steps, config.max_steps or steps)
@@ -234,6 +235,13 @@ def _note_long(config: TrainConfig, model: StartingModel) -> None:
     limit = huggingface.read_json(model.directory / "config.json").get("max_position_embeddings")
     if isinstance(limit, int) and config.max_length > limit:
         note(f"note: max_length {config.max_length} is beyond the model's max_position_embeddings, {limit}")
+
+
+def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
+    share = tokenized.shared_lengths.sum() / tokenized.lengths.sum()
+    if share >= 0.05 and not config.shares_tokens:
+        length = -(-round(config.row_length / (1 - share)) // 128) * 128
+        hosts.note(f"pairs share {share:.0%} of their tokens: packing.attention_length={length} computes those once")
 
 
 def _load_start(config: TrainConfig, mesh: Mesh, hosts: Hosts) -> Params:

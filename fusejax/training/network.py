@@ -8,6 +8,7 @@ one in place as soon as it is known: all gradients of one microbatch never exist
 JAX's. The loss is any function of log-probabilities, and its derivative JAX's too.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -25,13 +26,15 @@ from fusejax.models.config import DecoderConfig
 from fusejax.models.decoder import Layer, abstract_decoder
 from fusejax.models.layers import rms_norm
 from fusejax.models.rotary import rotation
+from fusejax.models.sharing import Sharing, collect, spread
 from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
 
 Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
 """A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
 Rows = Mapping[str, Array]
-"""`tokens, positions, segment_ids` int32 and `loss_mask` bool, all [R, L], and whatever the loss needs."""
+"""`tokens, positions, segment_ids` int32 and `loss_mask` bool, all [R, L], and whatever the loss needs. Rows that share
+tokens (`models.sharing`) have its `first, second` int32 [R, C] and `source` int32 [R, L] too; C is L in others."""
 Sums = dict[str, Float32[Array, ""]]
 Loss = Callable[[Float32[Array, "R L"], Rows], Sums]
 """From log-probabilities of the target tokens (0 elsewhere) to what is added up; the entry `loss` is differentiated."""
@@ -117,10 +120,12 @@ class Network:
 
         graph, _ = nnx.split(nnx.eval_shape(make))
 
-        def layer(params: Params, x: Float[Array, "R L D"], tokens: Tokens, rotary: Any) -> Float[Array, "R L D"]:
+        def layer(
+            params: Params, x: Float[Array, "R C D"], tokens: Tokens, rotary: Any, sharing: Sharing | None
+        ) -> Float[Array, "R C D"]:
             if self.fsdp is not None:
                 params = gather_layer(params, specs, self.fsdp, self.compute_dtype)
-            return nnx.merge(graph, params)(x, tokens, jax.lax.stop_gradient(rotary), None)[0]
+            return nnx.merge(graph, params)(x, tokens, jax.lax.stop_gradient(rotary), sharing=sharing)[0]
 
         return layer
 
@@ -150,27 +155,27 @@ class Network:
         d_norm, dx = trace.final_norm(d_hidden)
         gradients["final_norm"] = jax.tree.map(_added, gradients["final_norm"], d_norm)
         gradients["blocks"], dx = self._layers_backward(params["blocks"], gradients["blocks"], trace.layers, dx, rows)
-        embedding = self._embed_backward(gradients["embedder"]["embedding"], dx, rows["tokens"])
+        embedding = self._embed_backward(gradients["embedder"]["embedding"], dx, _computed(rows["tokens"], rows))
         gradients["embedder"] = {"embedding": embedding}
         return gradients, sums
 
     def _forward(self, params: Params, rows: Rows) -> tuple[Float32[Array, "R L"], _Trace]:
-        x = self._embed(params["embedder"]["embedding"], rows["tokens"])
+        x = self._embed(params["embedder"]["embedding"], _computed(rows["tokens"], rows))
         places = self._places(rows)
 
         def block(x, params):
-            params = jax.tree.map(as_stored, params)
+            params = self._as_stored(params)
             vjps = []
             for position, layer in self._layers.items():
                 vjp: Any
                 x, vjp = jax.vjp(layer, params[position], x, *places)
                 # Parameters and places are at hand when the backward pass comes; only the input is kept.
-                vjp.args_res[:] = [None, vjp.args_res[1], None, None]
+                vjp.args_res[:] = [None, vjp.args_res[1], None, None, None]
                 vjps.append(vjp)
             return x, vjps
 
         x, layers = jax.lax.scan(block, x, params["blocks"], unroll=self.unroll)
-        hidden, final_norm = jax.vjp(self._final_norm, params["final_norm"], x)
+        hidden, final_norm = jax.vjp(functools.partial(self._hidden, _sharing(rows)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
         logprobs, residuals = target_logprobs(hidden, head, rows["tokens"], rows["loss_mask"], self.projection)
         return logprobs, _Trace(layers, final_norm, residuals)
@@ -181,7 +186,7 @@ class Network:
         def block(carry, scanned):
             dx, gradients = carry
             index, params, vjps = scanned
-            params = jax.tree.map(as_stored, params)
+            params = self._as_stored(params)
             for position, vjp in reversed(list(enumerate(vjps))):
                 vjp.args_res[:] = [params[position], vjp.args_res[1], *places]
                 d_params, dx, *_ = vjp(dx)
@@ -194,14 +199,20 @@ class Network:
         (dx, gradients), _ = jax.lax.scan(block, (dx, gradients), scanned, reverse=True, unroll=self.unroll)
         return gradients, dx
 
-    def _places(self, rows: Rows) -> tuple[Tokens, Any]:
-        """Where tokens stand, as attention and rotary embedding need it."""
-        return Tokens(rows["positions"], rows["segment_ids"]), rotation(self.config, rows["positions"])
+    def _as_stored(self, params: Params) -> Params:
+        return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
-    def _final_norm(self, params: Params, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
+    def _places(self, rows: Rows) -> tuple[Tokens, Any, Sharing | None]:
+        """Where tokens stand, as attention and rotary embedding need it."""
+        positions = _computed(rows["positions"], rows)
+        return Tokens(rows["positions"], rows["segment_ids"]), rotation(self.config, positions), _sharing(rows)
+
+    def _hidden(self, sharing: Sharing | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
+        """What the loss sees of the last layer's output."""
         if self.fsdp is not None:
             params = jax.tree.map(lambda scale: sum_gradient(scale, self.fsdp), params)
-        return rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
+        hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
+        return hidden if sharing is None else spread(hidden, sharing)
 
     def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R L"]) -> Float[Array, "R L D"]:
         """Each device looks up its channels of the tokens of all; then every token's channels come together."""
@@ -233,6 +244,15 @@ class Network:
     def _scaled(self, x: Array) -> Array:
         scale = self.config.embedding_scale
         return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
+
+
+def _sharing(rows: Rows) -> Sharing | None:
+    return Sharing(rows["first"], rows["second"], rows["source"]) if "source" in rows else None
+
+
+def _computed(values: Int[Array, "R L"], rows: Rows) -> Int[Array, "R C"]:
+    sharing = _sharing(rows)
+    return values if sharing is None else collect(values, sharing)
 
 
 def _added_at(index: Array, old: Array, new: Array) -> Array:

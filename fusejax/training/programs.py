@@ -90,9 +90,12 @@ class Programs:
         def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((self.rows, width), dtype, sharding=batch_sharding(self.mesh))
 
-        length, pairs = config.row_length, max_examples_per_row(config.row_length)
+        length, pairs = config.attention_length, max_examples_per_row(config.row_length)
         arrays = {name: rows(length, jnp.int32) for name in ("tokens", "positions", "segment_ids")}
         arrays["loss_mask"] = rows(length, jnp.bool)
+        if config.shares_tokens:
+            arrays |= {name: rows(config.row_length, jnp.int32) for name in ("first", "second")}
+            arrays["source"] = rows(length, jnp.int32)
         if config.task == "dpo":
             arrays["pair_ids"] = rows(pairs, jnp.int32)
             arrays |= {name: rows(pairs, jnp.float32) for name in ("reference_chosen", "reference_rejected")}

@@ -23,8 +23,8 @@ from fusejax.training.network import Loss, Network, Rows, Sums
 from fusejax.training.state import Params, TrainState
 
 Microbatch = Mapping[str, Array]
-"""`tokens, positions, segment_ids` int32 and `loss_mask` bool, all [R, L]; for pairs also `pair_ids` int32 [R, P]
-(-1 where a slot is empty) and `reference_chosen, reference_rejected` float32 [R, P]."""
+"""`network.Rows`; for pairs with `pair_ids` int32 [R, P] (-1 where a slot is empty) and `reference_chosen,
+reference_rejected` float32 [R, P]."""
 
 
 class Accumulator(NamedTuple):

@@ -122,6 +122,49 @@ def test_eval_batches(problem):
     assert_equal(batches, [join(parts) for parts in zip(*hosts, strict=True)])
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=20), st.integers(0, 40), st.integers(1, 3))
+def test_what_pairs_share_is_computed_once(pairs, more, rows):
+    """Pairs of (tokens in common, tokens of the chosen sequence's own, of the rejected one's)."""
+    pairs = [(shared, max(chosen, 1), rejected + (shared == 0)) for shared, chosen, rejected in pairs]
+    lengths = [length for shared, *own in pairs for length in (shared + own[0], shared + own[1])]
+    data = tokenized(lengths, "dpo")
+    for pair, (shared, *_) in enumerate(pairs):
+        chosen, rejected = (data.tokens[start:][:shared] for start in data.offsets[2 * pair : 2 * pair + 2])
+        rejected[:] = chosen
+    assert data.shared_lengths.tolist() == [shared for shared, *_ in pairs]
+
+    attention_length = int(data.lengths.max()) + more
+    row_length = max(int((data.lengths - data.shared_lengths).max()), attention_length - 10)
+    options = {"row_length": row_length, "rows": rows}
+    if attention_length == row_length:
+        return
+    found = 0
+    for microbatch in eval_batches(data, **options, attention_length=attention_length):
+        assert microbatch["tokens"].shape == microbatch["source"].shape == (rows, attention_length)
+        assert microbatch["first"].shape == microbatch["second"].shape == (rows, row_length)
+        for row in range(rows):
+            segments, tokens, first, second, source, ids = (
+                microbatch[name][row] for name in ("segment_ids", "tokens", "first", "second", "source", "pair_ids")
+            )
+            slots, computed = np.count_nonzero(segments), np.count_nonzero(first < attention_length)
+            assert computed == (data.lengths - data.shared_lengths)[ids[ids >= 0]].sum()
+            # What is computed comes first, and each slot has one that is in its own pair and has its past.
+            assert (first[computed:] == attention_length).all() and (second[computed:] == attention_length).all()
+            assert (source[slots:] == row_length).all() and (source[:slots] < computed).all()
+            assert (first[source[:slots]] <= np.arange(slots)).all()
+            for slot in range(slots):
+                origin = first[source[slot]]
+                assert (segments[origin] - 1) // 2 == (segments[slot] - 1) // 2
+                past, pasts = (np.flatnonzero(segments[: at + 1] == segments[at]) for at in (slot, origin))
+                assert np.array_equal(tokens[past], tokens[pasts])
+                assert slot in (origin, second[source[slot]])
+            assert (source[second[second < attention_length]] == np.flatnonzero(second < attention_length)).all()
+            assert np.count_nonzero(second < attention_length) == slots - computed
+            found += slots
+    assert found == data.lengths.sum()
+
+
 def shares_of(rows: int, num_hosts: int) -> list[range]:
     return [range(i * rows // num_hosts, (i + 1) * rows // num_hosts) for i in range(num_hosts)]
 

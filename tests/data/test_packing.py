@@ -48,6 +48,31 @@ def test_steps_are_whole_and_epochs_hold_each_example_once(problem, epochs):
     assert all(epochs <= total[i] <= epochs + 1 for i in range(n)) and sum(total.values()) == epochs * n + extra
 
 
+@settings(max_examples=200, deadline=None)
+@given(problems(), st.data())
+def test_each_of_several_lengths_has_its_limit(problem, data):
+    lengths, options = problem
+    more = [data.draw(st.integers(length, 2 * length)) for length in lengths.tolist()]
+    limits = (options.pop("row_length"), data.draw(st.integers(max(more), 128)))
+    both, batch_size = np.stack([lengths, more], axis=1), options["batch_size"]
+    plan = PackingPlan(both, row_length=limits, **options)
+    steps = [plan.rows(step) for step in range(num_steps(len(lengths), batch_size, 2))]
+    assert all(sum(map(len, rows)) == batch_size for rows in steps)
+    assert all((both[row].sum(axis=0) <= limits).all() for rows in steps for row in rows)
+    rows = plan_eval(both, row_length=limits, max_examples_per_row=options["max_examples_per_row"])
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all((both[row].sum(axis=0) <= limits).all() for row in rows)
+
+
+def test_a_second_length_is_used_to_the_full():
+    """Pairs that share much and pairs that share nothing lie together, so that rows are full by both measures."""
+    lengths = np.array([[6, 6], [2, 6]] * 40)
+    plan = PackingPlan(lengths, batch_size=8, row_length=(8, 12), max_examples_per_row=4, seed=0)
+    assert [len(plan.rows(step)) for step in range(10)] == [4] * 10
+    with pytest.raises(UserError, match=r"row_length 12 is less than the longest example, 13 tokens"):
+        PackingPlan(np.array([[8, 13]]), batch_size=1, row_length=(8, 12), max_examples_per_row=4, seed=0)
+
+
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.integers(0, 50))
 def test_a_step_needs_only_its_number(problem, step):

@@ -27,6 +27,14 @@ def test_data_that_is_there_is_counted(tmp_path):
     assert workload(run_config(tmp_path, tmp_path / "out"), examples=80).steps == 20
 
 
+def test_rows_hold_more_where_pairs_share_tokens(tmp_path):
+    counts = {"examples": 80, "tokens_per_example": 90}
+    apart = workload(run_config(tmp_path, tmp_path / "out", "dpo"), **counts)
+    packing = {"row_length": 128, "attention_length": 160}
+    shared = workload(run_config(tmp_path, tmp_path / "out", "dpo", packing=packing), **counts)
+    assert shared.rows == pytest.approx(apart.rows * 128 / 160)
+
+
 @pytest.mark.parametrize(("mean", "rows"), [(60, 8), (60, 16), (450, 16), (900, 8)])
 def test_microbatches_are_those_of_the_packing_plan(tmp_path, mean, rows):
     lengths = np.random.default_rng(0).integers(mean // 2, mean * 3 // 2, size=12_800)

@@ -25,16 +25,16 @@ MODEL = DecoderConfig(
 
 
 def programs(devices=None, **settings) -> Programs:
-    config = TrainConfig(
-        task="sft",
-        model="none",
-        data={"train": "none"},
-        output_dir="none",
-        batch_size=8,
-        max_length=512,
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-        **settings,
-    )
+    values = {
+        "task": "sft",
+        "model": "none",
+        "data": {"train": "none"},
+        "output_dir": "none",
+        "batch_size": 8,
+        "max_length": 512,
+        "optimizer": OptimizerConfig(learning_rate=1e-4),
+    }
+    config = TrainConfig.model_validate(values | settings)
     return Programs(config, MODEL, make_mesh(config.mesh, devices), num_steps=2)
 
 
@@ -63,6 +63,37 @@ def test_attention_is_computed_again_only_with_everything_on_tpus(remat, forward
     compiled = made.accumulate.lower(made.params, made.accumulator, made.microbatch).compile()
     kernels = re.findall(r"%splash_mha_(fwd|dkv)\w*[.\d]* = ", compiled.as_text())
     assert sorted(kernels) == ["dkv"] + ["fwd"] * forward
+
+
+def products_of_tokens(jaxpr, tokens: int) -> int:
+    """Products of so many tokens with parameters; in loops, too."""
+    here = [e for e in jaxpr.eqns if e.primitive.name == "dot_general" and e.invars[0].aval.shape[:1] == (tokens,)]
+    return len(here) + sum(
+        products_of_tokens(sub, tokens) for e in jaxpr.eqns for sub in jax.core.jaxprs_in_params(e.params)
+    )
+
+
+def test_what_pairs_share_is_computed_once():
+    """Seven products a layer forward, as many for the inputs' gradients, which go over computed tokens alone."""
+    packing = {"row_length": 640, "attention_length": 1024, "rows_per_device": 3}
+    made = programs(task="dpo", preference={"beta": 1}, packing=packing, dtype={"compute": "float32"}, remat="dots")
+    traced = made.accumulate.trace(made.params, made.accumulator, made.microbatch).jaxpr.jaxpr
+    assert products_of_tokens(traced, 3 * 640) >= 14
+    assert products_of_tokens(traced, 3 * 1024) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_tpus_share_what_pairs_begin_with():
+    """The kernels go over the slots, products over computed tokens."""
+    flops = {}
+    for row_length in (1536, 2048):
+        packing = {"row_length": row_length, "attention_length": 2048}
+        devices = parse_topology("v5e-1").devices()
+        made = programs(devices, task="dpo", preference={"beta": 1}, packing=packing, remat="dots")
+        compiled = made.accumulate.lower(made.params, made.accumulator, made.microbatch).compile()
+        assert re.search(r"%splash_mha_fwd\S* = .*bf16\[2,2048,128\].* custom-call\(", compiled.as_text())
+        flops[row_length] = compiled.cost_analysis()["flops"]
+    assert flops[1536] < 0.9 * flops[2048]
 
 
 def test_the_update_holds_nothing_twice():

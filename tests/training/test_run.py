@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,18 @@ def test_dpo_starts_at_log_2_and_learns_the_preference(runs):
     assert lines[-1]["reward_margin"] == pytest.approx(
         lines[-1]["chosen_reward"] - lines[-1]["rejected_reward"], abs=1e-5
     )
+
+
+def test_what_pairs_share_can_be_computed_once(world, runs, tmp_path, capfd):
+    packing = {"row_length": 100, "attention_length": 128, "rows_per_device": 2}
+    train(run_config(world, tmp_path / "run", "dpo", model=str(runs / "sft"), packing=packing))
+    assert "pairs share" not in capfd.readouterr().err
+    assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"]
+    with np.load(tmp_path / "run" / "reference.npz") as found, np.load(runs / "dpo" / "reference.npz") as expected:
+        for split in ("train.chosen", "train.rejected", "eval.chosen", "eval.rejected"):
+            np.testing.assert_allclose(found[split], expected[split], rtol=1e-5)
+    train(run_config(world, tmp_path / "other", "dpo", max_steps=1))
+    assert re.search(r"pairs share \d\d% of their tokens: packing.attention_length=\d+ ", capfd.readouterr().err)
 
 
 def test_tensorboard_has_the_curves(runs):
@@ -235,13 +248,14 @@ def test_mistakes_end_in_one_line(world, tmp_path, changes, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["sft", "dpo"])
-def test_a_sharded_run_has_the_same_losses(world, tmp_path, task):
+@pytest.mark.parametrize(("task", "packing"), [("sft", {}), ("dpo", {}), ("dpo", {"attention_length": 192})])
+def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
     """Four devices, parameters split over two of them and heads over the other two, against one device."""
     losses = {}
     for name, devices, mesh in (("one", 1, {}), ("four", 4, {"fsdp": 2, "tensor": 2})):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        subprocess.run(train_command(world, tmp_path / name, task, mesh=mesh), env=environment, check=True)
+        changes = {"mesh": mesh, "packing": {"row_length": 128, **packing}}
+        subprocess.run(train_command(world, tmp_path / name, task, **changes), env=environment, check=True)
         losses[name] = [line["loss"] for line in metrics(tmp_path / name)]
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)
 

@@ -24,7 +24,7 @@ from tests.tiny_runs import run_config
 
 
 class Setup:
-    def __init__(self, world, task, **preference):
+    def __init__(self, world, task, remat="none", **preference):
         config = run_config(world, world / "unused", task)
         self.mesh = one_device_mesh()
         start = StartingModel(config.model)
@@ -34,7 +34,7 @@ class Setup:
             self.mesh,
             param_dtype=jnp.dtype("float32"),
             compute_dtype=jnp.dtype("float32"),
-            remat="none",
+            remat=remat,
         )
         tokenizer = load_tokenizer(start.directory)
         self.data = tokenize(open_shards(config.data.train), tokenizer, max_length=64)
@@ -43,10 +43,10 @@ class Setup:
         self.passes = Passes(self.network, make_loss(config.preference), self.params, self.mesh)
 
     def gradients(self, microbatches):
-        """Mean gradients and sums of a batch given as microbatches, each a list of rows of examples."""
+        """Mean gradients and sums of a batch given as microbatches: rows of examples, and the rows' lengths."""
         total = None
-        for rows, row_length in microbatches:
-            batch = dict(assemble(self.data, rows, row_length))
+        for rows, *lengths in microbatches:
+            batch = dict(assemble(self.data, rows, *lengths))
             if "pair_ids" in batch:
                 # Any reference does: here one that is not the policy, so that the gradients are not special.
                 filled = batch["pair_ids"] >= 0
@@ -69,6 +69,17 @@ def test_rows_and_microbatches_change_nothing(world, task):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), packed.gradients, one_row_each.gradients
     )
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_sharing_what_pairs_begin_with_changes_nothing(world, remat):
+    setup = Setup(world, "dpo", remat=remat)
+    assert setup.data.shared_lengths[:8].min() > 4
+    apart = setup.gradients([([[0, 3], [5]], 256), ([[1, 2, 6], []], 256), ([[7, 4]], 256)])
+    shared = setup.gradients([([[0, 3], [5]], 180, 256), ([[1, 2, 6], []], 180, 256), ([[7, 4]], 180, 256)])
+    for name, value in apart.sums.items():
+        np.testing.assert_allclose(shared.sums[name], value, rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), shared.gradients, apart.gradients)
 
 
 def test_sft_loss_is_that_of_transformers(world):
