@@ -60,10 +60,10 @@ class DtypeConfig(ConfigModel):
 
 class PackingConfig(ConfigModel):
     row_length: PositiveInt | None = None
-    """Tokens a row. Default: `max_length` for sft, twice that for dpo, so that every pair fits one row."""
+    """Tokens a row computes. Default: `max_length` for sft, twice that for dpo, so that every pair fits one row."""
     attention_length: PositiveInt | None = None
-    """Tokens a row attends over. With more than `row_length`, the default, a pair's sequences share the computation of
-    what they begin with: such tokens count once for `row_length`, and twice here."""
+    """Tokens a row attends over. Default: `row_length`. If it is more, what both sequences of a pair begin with is
+    computed once: it counts once for `row_length`, and twice here."""
     rows_per_device: PositiveInt = 1
     """Rows a device computes at once: the one knob between memory and speed."""
 
@@ -125,15 +125,19 @@ class TrainConfig(ConfigModel):
             raise ValueError("task sft has no use for the section 'preference'")
         if self.attention_length < self.row_length:
             raise ValueError(
-                f"packing.attention_length {self.attention_length} is less than the row_length, {self.row_length}"
+                f"packing.attention_length {self.attention_length} is less than packing.row_length, {self.row_length}"
             )
         if self.shares_tokens and self.task == "sft":
             raise ValueError("packing.attention_length is for task dpo: only the sequences of a pair share tokens")
-        needed = self.max_length * (2 if self.task == "dpo" else 1)
-        if self.attention_length < needed:
-            name = "attention_length" if self.shares_tokens else "row_length"
+        each = 2 if self.task == "dpo" else 1
+        # Two sequences of a pair that share tokens may take fewer, but how many is the data's matter.
+        limits = {"row_length": 1 if self.shares_tokens else each, "attention_length": each}
+        for name, sequences in limits.items():
+            length, needed = getattr(self, name), sequences * self.max_length
+            if length >= needed:
+                continue
             raise ValueError(
-                f"packing.{name} {self.attention_length} cannot hold a whole example: {self.task} with "
+                f"packing.{name} {length} cannot hold a whole example: {self.task} with "
                 f"max_length {self.max_length} needs {needed}"
             )
         if self.prompt_limit >= self.max_length:

@@ -47,11 +47,15 @@ def test_row_length_follows_the_task(tmp_path):
         (["task=dpo"], "task dpo needs the section 'preference'"),
         (["preference.beta=1"], "task sft has no use for the section 'preference'"),
         (["packing.row_length=100"], "packing.row_length 100 cannot hold a whole example"),
-        (["packing.attention_length=2000"], "packing.attention_length 2000 is less than the row_length, 2048"),
+        (["packing.attention_length=2000"], "packing.attention_length 2000 is less than packing.row_length, 2048"),
         (["packing.attention_length=4096"], "packing.attention_length is for task dpo"),
         (
             ["task=dpo", "preference.beta=1", "packing.row_length=3500", "packing.attention_length=4095"],
             "packing.attention_length 4095 cannot hold a whole example: dpo with max_length 2048 needs 4096",
+        ),
+        (
+            ["task=dpo", "preference.beta=1", "packing.row_length=2047", "packing.attention_length=4096"],
+            "packing.row_length 2047 cannot hold a whole example: dpo with max_length 2048 needs 2048",
         ),
         (["max_prompt_length=2048"], "max_prompt_length 2048 leaves no room in max_length 2048"),
         (["mesh.data=-1"], "only one axis can be -1"),

@@ -14,6 +14,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
+from fusejax.cli import UserError
 from fusejax.data.examples import Tokenized
 from fusejax.data.packing import PackingPlan, Row, plan_eval
 
@@ -27,8 +28,8 @@ Microbatch = dict[str, np.ndarray]
     pair_ids     int32 [R, P]; dpo only: the examples of the row, -1 where there are no more. The k-th of them (from 0)
                  has segment 2k + 1 for chosen and 2k + 2 for rejected
 
-L is `row_length`. If `attention_length` is more, that is L, and what a pair's sequences begin with is shared, so that
-no more than C = `row_length` tokens are computed (`fusejax.models.sharing`):
+L is `attention_length`. Where that is more than `row_length`, what a pair's sequences begin with is shared, so that no
+more than C = `row_length` tokens are computed (`fusejax.models.sharing`):
 
     first, second  int32 [R, C]
     source         int32 [R, L]
@@ -71,9 +72,9 @@ def train_batches(
     Args:
       tokenized: the data set.
       batch_size: examples (pairs) a step, over all hosts.
-      row_length: tokens a row.
-      attention_length: tokens a row where those count twice that a pair's sequences share; see `Microbatch`. With
-        `row_length`, the default, nothing is shared.
+      row_length: tokens a row computes.
+      attention_length: tokens a row attends over, where those count twice that a pair's sequences share; see
+        `Microbatch`. With `row_length`, the default, nothing is shared.
       seed: of the order of examples.
       rows: R of a microbatch over all hosts: rows a device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
@@ -81,7 +82,7 @@ def train_batches(
       mine: which rows of every microbatch this host makes, numbers below `rows`; by default all.
 
     Raises:
-      UserError: fewer examples than `batch_size`, or one longer than `row_length`.
+      UserError: fewer examples than `batch_size`, or one that does not fit a row.
     """
     attention_length = attention_length or row_length
     plan = PackingPlan(**_sizes(tokenized, row_length, attention_length), batch_size=batch_size, seed=seed)
@@ -120,13 +121,27 @@ def eval_batches(
     return _made_ahead(batches, ahead=8)
 
 
+def check_fits(tokenized: Tokenized, row_length: int, attention_length: int) -> None:
+    """Raises UserError if a row cannot hold one of the examples. Slow work comes before the plans that find out too."""
+    computed = tokenized.lengths - (tokenized.shared_lengths if attention_length > row_length else 0)
+    too_long = np.count_nonzero(computed > row_length)
+    if too_long:
+        raise UserError(
+            f"packing.row_length {row_length} is less than what {too_long} of {len(tokenized)} examples compute, "
+            f"{computed.max()} tokens at most: raise packing.row_length or lower max_length"
+        )
+
+
 def _sizes(tokenized: Tokenized, row_length: int, attention_length: int) -> dict[str, Any]:
     """What a plan needs to know of examples and rows."""
     limit = max_examples_per_row(row_length)
     if attention_length == row_length:
         return {"lengths": tokenized.lengths, "row_length": row_length, "max_examples_per_row": limit}
     lengths = np.stack([tokenized.lengths - tokenized.shared_lengths, tokenized.lengths], axis=1)
-    return {"lengths": lengths, "row_length": (row_length, attention_length), "max_examples_per_row": limit}
+    limits = np.array([row_length, attention_length])
+    # The scarcer first: rows that are full by another measure alone would be looked at again and again.
+    order = np.argsort(-lengths.sum(axis=0) / limits, kind="stable")
+    return {"lengths": lengths[:, order], "row_length": limits[order].tolist(), "max_examples_per_row": limit}
 
 
 def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:

@@ -52,7 +52,7 @@ class PackingPlan:
 
     Args:
       lengths: tokens of each example (a pair counts as one: both of its sequences, in one row); or several lengths of
-        each, [N, K].
+        each, [N, K], of which the first should be the one that fills rows first.
       batch_size: examples a step.
       row_length: tokens a row; or K limits.
       max_examples_per_row: what a row holds at most, however short the examples.
@@ -238,6 +238,6 @@ def _check_lengths(lengths: Int[np.ndarray, "N *K"], row_length: int | Sequence[
     for limit, length in zip(np.atleast_1d(row_length).tolist(), longest.tolist(), strict=True):
         if length > limit:
             raise UserError(
-                f"packing.row_length {limit} is less than the longest example, {length} tokens: "
+                f"rows of {limit} tokens cannot hold the longest example, {length} tokens: "
                 "raise packing.row_length or lower max_length"
             )

@@ -88,12 +88,12 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B L D"],
+        x: Float[Array, "B C D"],
         tokens: Tokens,
         rotary: Rotation,
         cache: LayerCache | None,
         sharing: Sharing | None,
-    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
+    ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
         query, key, value = rotate(self.query(x), rotary), rotate(self.key(x), rotary), self.value(x)
         if sharing is not None:
             query, key, value = (spread(each, sharing) for each in (query, key, value))
@@ -170,13 +170,13 @@ class Layer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B L D"],
+        x: Float[Array, "B C D"],
         tokens: Tokens,
         rotary: Rotation,
         cache: LayerCache | None = None,
         sharing: Sharing | None = None,
-    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        """With `sharing`, `x` and `rotary` have the computed tokens, and `tokens` the slots."""
+    ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
+        """With `sharing`, `x` and `rotary` have the computed tokens, and `tokens` the slots; else these are one."""
         update, cache = self.attention(self._to_parts(self.attention_norm(x)), tokens, rotary, cache, sharing)
         update = self._from_parts(update)
         x = x + (self.post_attention_norm(update) if self.post_norms else update)

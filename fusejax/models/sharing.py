@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int
 
 
 class Sharing(NamedTuple):
+    """`first` and `second` are the inverse of `source`: no token has a third slot."""
+
     first: Int[Array, "B C"]
     """The slot of each computed token; L where there is none."""
     second: Int[Array, "B C"]

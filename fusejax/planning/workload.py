@@ -25,10 +25,10 @@ class Workload:
     """Of a pair: both of its sequences."""
     steps: int
     batch_size: int
-    row_length: int
-    """Tokens of examples that a row holds: its `attention_length`, for pairs that share as much as that foresees."""
+    tokens_per_row: int
+    """Its `attention_length`: pairs are taken to share as much as that foresees."""
     assumed: tuple[str, ...]
-    """Which of `examples` and `tokens_per_example` are assumptions."""
+    """Which of `examples`, `tokens_per_example` and `shared_tokens` are assumptions."""
 
     @property
     def rows(self) -> float:
@@ -44,7 +44,7 @@ class Workload:
         return math.ceil(self._packed(self.examples) / rows)
 
     def _packed(self, examples: int) -> float:
-        return max(1.0, examples * self.tokens_per_example / (self.row_length * FILL))
+        return max(1.0, examples * self.tokens_per_example / (self.tokens_per_row * FILL))
 
 
 def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Workload:
@@ -58,13 +58,15 @@ def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_exa
     if tokens_per_example is None:
         tokens_per_example = min(TOKENS[config.task], config.attention_length)
         assumed.append("tokens_per_example")
+    if config.shares_tokens:
+        assumed.append("shared_tokens")
     steps = num_steps(examples, config.batch_size, config.epochs)
     return Workload(
         examples=examples,
         tokens_per_example=tokens_per_example,
         steps=min(steps, config.max_steps or steps),
         batch_size=config.batch_size,
-        row_length=config.attention_length,
+        tokens_per_row=config.attention_length,
         assumed=tuple(assumed),
     )
 

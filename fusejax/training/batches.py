@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from fusejax.config import TrainConfig
 from fusejax.data.examples import Tokenized
-from fusejax.data.loader import StepBatch, eval_batches, train_batches
+from fusejax.data.loader import StepBatch, check_fits, eval_batches, train_batches
 from fusejax.distributed.sharding import batch_sharding
 from fusejax.training.step import Microbatch
 
@@ -22,6 +22,9 @@ class Batches:
 
     Args:
       rows: of a microbatch, over all hosts.
+
+    Raises:
+      UserError: an example does not fit a row.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows: int):
@@ -29,6 +32,8 @@ class Batches:
         self._sharding = batch_sharding(mesh)
         parts = self._sharding.addressable_devices_indices_map((rows,)).values()
         mine = sorted({row for index in parts if index for row in range(rows)[index[0]]})
+        for tokenized in data.values():
+            check_fits(tokenized, config.row_length, config.attention_length)
         lengths = {"row_length": config.row_length, "attention_length": config.attention_length}
         self._layout: dict[str, Any] = {**lengths, "rows": rows, "mine": mine}
 

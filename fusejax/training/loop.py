@@ -62,7 +62,6 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     identity = hosts.lead(lambda: _prepare(config))
     output_dir = epath.Path(config.output_dir)
     data = {split: _read_tokens(output_dir, split, identity, hosts) for split, path in config.data if path is not None}
-    _note_shared(config, data["train"], hosts)
     model = huggingface.read_config(output_dir / "model")
     steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
     steps = min(steps, config.max_steps or steps)
@@ -86,6 +85,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
             )
             state = checkpoints.restore(programs.state)
         else:
+            _note_shared(config, data["train"], hosts)
             params = _load_start(config, mesh, hosts)
             found = _references(config, identity, programs, lambda: params, batches, data, hosts)
             state = programs.init_state(params)
@@ -240,8 +240,11 @@ def _note_long(config: TrainConfig, model: StartingModel) -> None:
 def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
     share = tokenized.shared_lengths.sum() / tokenized.lengths.sum()
     if share >= 0.05 and not config.shares_tokens:
-        length = -(-round(config.row_length / (1 - share)) // 128) * 128
-        hosts.note(f"pairs share {share:.0%} of their tokens: packing.attention_length={length} computes those once")
+        length = round(config.row_length / (1 - share))
+        length += -length % (512 if length > 512 else 128)  # blocks of fused kernels
+        hosts.note(
+            f"note: pairs share {share:.0%} of their tokens; packing.attention_length={length} computes them once"
+        )
 
 
 def _load_start(config: TrainConfig, mesh: Mesh, hosts: Hosts) -> Params:

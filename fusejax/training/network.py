@@ -214,7 +214,7 @@ class Network:
         hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
         return hidden if sharing is None else spread(hidden, sharing)
 
-    def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R L"]) -> Float[Array, "R L D"]:
+    def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
         """Each device looks up its channels of the tokens of all; then every token's channels come together."""
         ids = self._words(embedding, tokens)
         vectors = embedding.at[ids].get(mode="fill", fill_value=0).astype(self.compute_dtype)
@@ -224,13 +224,13 @@ class Network:
             vectors = jax.lax.all_to_all(vectors, self.fsdp, split_axis=0, concat_axis=1, tiled=True)
         return self._scaled(vectors).reshape(*tokens.shape, -1)
 
-    def _embed_backward(self, gradient: Float32[Array, "V D"], dx: Float[Array, "R L D"], tokens: Int[Array, "R L"]):
+    def _embed_backward(self, gradient: Float32[Array, "V D"], dx: Float[Array, "R C D"], tokens: Int[Array, "R C"]):
         dx = self._scaled(dx.reshape(tokens.size, -1))
         if self.fsdp is not None:
             dx = jax.lax.all_to_all(dx, self.fsdp, split_axis=1, concat_axis=0, tiled=True)
         return gradient.at[self._words(gradient, tokens)].add(dx.astype(gradient.dtype), mode="drop")
 
-    def _words(self, embedding: Array, tokens: Int[Array, "R L"]) -> Int[Array, "T"]:
+    def _words(self, embedding: Array, tokens: Int[Array, "R C"]) -> Int[Array, "T"]:
         """The tokens of all devices along `fsdp`, as numbers of this device's words; beyond them if another has it."""
         ids = tokens.reshape(-1)
         if self.fsdp is not None:

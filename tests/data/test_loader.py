@@ -1,14 +1,18 @@
 """What a device program gets: every token where it belongs, on any number of hosts, from any step."""
 
+import operator
+import types
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fusejax.data import loader
+from fusejax.cli import UserError
+from fusejax.data import loader, packing
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import eval_batches, max_examples_per_row, train_batches
-from fusejax.data.packing import num_steps
+from fusejax.data.packing import num_steps, plan_eval
 
 
 def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
@@ -126,7 +130,7 @@ def test_eval_batches(problem):
 @given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=20), st.integers(0, 40), st.integers(1, 3))
 def test_what_pairs_share_is_computed_once(pairs, more, rows):
     """Pairs of (tokens in common, tokens of the chosen sequence's own, of the rejected one's)."""
-    pairs = [(shared, max(chosen, 1), rejected + (shared == 0)) for shared, chosen, rejected in pairs]
+    pairs = [(shared, chosen + (shared == 0), rejected + (shared == 0)) for shared, chosen, rejected in pairs]
     lengths = [length for shared, *own in pairs for length in (shared + own[0], shared + own[1])]
     data = tokenized(lengths, "dpo")
     for pair, (shared, *_) in enumerate(pairs):
@@ -137,8 +141,7 @@ def test_what_pairs_share_is_computed_once(pairs, more, rows):
     attention_length = int(data.lengths.max()) + more
     row_length = max(int((data.lengths - data.shared_lengths).max()), attention_length - 10)
     options = {"row_length": row_length, "rows": rows}
-    if attention_length == row_length:
-        return
+    assume(attention_length > row_length)
     found = 0
     for microbatch in eval_batches(data, **options, attention_length=attention_length):
         assert microbatch["tokens"].shape == microbatch["source"].shape == (rows, attention_length)
@@ -209,3 +212,29 @@ def test_a_failure_is_no_end(monkeypatch, error):
     with pytest.raises((error, RuntimeError)) as caught:
         list(batches)
     assert "disk on fire" in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_an_example_that_fits_no_row_is_found_before_the_work():
+    data = tokenized([20, 20, 4, 4], "dpo")
+    with pytest.raises(UserError, match="row_length 39 is less than what 1 of 2 examples compute, 40 tokens"):
+        loader.check_fits(data, 39, 60)
+    alike = tokenized([20, 20, 4, 4], "dpo")
+    alike.tokens[20:22] = alike.tokens[:2]
+    loader.check_fits(alike, 38, 60)
+    with pytest.raises(UserError, match="39 is less than what 1 of 2 examples compute, 40 tokens"):
+        loader.check_fits(alike, 39, 39)
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.1, 0.1), (0.45, 0.45), (0.0, 0.45)])
+def test_plans_are_quick_whichever_limit_fills_rows_first(monkeypatch, shares):
+    """Rows that one of the limits has filled are not looked at again for every example."""
+    generator = np.random.default_rng(0)
+    data = tokenized(np.repeat(generator.integers(300, 1500, size=3000), 2).tolist(), "dpo")
+    data.__dict__["shared_lengths"] = (generator.uniform(*shares, size=3000) * data.lengths / 2).astype(np.int64)
+    looks = []
+    counting = types.SimpleNamespace(gt=lambda a, b: looks.append(1) or a > b, sub=operator.sub)
+    monkeypatch.setattr(packing, "operator", counting)
+    rows = plan_eval(**loader._sizes(data, 4096, 4608))
+    least = max((data.lengths - data.shared_lengths).sum() / 4096, data.lengths.sum() / 4608)
+    assert len(rows) < 1.1 * least
+    assert len(looks) < 20 * len(data)

@@ -69,7 +69,7 @@ def test_a_second_length_is_used_to_the_full():
     lengths = np.array([[6, 6], [2, 6]] * 40)
     plan = PackingPlan(lengths, batch_size=8, row_length=(8, 12), max_examples_per_row=4, seed=0)
     assert [len(plan.rows(step)) for step in range(10)] == [4] * 10
-    with pytest.raises(UserError, match=r"row_length 12 is less than the longest example, 13 tokens"):
+    with pytest.raises(UserError, match="rows of 12 tokens cannot hold the longest example, 13 tokens"):
         PackingPlan(np.array([[8, 13]]), batch_size=1, row_length=(8, 12), max_examples_per_row=4, seed=0)
 
 
@@ -179,7 +179,7 @@ def test_mistakes():
     options = {"max_examples_per_row": 4, "seed": 0}
     with pytest.raises(UserError, match="batch_size 3"):
         PackingPlan(np.array([1, 2]), batch_size=3, row_length=8, **options)
-    with pytest.raises(UserError, match=r"packing.row_length 8 is less than the longest example, 9 tokens"):
+    with pytest.raises(UserError, match=r"rows of 8 tokens cannot hold the longest example, 9 tokens"):
         PackingPlan(np.array([1, 9]), batch_size=1, row_length=8, **options)
-    with pytest.raises(UserError, match=r"packing.row_length 8"):
+    with pytest.raises(UserError, match=r"rows of 8 tokens"):
         plan_eval(np.array([1, 9]), row_length=8, max_examples_per_row=4)

@@ -69,7 +69,7 @@ def test_what_pairs_share_can_be_computed_once(world, runs, tmp_path, capfd):
         for split in ("train.chosen", "train.rejected", "eval.chosen", "eval.rejected"):
             np.testing.assert_allclose(found[split], expected[split], rtol=1e-5)
     train(run_config(world, tmp_path / "other", "dpo", max_steps=1))
-    assert re.search(r"pairs share \d\d% of their tokens: packing.attention_length=\d+ ", capfd.readouterr().err)
+    assert re.search(r"pairs share \d\d% of their tokens; packing.attention_length=\d+ ", capfd.readouterr().err)
 
 
 def test_tensorboard_has_the_curves(runs):
