@@ -41,7 +41,7 @@ def test_search_takes_the_fastest_that_fits(tmp_path):
     class Planner:
         topology = parse_topology("v5e-16")  # 16.9 GB
         work = Workload(
-            examples=1000, tokens_per_example=512, steps=10, batch_size=128, row_length=4096, assumed=()
+            examples=1000, tokens_per_example=512, steps=10, batch_size=128, tokens_per_row=4096, assumed=()
         )  # 16.06 rows a step
 
         def rows(self, config):
