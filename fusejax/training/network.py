@@ -61,7 +61,7 @@ class _Trace(NamedTuple):
     """What the forward pass leaves for the backward pass."""
 
     layers: Any
-    final_norm: Any
+    hidden: Any
     logprobs: Residuals
 
 
@@ -152,7 +152,7 @@ class Network:
             trace.logprobs, params[head]["embedding"], d_logprobs, gradients[head]["embedding"], self.projection
         )
         gradients[head] = {"embedding": d_head}
-        d_norm, dx = trace.final_norm(d_hidden)
+        d_norm, dx = trace.hidden(d_hidden)
         gradients["final_norm"] = jax.tree.map(_added, gradients["final_norm"], d_norm)
         gradients["blocks"], dx = self._layers_backward(params["blocks"], gradients["blocks"], trace.layers, dx, rows)
         embedding = self._embed_backward(gradients["embedder"]["embedding"], dx, _computed(rows["tokens"], rows))
@@ -175,10 +175,10 @@ class Network:
             return x, vjps
 
         x, layers = jax.lax.scan(block, x, params["blocks"], unroll=self.unroll)
-        hidden, final_norm = jax.vjp(functools.partial(self._hidden, _sharing(rows)), params["final_norm"], x)
+        hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _sharing(rows)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
         logprobs, residuals = target_logprobs(hidden, head, rows["tokens"], rows["loss_mask"], self.projection)
-        return logprobs, _Trace(layers, final_norm, residuals)
+        return logprobs, _Trace(layers, hidden_vjp, residuals)
 
     def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, rows: Rows):
         places = self._places(rows)

@@ -254,7 +254,7 @@ def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
     losses = {}
     for name, devices, mesh in (("one", 1, {}), ("four", 4, {"fsdp": 2, "tensor": 2})):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        changes = {"mesh": mesh, "packing": {"row_length": 128, **packing}}
+        changes = {"mesh": mesh, "packing": {"row_length": 128, "rows_per_device": 2, **packing}}
         subprocess.run(train_command(world, tmp_path / name, task, **changes), env=environment, check=True)
         losses[name] = [line["loss"] for line in metrics(tmp_path / name)]
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)
