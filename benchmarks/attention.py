@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from fusejax.models.attention import Kernel, Tokens, attention, kernel_for
+from fusejax.models.attention.dispatch import Kernel, Tokens, attention, kernel_for
 
 # Heads, key-value heads, channels a head, window, soft cap; rows and their length.
 CASES = {

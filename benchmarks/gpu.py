@@ -37,8 +37,8 @@ from benchmarks.real_lengths import MAX_LENGTH, describe, lengths, read
 from benchmarks.training.case import random_batches, write_case, write_model
 from benchmarks.training.compare import TORCH, about, interpreter, ours, run_in_turn, same_losses, table
 from benchmarks.training.worker import Example
-from fusejax.cli import UserError, run
-from fusejax.models.config import DecoderConfig
+from fusejax.common.cli import UserError, run
+from fusejax.models.decoder.config import DecoderConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
 REAL = ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b")

@@ -115,7 +115,7 @@ def tokens_a_second_a_chip(name: str, mfu: float) -> dict[tuple[str, int], float
     import jax
     import jax.numpy as jnp
 
-    from fusejax.models.decoder import abstract_decoder
+    from fusejax.models.decoder.decoder import abstract_decoder
     from fusejax.planning.architecture import find_architecture
     from fusejax.planning.estimate import model_flops
     from fusejax.planning.topology import CHIPS

@@ -32,8 +32,8 @@ from pathlib import Path
 import math_verify
 
 from data_pipeline.config import ScorerConfig
-from data_pipeline.scorers.base import Item
-from data_pipeline.scorers.math import MathScorer
+from data_pipeline.scoring.math.scorer import MathScorer
+from data_pipeline.scoring.scorer import Item
 
 ENDINGS: dict[str, Callable[[str], str]] = {
     "as it stands (`A: 18`)": lambda answer: f"A: {answer}",

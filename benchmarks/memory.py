@@ -16,7 +16,7 @@ import jax
 
 from benchmarks.training.case import SMALL, random_batches, write_case, write_model
 from benchmarks.training.compare import ours, run
-from fusejax.cli import load_config
+from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.distributed.mesh import make_mesh
 from fusejax.training.programs import Programs

@@ -33,8 +33,8 @@ from typing import Any
 
 import yaml
 
-from tests.data_pipeline.armorm import make_armorm
 from tests.data_pipeline.helpers import make_checkpoint
+from tests.data_pipeline.scoring.armorm import make_armorm
 
 ROOT = Path(__file__).parents[1]
 COMPARED = ("samples/*.parquet", "scores/*.parquet", "selection/*.parquet", "sft/*", "dpo/*", "data_card.md")

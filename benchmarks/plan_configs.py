@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the programs are for devices that are not here
 
-from fusejax.cli import load_config
+from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.planning.architecture import find_architecture
 from fusejax.planning.plan import Planner, tasks

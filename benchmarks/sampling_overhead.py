@@ -28,14 +28,15 @@ from typing import Any
 import vllm
 from etils import epath
 
-from data_pipeline import answers, sample
-from data_pipeline.answers import AnswerStore
 from data_pipeline.config import SourceConfig
-from data_pipeline.progress import Progress
-from data_pipeline.samplers.base import Request
-from data_pipeline.samplers.vllm_sampler import VllmSampler
-from data_pipeline.store import rank
-from data_pipeline.wanted import Wanted
+from data_pipeline.sampling import answer_store
+from data_pipeline.sampling import stage as sample
+from data_pipeline.sampling.answer_keys import Wanted
+from data_pipeline.sampling.answer_store import AnswerStore
+from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
+from data_pipeline.sampling.progress import Progress
+from data_pipeline.sampling.sampler import Request
+from data_pipeline.stage_files import rank
 
 SIDES = ("ours", "LLM.generate")
 SIZES = {
@@ -100,7 +101,7 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
             for clock, now in clocks.items():
                 seconds[name][clock] += [now() - started[clock]] if turn else []
             inside[name] += watch.seconds if turn else 0.0
-        table = answers.read(epath.Path(folder / str(turn)), sample.STORED)
+        table = answer_store.read(epath.Path(folder / str(turn)), sample.STORED)
         tokens = int(table["completion_tokens"].sum())
         found = dict(table.select("key", "text").iter_rows())
         assert found == {r.key: o.outputs[0].text for r, o in zip(requests, outputs, strict=True)}, "texts differ"

@@ -45,8 +45,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import ScorerConfig
-from data_pipeline.scorers.base import Item, Score
-from data_pipeline.scorers.code import CodeScorer
+from data_pipeline.scoring.code.scorer import CodeScorer
+from data_pipeline.scoring.scorer import Item, Score
 
 COMPARISONS = {
     ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

@@ -24,7 +24,7 @@ from etils import epath
 
 from benchmarks.process import alone
 from benchmarks.training.worker import peak_of_process
-from data_pipeline import store
+from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 
 SOURCES = ("gemma", "mistral", "qwen", "llama")
@@ -59,7 +59,7 @@ def make(output: Path, answers: int, characters: int) -> None:
         messages=pl.Series(question), answer=pl.lit("7"), tests=pl.lit(None, pl.List(pl.String))
     )
     root = epath.Path(output)
-    store.write_parquet(prompts, root / "prompts.parquet")
+    stage_files.write_parquet(prompts, root / "prompts.parquet")
     pool = text_pool(random)
     per_source = ANSWERS_A_PROMPT // len(SOURCES)
     for name in SOURCES:
@@ -84,12 +84,12 @@ def make(output: Path, answers: int, characters: int) -> None:
                 "degenerate": random.random(rows) < 0.01,
             }
         )
-        store.write_parquet(frame, root / "scores" / f"{name}.parquet")
+        stage_files.write_parquet(frame, root / "scores" / f"{name}.parquet")
 
 
 def measure(output: Path) -> None:
     """Runs the stage and prints its seconds and this process's peak memory."""
-    from data_pipeline import select
+    from data_pipeline.selection import stage as select
 
     reward = "builtins:len"  # Named only: nothing is scored here.
     config = PipelineConfig.model_validate(

@@ -201,9 +201,9 @@ def hf_config(size: str) -> dict[str, Any]:
 
 
 def make(folder: Path, size: str) -> dict[str, float]:
-    from fusejax.models import huggingface
-    from fusejax.models.config import DecoderConfig
-    from fusejax.models.names import parameters
+    from fusejax.models.decoder.config import DecoderConfig
+    from fusejax.models.huggingface import checkpoint as huggingface
+    from fusejax.models.huggingface.names import parameters
 
     config = DecoderConfig.from_hf(hf_config(size))
     huggingface.save(RandomWeights(), config, folder / "model", hf_config=hf_config(size), dtype="bfloat16")
@@ -241,8 +241,8 @@ def load(folder: Path, size: str) -> tuple[Any, Measured]:
 
     from fusejax.distributed.mesh import one_device_mesh
     from fusejax.distributed.sharding import parameter_sharding
-    from fusejax.models import huggingface
-    from fusejax.models.config import DecoderConfig
+    from fusejax.models.decoder.config import DecoderConfig
+    from fusejax.models.huggingface import checkpoint as huggingface
 
     mesh, config = one_device_mesh(), DecoderConfig.from_hf(hf_config(size))
     with Measured() as measured:
@@ -258,9 +258,9 @@ def load(folder: Path, size: str) -> tuple[Any, Measured]:
 def export_arrays(folder: Path, size: str) -> dict[str, float]:
     import jax
 
-    from fusejax.models import huggingface
-    from fusejax.models.config import DecoderConfig
-    from fusejax.models.export_weights import Arrays
+    from fusejax.models.decoder.config import DecoderConfig
+    from fusejax.models.huggingface import checkpoint as huggingface
+    from fusejax.models.huggingface.export_weights import Arrays
 
     params, _ = load(folder, size)
     named = {".".join(str(key.key) for key in path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}

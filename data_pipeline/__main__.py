@@ -9,9 +9,17 @@ import importlib
 import sys
 
 from data_pipeline.config import PipelineConfig
-from fusejax import cli
+from fusejax.common import cli
 
-STAGES = ("prompts", "sample", "score", "select", "write", "report")
+STAGES = {
+    "prompts": "prompts",
+    "sample": "sampling",
+    "score": "scoring",
+    "select": "selection",
+    "write": "shards",
+    "report": "report",
+}
+"""Name of a stage -> its folder, in order."""
 
 
 def main(arguments: list[str]) -> None:
@@ -28,10 +36,12 @@ def main(arguments: list[str]) -> None:
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
     config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe])
     if getattr(options, "dry_run", False):
-        importlib.import_module("data_pipeline.estimate").run(config)
+        importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return
     if stage == "run":
-        from data_pipeline import sample, scorers, select
+        from data_pipeline.sampling import stage as sample
+        from data_pipeline.scoring import scorers
+        from data_pipeline.selection import stage as select
 
         # Before hours of sampling, not after.
         select.require_rewards(config, domains=None)
@@ -39,7 +49,7 @@ def main(arguments: list[str]) -> None:
         sample.locate(config)
     for name in STAGES if stage == "run" else [stage]:
         # Only now: the environment in which vLLM samples has not all that the other stages need.
-        importlib.import_module(f"data_pipeline.{name}").run(config)
+        importlib.import_module(f"data_pipeline.{STAGES[name]}.stage").run(config)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_pipeline.config import ActorsConfig, RayConfig
-from fusejax.cli import UserError, note, one_line
+from fusejax.common.cli import UserError, note, one_line
 
 try:
     import pyarrow as pa

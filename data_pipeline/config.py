@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from data_pipeline.adapters import ADAPTERS
-from fusejax.cli import ConfigModel, Location
+from data_pipeline.prompts.adapters import ADAPTERS
+from fusejax.common.cli import ConfigModel, Location
 
 Domain = Literal["instruction", "math", "code", "chinese"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)

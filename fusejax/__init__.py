@@ -8,5 +8,5 @@ __version__ = "0.1.0"
 
 # `epath.Path("gs://...")`, ours or Orbax's, finds its file system through fsspec; it is loaded when it is first used.
 for _protocol in ("gs", "gcs"):
-    fsspec.register_implementation(_protocol, "fusejax.gcs.CloudStorage", clobber=True)
+    fsspec.register_implementation(_protocol, "fusejax.common.gcs.CloudStorage", clobber=True)
 os.environ["EPATH_USE_TF"] = "false"  # else epath takes tensorflow's, where that happens to be installed

@@ -5,7 +5,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fusejax.cli import ConfigModel, Location
+from fusejax.common.cli import ConfigModel, Location
 
 
 class DataConfig(ConfigModel):

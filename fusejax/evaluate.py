@@ -1,6 +1,6 @@
 """`python -m fusejax.evaluate --config FILE [key.path=value ...]`: accuracy of models on held-out prompts."""
 
-from fusejax.cli import config_parser, load_config, run
+from fusejax.common.cli import config_parser, load_config, run
 from fusejax.config import EvaluateConfig
 
 

@@ -6,7 +6,7 @@ command may run on all, of which the first does it; or on one alone with JAX_PLA
 
 import argparse
 
-from fusejax.cli import UserError, add_host_options, location, run
+from fusejax.common.cli import UserError, add_host_options, location, run
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from fusejax.cli import config_parser, load_config, run
+from fusejax.common.cli import config_parser, load_config, run
 from fusejax.config import TrainConfig
 
 

@@ -4,7 +4,7 @@ On several hosts the same command runs on each. Those of a TPU pod find each oth
 `--coordinator HOST:PORT --num-hosts N --host-index I`. Exit statuses: see `fusejax.distributed.hosts`.
 """
 
-from fusejax.cli import add_host_options, config_parser, load_config, run
+from fusejax.common.cli import add_host_options, config_parser, load_config, run
 from fusejax.config import TrainConfig
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fusejax.cli import UserError, note, run
+from fusejax.common.cli import UserError, note, run
 from quickstart import lessons
 from quickstart.models import SOURCES
 from quickstart.report import write_report

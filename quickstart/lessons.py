@@ -5,8 +5,8 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
+from fusejax.common.files import write_text
 from fusejax.data.records import Message, SFTExample, write_shards
-from fusejax.files import write_text
 from quickstart.models import SOURCES, TARGET, make_checkpoint
 from quickstart.tasks import DOMAINS, Domain, Task, draw, skills
 

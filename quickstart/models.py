@@ -218,8 +218,8 @@ def train_tokenizer(family: Family, texts: Iterable[str]) -> PreTrainedTokenizer
 
 def make_checkpoint(family: Family, texts: Iterable[str], directory: Path, *, seed: int) -> None:
     """Writes a checkpoint with random weights and a tokenizer trained on `texts`, as transformers expects it."""
-    from fusejax.models import huggingface  # Brings JAX, which most of the quickstart does without.
-    from fusejax.models.config import DecoderConfig
+    from fusejax.models.decoder.config import DecoderConfig
+    from fusejax.models.huggingface import checkpoint as huggingface
 
     tokenizer = train_tokenizer(family, texts)
     ids = {

@@ -7,13 +7,13 @@ from typing import Any
 
 import polars as pl
 
-from data_pipeline import charts
 from data_pipeline.config import PipelineConfig
-from data_pipeline.report_facts import Facts, read
-from data_pipeline.report_html import page, table
-from fusejax.cli import load_config
+from data_pipeline.report import charts
+from data_pipeline.report.facts import Facts, read
+from data_pipeline.report.page import page, table
+from fusejax.common.cli import load_config
+from fusejax.common.files import write_text
 from fusejax.evaluation.results import Results, standard_error
-from fusejax.files import write_text
 
 STAGES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
 _COLORS = dict(zip(STAGES, ("#9aa5b1", charts.COLORS[4], charts.COLORS[0]), strict=True))

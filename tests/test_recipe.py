@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import PipelineConfig
-from fusejax.cli import load_config
+from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fusejax.config import TrainConfig
 from fusejax.data.records import PreferencePair, SFTExample, write_shards
-from fusejax.models import huggingface
-from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.huggingface import checkpoint as huggingface
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fusejax.cli import run
+from fusejax.common.cli import run
 from fusejax.planning.topology import Topology, parse_topology
 
 # GKE's names, from cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (read in 2026).

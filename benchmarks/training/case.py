@@ -10,9 +10,9 @@ import yaml
 from flax import nnx
 
 from benchmarks.training.worker import BETA, LEARNING_RATE, MAX_GRAD_NORM, Example
-from fusejax.models import huggingface
-from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import Decoder
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import Decoder
+from fusejax.models.huggingface import checkpoint as huggingface
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.training.worker import Case, Example, Report
-from fusejax.cli import load_config
+from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.examples import Tokenized
 from fusejax.distributed.mesh import make_mesh

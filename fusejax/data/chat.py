@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from fusejax.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line
 from fusejax.data.records import Message
 
 TrainOn = Literal["all", "last"]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data.chat import ChatError, Encoded, TrainOn, encode_conversations
 from fusejax.data.records import Kind, Message, PreferencePair, Record, RecordError, Shards
 

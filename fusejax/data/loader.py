@@ -14,7 +14,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data.examples import Tokenized
 from fusejax.data.packing import PackingPlan, Row, plan_eval
 
@@ -29,7 +29,7 @@ Microbatch = dict[str, np.ndarray]
                  has segment 2k + 1 for chosen and 2k + 2 for rejected
 
 L is `attention_length`. Where that is more than `row_length`, what a pair's sequences begin with is shared, so that no
-more than C = `row_length` tokens are computed (`fusejax.models.sharing`):
+more than C = `row_length` tokens are computed (`fusejax.models.decoder.prefix_sharing`):
 
     first, second  int32 [R, C]
     source         int32 [R, L]
@@ -193,7 +193,7 @@ def assemble(tokenized: Tokenized, rows: list[Row], row_length: int, attention_l
 
 
 def _sharing(tokenized: Tokenized, rows: list[Row], row_length: int, attention_length: int) -> dict[str, np.ndarray]:
-    """The fields of `fusejax.models.sharing.Sharing`."""
+    """The fields of `fusejax.models.decoder.prefix_sharing.Sharing`."""
     first = np.full((len(rows), row_length), attention_length, np.int32)
     second = first.copy()
     source = np.full((len(rows), attention_length), row_length, np.int32)

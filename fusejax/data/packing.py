@@ -13,8 +13,8 @@ epochs is packed alone, so that every epoch holds each example once.
     plan.rows(0)    # [[1, 0]]: examples 1 and 0 (5 and 3 tokens) share a row
     plan.rows(1)    # [[3, 2]]
 
-What sequences have in common can be computed once (`fusejax.models.sharing`), and then an example has two lengths: the
-tokens that are computed and those that are attended over. A row has a limit for each.
+What sequences have in common can be computed once (`fusejax.models.decoder.prefix_sharing`), and then an example has
+two lengths: the tokens that are computed and those that are attended over. A row has a limit for each.
 """
 
 import bisect
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 
 Row = list[int]
 """Indices of the examples that lie in one row, in order."""

@@ -27,9 +27,9 @@ from etils.epath.typing import PathLike
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from fusejax.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import copy, is_remote, temporary_folder, write_text
 from fusejax.data import tf_example, tfrecord
-from fusejax.files import copy, is_remote, temporary_folder, write_text
 
 Kind = Literal["sft", "dpo"]
 Format = Literal["arrayrecord", "tfrecord"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from fusejax.files import is_remote
+from fusejax.common.files import is_remote
 
 
 def keep_compiled(output_dir: epath.Path) -> None:

@@ -31,7 +31,7 @@ import jax
 from jax._src import cloud_tpu_init  # JAX has no public way to ask whether TPUs are attached without starting them,
 from jax._src import distributed as jax_distributed  # nor to the coordination service; Orbax uses the same
 
-from fusejax.cli import UserError, note, one_line
+from fusejax.common.cli import UserError, note, one_line
 
 STOPPED = 75
 """Exit status of a run that SIGTERM ended: EX_TEMPFAIL of sysexits.h."""

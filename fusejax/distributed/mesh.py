@@ -11,7 +11,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.config import MeshConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 
 # The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Weights are [outputs,

@@ -6,12 +6,12 @@ import polars as pl
 from etils import epath
 from flax import nnx
 
-from fusejax.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import local_copy
 from fusejax.data.chat import ChatError, encode_prompt, load_tokenizer
 from fusejax.distributed.mesh import one_device_mesh
-from fusejax.files import local_copy
-from fusejax.models.generate import generate
-from fusejax.models.generation_config import stop_ids
+from fusejax.models.decoder.generate import generate
+from fusejax.models.huggingface.generation_config import stop_ids
 from fusejax.training.start import StartingModel
 
 PROMPT_COLUMNS = ("id", "dataset", "domain", "messages", "answer", "tests")

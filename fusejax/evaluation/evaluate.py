@@ -7,11 +7,11 @@ import sys
 import polars as pl
 from etils import epath
 
-from fusejax.cli import UserError, note
+from fusejax.common.cli import UserError, note
+from fusejax.common.files import check_writable, local_copy, replacing, write_text
 from fusejax.config import EvaluateConfig
 from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import Results, accuracies, standard_error
-from fusejax.files import check_writable, local_copy, replacing, write_text
 from fusejax.training.start import StartingModel
 
 

@@ -12,8 +12,8 @@ import yaml
 from etils import epath
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from fusejax.cli import UserError, one_line
-from fusejax.models.config import DecoderConfig
+from fusejax.common.cli import UserError, one_line
+from fusejax.models.decoder.config import DecoderConfig
 
 # In a clone, and where a wheel puts them.
 _KNOWN = (Path(__file__).parents[2] / "configs" / "models", Path(__file__).parent / "models")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.compile import Cost
 from fusejax.planning.topology import Chip
 

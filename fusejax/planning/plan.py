@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fusejax.cli import note
+from fusejax.common.cli import note
 from fusejax.config import TrainConfig
 from fusejax.distributed.mesh import make_mesh
-from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning import estimate
 from fusejax.planning.compile import Cost, DoesNotFit, Memory, cost, memory, tree_bytes, uncached
 from fusejax.planning.topology import Topology

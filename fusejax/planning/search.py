@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Callable
 
-from fusejax.cli import note
+from fusejax.common.cli import note
 from fusejax.config import TrainConfig
 from fusejax.planning.plan import HBM, Planner, tasks
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 
 GIB = 2**30
 

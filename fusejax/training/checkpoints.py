@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from etils.epath.typing import PathLike
 
-from fusejax.cli import UserError, one_line
-from fusejax.files import absolute, is_remote
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import absolute, is_remote
 from fusejax.training.state import Params, TrainState
 
 _CHUNK_BYTES = 2**26
@@ -53,7 +53,7 @@ class Checkpoints:
     ):
         self.directory = absolute(output_dir) / "checkpoints"
         if is_remote(self.directory):
-            from fusejax import gcs  # slow to import
+            from fusejax.common import gcs
 
             gcs.check_bucket(self.directory)
         self._writes = keep is not None

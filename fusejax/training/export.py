@@ -8,14 +8,14 @@ import numpy as np
 import tensorstore
 from etils import epath
 
-from fusejax.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import is_remote
 from fusejax.data.chat import load_tokenizer
 from fusejax.distributed.hosts import Hosts
-from fusejax.files import is_remote
-from fusejax.models import huggingface
-from fusejax.models.export_weights import Fetch
-from fusejax.models.generation_config import generation_config
-from fusejax.models.names import Parameter
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.export_weights import Fetch
+from fusejax.models.huggingface.generation_config import generation_config
+from fusejax.models.huggingface.names import Parameter
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.start import StartingModel
 

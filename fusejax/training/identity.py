@@ -8,9 +8,9 @@ import yaml
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
+from fusejax.common.files import write_text
 from fusejax.config import TrainConfig
-from fusejax.files import write_text
 
 # Keys that change neither what is computed nor its order.
 _FREE_KEYS = ("output_dir", "mesh", "checkpoint.keep", "packing.rows_per_device", "remat", "preference.reference")

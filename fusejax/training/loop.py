@@ -17,7 +17,8 @@ from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.cli import UserError, note
+from fusejax.common.cli import UserError, note
+from fusejax.common.files import absolute, check_writable, copy, is_remote, write_text
 from fusejax.config import TrainConfig
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import Tokenized, tokenize
@@ -27,8 +28,7 @@ from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
-from fusejax.files import absolute, check_writable, copy, is_remote, write_text
-from fusejax.models import huggingface
+from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps

@@ -11,8 +11,8 @@ from etils.epath.typing import PathLike
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from fusejax.cli import UserError
-from fusejax.files import is_remote, write_text
+from fusejax.common.cli import UserError
+from fusejax.common.files import is_remote, write_text
 from fusejax.training.mirror import Mirror
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from etils import epath
 
-from fusejax.cli import UserError, note
-from fusejax.files import copy
+from fusejax.common.cli import UserError, note
+from fusejax.common.files import copy
 
 PERIOD = 60.0
 """Seconds between uploads."""

@@ -20,13 +20,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient
 from fusejax.distributed.sharding import parameter_specs
-from fusejax.models import block_attention, splash
-from fusejax.models.attention import Kernel, Tokens
-from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import Layer, abstract_decoder
-from fusejax.models.layers import rms_norm
-from fusejax.models.rotary import rotation
-from fusejax.models.sharing import Sharing, collect, spread
+from fusejax.models.attention import block_attention, splash
+from fusejax.models.attention.dispatch import Kernel, Tokens
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import Layer, abstract_decoder
+from fusejax.models.decoder.layers import rms_norm
+from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
+from fusejax.models.decoder.rotary import rotation
 from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
 
 Remat = Literal["none", "dots", "full"]

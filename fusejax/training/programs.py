@@ -14,9 +14,9 @@ from fusejax.config import TrainConfig
 from fusejax.data.loader import max_examples_per_row
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated, with_replicas
-from fusejax.models.attention import kernel_for
-from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import abstract_decoder
+from fusejax.models.attention.dispatch import kernel_for
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.training.network import Network
 from fusejax.training.optimizer import make_optimizer
 from fusejax.training.state import abstract_state, initializer

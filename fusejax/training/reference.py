@@ -16,8 +16,8 @@ from etils import epath
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from fusejax.cli import UserError, one_line
-from fusejax.files import local_copy, replacing
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import local_copy, replacing
 from fusejax.training.batches import Batches
 from fusejax.training.programs import Programs
 from fusejax.training.state import Params

@@ -8,10 +8,10 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from fusejax.cli import UserError, note
+from fusejax.common.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
-from fusejax.models import huggingface
-from fusejax.models.decoder import abstract_decoder
+from fusejax.models.decoder.decoder import abstract_decoder
+from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 

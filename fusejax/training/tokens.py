@@ -12,9 +12,9 @@ import zlib
 import numpy as np
 from etils import epath
 
-from fusejax.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import local_copy, replacing
 from fusejax.data.examples import Rejection, Tokenized
-from fusejax.files import local_copy, replacing
 
 
 def save(path: epath.Path, identity: dict[str, str], tokenized: Tokenized) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data.chat import ChatError, encode_conversation, encode_conversations, load_tokenizer
 from tests.data.families import make_tokenizer, marked_template
 

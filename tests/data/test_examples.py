@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data import examples
 from fusejax.data.chat import encode_conversation
 from fusejax.data.examples import Rejection, tokenize

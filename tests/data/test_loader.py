@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data import loader, packing
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import eval_batches, max_examples_per_row, train_batches

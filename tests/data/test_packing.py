@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data import packing
 from fusejax.data.packing import PackingPlan, best_fit_decreasing, num_steps, plan_eval
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data import tfrecord
 from fusejax.data.records import (
     PreferencePair,

@@ -12,8 +12,8 @@ import pytest
 
 from data_pipeline.__main__ import main
 from data_pipeline.config import PipelineConfig, ScorersConfig
-from data_pipeline.score import COLUMNS
-from fusejax import cli
+from data_pipeline.scoring.stage import COLUMNS
+from fusejax.common import cli
 from fusejax.data.records import open_shards
 from tests.data_pipeline.helpers import write_config
 

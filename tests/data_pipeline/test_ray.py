@@ -18,9 +18,12 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fuse
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from data_pipeline import cluster, prompts, sample, score  # noqa: E402
+from data_pipeline import cluster  # noqa: E402
 from data_pipeline.config import ActorsConfig, PipelineConfig, RayConfig  # noqa: E402
-from fusejax.cli import UserError  # noqa: E402
+from data_pipeline.prompts import stage as prompts  # noqa: E402
+from data_pipeline.sampling import stage as sample  # noqa: E402
+from data_pipeline.scoring import stage as score  # noqa: E402
+from fusejax.common.cli import UserError  # noqa: E402
 
 STORE = 80_000_000
 """Bytes of a node's object store: the least that Ray takes."""
@@ -208,5 +211,5 @@ def test_a_cluster_that_is_not_there():
 
 
 def test_sampling_imports_no_jax():
-    program = "import sys; import data_pipeline.samplers.ray_sampler; assert 'jax' not in sys.modules"
+    program = "import sys; import data_pipeline.sampling.backends.ray_sampler; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from fusejax.cli import UserError, run
+from fusejax.common.cli import UserError, run
 from fusejax.distributed import hosts as hosts_module
 from fusejax.distributed.hosts import Hosts, Stopped, join
 

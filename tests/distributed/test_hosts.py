@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.distributed.hosts import HOST_LOST, STOPPED, Hosts, join
 from tests.distributed.processes import Processes, free_port
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import AXES
 from fusejax.distributed.sharding import parameter_sharding
-from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import abstract_decoder
-from fusejax.models.names import parameters
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import abstract_decoder
+from fusejax.models.huggingface.names import parameters
 from tests.models import tiny_checkpoints as tiny
 
 

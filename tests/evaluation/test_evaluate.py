@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import standard_error
 from fusejax.training.start import StartingModel

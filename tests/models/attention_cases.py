@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusejax.models.attention import Tokens, dense_attention
+from fusejax.models.attention.dispatch import Tokens, dense_attention
 
 
 class Shape(NamedTuple):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusejax.models import block_attention, splash
-from fusejax.models.attention import Tokens, attention, dense_attention, kernel_for
+from fusejax.models.attention import block_attention, splash
+from fusejax.models.attention.dispatch import Tokens, attention, dense_attention, kernel_for
 from tests.models.attention_cases import Shape, arrays, check_same, packed
 
 ROWS = [[70, 1, 257], [384 - 20], [5, 300, 79]]

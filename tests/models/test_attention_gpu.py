@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fusejax.models import gpu_attention
-from fusejax.models.attention import attention, visible
+from fusejax.models.attention import gpu_attention
+from fusejax.models.attention.dispatch import attention, visible
 from tests.models.attention_cases import Shape, check_same, packed
 
 ROWS = [[70, 1, 929 - 300], [1000 - 128], [500, 500]]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from flax import nnx
 
-from fusejax.models import huggingface
-from fusejax.models.attention import Tokens, attention, visible
-from fusejax.models.config import DecoderConfig
-from fusejax.models.decoder import Decoder, named_parameters
-from fusejax.models.names import parameters
+from fusejax.models.attention.dispatch import Tokens, attention, visible
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import Decoder, named_parameters
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.names import parameters
 from tests.models import tiny_checkpoints as tiny
 
 # Beyond the sliding windows (6) and beyond the original length of the llama3 scaling (16).

@@ -7,9 +7,9 @@ import pytest
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from fusejax.cli import UserError
-from fusejax.models.config import DecoderConfig, Llama3Scaling
-from fusejax.models.rotary import frequencies
+from fusejax.common.cli import UserError
+from fusejax.models.decoder.config import DecoderConfig, Llama3Scaling
+from fusejax.models.decoder.rotary import frequencies
 from tests.models import tiny_checkpoints as tiny
 
 # As published (transformers 4), without the keys that do not matter here.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusejax.models import huggingface
-from fusejax.models.generate import generate
+from fusejax.models.decoder.generate import generate
+from fusejax.models.huggingface import checkpoint as huggingface
 from tests.models import tiny_checkpoints as tiny
 
 STOP = {2, 17, 40}

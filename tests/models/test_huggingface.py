@@ -18,10 +18,11 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fusejax.cli import UserError
-from fusejax.files import replacing
-from fusejax.models import export_weights, huggingface
-from fusejax.models.decoder import named_parameters
+from fusejax.common.cli import UserError
+from fusejax.common.files import replacing
+from fusejax.models.decoder.decoder import named_parameters
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface import export_weights
 from tests.models import tiny_checkpoints as tiny
 
 
@@ -312,7 +313,7 @@ def test_devices_get_their_parts(tmp_path):
         import sys
         import jax, numpy as np
         from fusejax.models import huggingface
-        from fusejax.models.decoder import named_parameters
+        from fusejax.models.decoder.decoder import named_parameters
 
         mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 

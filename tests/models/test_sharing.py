@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejax.models.sharing import Sharing, collect, spread
+from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
 
 
 @st.composite

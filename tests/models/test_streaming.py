@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from fusejax.cli import UserError
-from fusejax.models import huggingface, import_weights, safetensors_file
-from fusejax.models.decoder import named_parameters
-from fusejax.models.export_weights import WeightFiles
-from fusejax.models.names import parameters
+from fusejax.common.cli import UserError
+from fusejax.models.decoder.decoder import named_parameters
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface import import_weights, safetensors_file
+from fusejax.models.huggingface.export_weights import WeightFiles
+from fusejax.models.huggingface.names import parameters
 from tests.models import tiny_checkpoints as tiny
 from tests.models.test_huggingface import assert_same_bits, export, tensors_of
 
@@ -44,7 +45,7 @@ PRELUDE = textwrap.dedent("""
     from fusejax.distributed.mesh import make_mesh
     from fusejax.distributed.sharding import parameter_sharding
     from fusejax.models import huggingface, safetensors_file
-    from fusejax.models.decoder import named_parameters
+    from fusejax.models.decoder.decoder import named_parameters
 
     read = 0
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fusejax.cli import UserError
-from fusejax.models.decoder import abstract_decoder
+from fusejax.common.cli import UserError
+from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.planning.architecture import find_architecture, known_architectures
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_configs import CONFIGS
-from fusejax.cli import load_config
+from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.planning.architecture import find_architecture
 from fusejax.planning.topology import parse_topology

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.compile import Cost
 from fusejax.planning.estimate import (
     attention_flops,

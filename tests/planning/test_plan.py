@@ -126,7 +126,7 @@ def planner(tmp_path):
     """A planner of a run that need not be compiled."""
 
     def make(layers: int) -> tuple[Planner, Any]:
-        from fusejax.models.config import DecoderConfig
+        from fusejax.models.decoder.config import DecoderConfig
 
         config = run_config(tmp_path, tmp_path / "out", batch_size=128)
         model = DecoderConfig.from_hf(SHAPE | {"num_hidden_layers": layers})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.config import MeshConfig
 from fusejax.distributed.mesh import make_mesh
 from fusejax.planning.compile import memory, uncached

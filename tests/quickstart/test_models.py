@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from fusejax.data.chat import encode_conversation, load_tokenizer
-from fusejax.models.huggingface import read_config
+from fusejax.models.huggingface.checkpoint import read_config
 from quickstart.models import SOURCES, TARGET, make_checkpoint
 from quickstart.tasks import DOMAINS, Task, draw
 

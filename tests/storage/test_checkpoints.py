@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from tests.gcs_server import CloudStorage, _Handler
 from tests.storage.save_checkpoints import state

@@ -8,8 +8,8 @@ import pytest
 from etils import epath
 
 from data_pipeline.__main__ import main
+from fusejax.common.files import copy, local_copy
 from fusejax.data.records import open_shards
-from fusejax.files import copy, local_copy
 from tests.data_pipeline.conftest import checkpoint, prompt_files, values
 from tests.data_pipeline.helpers import write_config
 from tests.gcs_server import CloudStorage

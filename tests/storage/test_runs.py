@@ -13,7 +13,7 @@ import pytest
 import yaml
 from etils import epath
 
-from fusejax.files import copy, write_text
+from fusejax.common.files import copy, write_text
 from fusejax.training.loop import train
 from fusejax.training.metrics import MetricsLog
 from tests.gcs_server import CloudStorage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data.records import Format, SFTExample, open_shards, write_shards
 from tests.gcs_server import CloudStorage
 
@@ -63,7 +63,7 @@ def test_a_writer_that_dies_leaves_no_mixture(gcs: CloudStorage, monkeypatch: py
     folder = f"{gcs.bucket}/sft"
     old, new = examples(20), examples(40)[20:]
     write_shards(folder, "train", old, kind="sft", num_shards=2, manifest={})
-    monkeypatch.setattr("fusejax.gcs.PATIENCE", 0.0)
+    monkeypatch.setattr("fusejax.common.gcs.PATIENCE", 0.0)
     with gcs.faults(1, kinds=("503",), after=requests), pytest.raises(UserError, match="given up"):
         write_shards(folder, "train", new, kind="sft", num_shards=2, manifest={})
     try:

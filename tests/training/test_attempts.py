@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from fusejax.cli import UserError
-from fusejax.files import check_writable, write_text
-from fusejax.models import huggingface
-from fusejax.models.config import DecoderConfig
+from fusejax.common.cli import UserError
+from fusejax.common.files import check_writable, write_text
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.export import export
 from fusejax.training.identity import claim, tokenizer_fingerprint

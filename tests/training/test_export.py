@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import one_device_mesh
-from fusejax.models import huggingface
-from fusejax.models.export_weights import WeightFiles
-from fusejax.models.names import parameters
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.export_weights import WeightFiles
+from fusejax.models.huggingface.names import parameters
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import StoredParameters, export
 from fusejax.training.start import StartingModel

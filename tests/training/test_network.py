@@ -66,8 +66,8 @@ def main() -> None:
 
     from fusejax.config import MeshConfig
     from fusejax.distributed.mesh import make_mesh
-    from fusejax.models.config import DecoderConfig
-    from fusejax.models.decoder import Decoder
+    from fusejax.models.decoder.config import DecoderConfig
+    from fusejax.models.decoder.decoder import Decoder
     from fusejax.training.network import Network
     from fusejax.training.step import Accumulator, Passes, make_loss
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusejax.config import OptimizerConfig, TrainConfig
 from fusejax.distributed.mesh import make_mesh
-from fusejax.models.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.topology import parse_topology
 from fusejax.training.programs import Programs
 

@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.utils import chat_template_utils
 
-from fusejax.cli import UserError
+from fusejax.common.cli import UserError
 from fusejax.data.records import PreferencePair, write_shards
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import export

@@ -17,11 +17,11 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from data_pipeline import prompts
 from data_pipeline.config import PipelineConfig
-from data_pipeline.scorers.base import Item
-from tests.data_pipeline.armorm import POSITIONS, QUOTE, heads_reference, items, make_armorm, read, reference
+from data_pipeline.prompts import stage as prompts
+from data_pipeline.scoring.scorer import Item
 from tests.data_pipeline.helpers import write_config, write_jsonl
+from tests.data_pipeline.scoring.armorm import POSITIONS, QUOTE, heads_reference, items, make_armorm, read, reference
 
 # One thread, and a cache that small machines have room for.
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}

@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from data_pipeline import prompts
-from data_pipeline import sample as stage
 from data_pipeline.config import PipelineConfig, SourceConfig
-from data_pipeline.samplers.base import Request
+from data_pipeline.prompts import stage as prompts
+from data_pipeline.sampling import stage as stage
+from data_pipeline.sampling.sampler import Request
 from tests.data_pipeline.helpers import write_config, write_jsonl
 from tests.vllm.proxy import FAULTS, faulty_proxy
 
@@ -186,7 +186,7 @@ def test_two_in_process_beside_one_served(
 
 
 def test_what_the_engine_refuses_is_an_error_of_its_own(tiny: Path):
-    from data_pipeline.samplers.vllm_sampler import VllmSampler
+    from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
 
     sampler = VllmSampler(SourceConfig(name="s", model=str(tiny), engine=ENGINE), tiny, "float32", 64)
     asked = {"fine": (5, 6), "long": (5,) * 65, "unknown": (5, 10**6), "last": (7,)}

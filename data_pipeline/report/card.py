@@ -1,0 +1,127 @@
+"""The data card: what is in the data set and how it came about, in Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+from etils import epath
+
+from data_pipeline.report.facts import Facts
+
+
+def card(facts: Facts) -> str:
+    """The whole card."""
+    config = facts.config
+    total = facts.funnel()["total"]
+    flow = [[*names, *row.values()] for names, row in facts.flow().items()]
+    sections = [
+        f"# Data set {epath.Path(config.output_dir).name}",
+        "Answers of several source models to the same prompts, judged, and the best of them kept: examples for "
+        "supervised fine-tuning in `sft/`, preference pairs in `dpo/`, each with a `manifest.json`. Made by "
+        "`python -m data_pipeline`; `report.html` beside this file has the pictures.",
+        "## Contents",
+        table(["data set", "domain", *total], [*flow, ["total", "", *total.values()]]),
+        "## Beside FuseChat-3.0",
+        _recipe(facts),
+        "## Prompts",
+        _prompts(facts),
+        "## Sources",
+        table(
+            ["name", "model", "temperature", "top-p", "repetition penalty", "domains"],
+            [
+                [s.name, s.model, s.temperature, s.top_p, s.repetition_penalty, ", ".join(s.domains)]
+                for s in config.sources
+            ]
+            + [[g.name, g.model, "as given", "as given", "as given", ", ".join(g.domains)] for g in config.given],
+        ),
+        f"At most {config.max_new_tokens} new tokens; seed {config.seed}. Answers a prompt and source: "
+        + ", ".join(f"{domain} {getattr(config.samples_per_prompt, domain)}" for domain in facts.domains)
+        + "."
+        + (f" Sampled by {', '.join(facts.engines)}." if facts.engines else ""),
+        "## Scores",
+        table(
+            ["domain", "reward", "correctness"],
+            [
+                [domain, getattr(config.scorers, domain).reward, getattr(config.scorers, domain).correctness]
+                for domain in facts.domains
+            ],
+        ),
+        _verdicts(facts),
+        "## Selection",
+        "\n".join(f"- {name}: `{getattr(config.selection, name).model_dump_json()}`" for name in facts.domains),
+        "## Which source won",
+        _wins(facts),
+        "## Cost",
+        _cost(facts),
+        "## Left out",
+        table(["what: reason", "count"], facts.left_out().items()) if facts.left_out() else "Nothing.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+
+    def line(cells: Sequence[Any]) -> str:
+        shown = (f"{cell:,}" if isinstance(cell, int) else "-" if cell is None else str(cell) for cell in cells)
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in shown) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def _recipe(facts: Facts) -> str:
+    rows = [
+        [name, domain, ours.total, theirs.total, ours.total - theirs.total, ours.sft, theirs.sft, ours.sft - theirs.sft,
+         ours.dpo, theirs.dpo, ours.dpo - theirs.dpo]
+        for name, (domain, ours, theirs) in facts.beside_recipe().items() if theirs
+    ]  # fmt: skip
+    if not rows:
+        return "None of these data sets is one of the recipe's."
+    sums = [sum(column) for column in zip(*(row[2:] for row in rows), strict=True)]
+    parts = [f"{name}{part}" for name in ("total", "SFT", "DPO") for part in ("", ", recipe", ", difference")]
+    return table(["data set", "domain", *parts], [*rows, ["total", "", *sums]])
+
+
+def _prompts(facts: Facts) -> str:
+    read = {(entry["path"], entry["dataset"], entry["domain"]): entry for entry in facts.records}
+    rows = []
+    for entry in facts.config.prompts:
+        found = read.get((entry.path, entry.dataset, entry.domain))
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in found["dropped"].items()) if found else None
+        rows.append(
+            [
+                entry.dataset,
+                entry.domain,
+                entry.path,
+                *((found["read"], found["kept"]) if found else (None, None)),
+                dropped,
+            ]
+        )
+    return table(["data set", "domain", "read from", "records", "prompts", "dropped"], rows)
+
+
+def _verdicts(facts: Facts) -> str:
+    frame, reasons = facts.verdicts().with_columns(pl.col(pl.Float64).round(4)), facts.reasons()
+    tables = [table(frame.columns, frame.iter_rows())]
+    if not reasons.is_empty():
+        tables += ["What scoring said of the answers:", table(reasons.columns, reasons.iter_rows())]
+    return "\n\n".join(tables)
+
+
+def _wins(facts: Facts) -> str:
+    tables = [
+        f"{title}:\n\n" + table(["domain", *facts.sources], [[name, *row.values()] for name, row in rows.items()])
+        for title, rows in (("SFT examples", facts.wins("sft")), ("Chosen answers", facts.wins("dpo")))
+        if rows
+    ]
+    return "\n\n".join(tables) or "Nothing was selected."
+
+
+def _cost(facts: Facts) -> str:
+    rows = [
+        [name, *(known if known is not None else "not known" for known in (
+            cost.answers, cost.prompt_tokens, cost.answer_tokens,
+            None if cost.gpu_hours is None else f"{cost.gpu_hours:,.1f}"))]
+        for name, cost in facts.costs().items()
+    ]  # fmt: skip
+    return table(["source", "answers", "prompt tokens", "answer tokens", "GPU-hours"], rows)

@@ -1,0 +1,95 @@
+"""What a source is to be asked, each answer under its key.
+
+The key is the hash of the model's revision, the rendered prompt's token ids, the sampling parameters, the sample's
+index and its seed. The seed is a hash of (run seed, source, rendered prompt, sample index), never a count, so that
+neither depends on which other prompts there are. Which software makes an answer is recorded with it, but is no part of
+the key.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from data_pipeline import stage_files
+from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
+from data_pipeline.sampling import checkpoint
+from data_pipeline.sampling.chat import ChatTokenizer, Refused
+from data_pipeline.sampling.sampler import Request
+
+MODEL_ARGUMENTS = (
+    "quantization", "kv_cache_dtype", "hf_overrides", "generation_config", "override_generation_config",
+    "logits_processors",
+)  # fmt: skip
+"""Arguments of vLLM's engine that change what a model says. All others change how fast it says it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a source's table is to hold."""
+
+    rows: list[tuple[str | None, str, int]]
+    """(key, prompt, sample index), ordered by prompt and index; no key where the prompt was rejected."""
+    requests: dict[str, Request]
+    rejected: dict[str, str]
+    """Prompt -> `reason: detail`."""
+
+
+def prompts_of(source: SourceConfig | GivenConfig, prompts: pl.DataFrame) -> pl.DataFrame:
+    """The prompts of the source's domains."""
+    return prompts.filter(pl.col("domain").is_in(source.domains))
+
+
+def circumstances(config: PipelineConfig, source: SourceConfig, directory: Path) -> dict[str, Any]:
+    """The model and the sampling parameters: columns that are equal in all answers of one source.
+
+    Args:
+      config: the whole.
+      source: one of its sources.
+      directory: where the checkpoint lies.
+    """
+    return {
+        "model": source.model,
+        "revision": checkpoint.revision(directory, source.server.served_as if source.server else None),
+        "dtype": config.sampler.dtype,
+        **source.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
+    }
+
+
+def want(
+    config: PipelineConfig,
+    source: SourceConfig,
+    prompts: pl.DataFrame,
+    tokenizer: ChatTokenizer,
+    common: dict[str, Any],
+) -> Wanted:
+    """Renders the prompts and names each answer.
+
+    Args:
+      config: the whole.
+      source: one of its sources.
+      prompts: those of its domains.
+      tokenizer: the source's.
+      common: its `circumstances`.
+    """
+    wanted = Wanted([], {}, {})
+    # Not where the model lies: its revision says what is there.
+    kind = {name: value for name, value in common.items() if name != "model"}
+    kind |= {name: source.engine[name] for name in MODEL_ARGUMENTS if name in source.engine}
+    for prompt in prompts.iter_rows(named=True):
+        count = getattr(config.samples_per_prompt, prompt["domain"])
+        try:
+            ids = tokenizer.encode(prompt["messages"])
+        except Refused as error:
+            wanted.rejected[prompt["id"]] = str(error)
+            wanted.rows.extend((None, prompt["id"], index) for index in range(count))
+            continue
+        limit = min(config.max_new_tokens, tokenizer.context - len(ids))
+        rendered, shared = stage_files.fingerprint(ids), tuple(ids)
+        for index in range(count):
+            seed = stage_files.rank(config.seed, "sample", source.name, rendered, str(index))
+            key = stage_files.fingerprint(kind, rendered, limit, index, seed)
+            wanted.rows.append((key, prompt["id"], index))
+            wanted.requests[key] = Request(key, shared, seed, limit)
+    return wanted

@@ -1,0 +1,33 @@
+"""Which backend asks a source."""
+
+from pathlib import Path
+
+from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.sampling.sampler import Sampler
+
+
+def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, context: int) -> Sampler:
+    """Loads the source model, or finds its server.
+
+    Args:
+      config: the whole.
+      source: one of its sources.
+      directory: where the checkpoint lies.
+      context: tokens of prompt and answer together that requests keep to.
+
+    Raises:
+      UserError: it cannot be loaded, or its server does not serve it.
+    """
+    # Each is imported here, since it brings torch, vLLM or an HTTP client.
+    backend = config.backend(source)
+    if backend == "vllm":
+        from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
+
+        return VllmSampler(source, directory, config.sampler.dtype, context)
+    if backend == "openai":
+        from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
+
+        return OpenaiSampler(source, context)
+    from data_pipeline.sampling.backends.transformers_sampler import TransformersSampler
+
+    return TransformersSampler(config.sampler, source, directory)

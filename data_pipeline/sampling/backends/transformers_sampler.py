@@ -1,0 +1,168 @@
+"""Sampling with transformers, on CPU or one GPU: batches, a key-value cache, and a decoding loop of our own.
+
+The loop is ours because `generate` draws all rows of a batch from one random stream, so an answer would depend on its
+neighbours and on the batch size. Here each request draws its own numbers from its own seed, and the token at a step is
+the inverse of the cumulative distribution at its number: the same request gives the same answer in any batch, up to
+rounding in the last bits of the logits.
+"""
+
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from data_pipeline.config import SamplerConfig, SourceConfig
+from data_pipeline.sampling.sampler import Answer, Answered, Request
+from data_pipeline.stage_files import one_line
+from fusejax.common.cli import UserError
+
+SMALL_MODEL = 20_000_000
+"""Parameters below which one CPU thread computes a step faster than several that wait for each other."""
+_THREADS = torch.get_num_threads()
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the batch when the share of unfinished ones falls below this."""
+
+
+class TransformersSampler:
+    """A causal language model, and one source's sampling parameters."""
+
+    engine = f"transformers {transformers.__version__}"
+
+    def __init__(self, config: SamplerConfig, source: SourceConfig, directory: Path):
+        self._source = source
+        self._batch_size, self._chunk_size = config.batch_size, config.chunk_size
+        self._tokenizer, self._model = _load(directory, source, config.dtype)
+        self._stop = _stop_ids(self._model, self._tokenizer)
+        if not self._stop:
+            raise UserError(f"sources: {source.name}: {directory} names no end-of-sequence token")
+
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+        """The missing answers, a list a batch; see `base.Sampler`."""
+        for start in range(0, len(requests), self._chunk_size):
+            # Rows of like length waste least padding.
+            chunk = sorted(requests[start : start + self._chunk_size], key=lambda request: len(request.prompt))
+            for first in range(0, len(chunk), self._batch_size):
+                # Batches are cut from all requests, not from the missing ones, so that going on changes no batch.
+                batch = [request for request in chunk[first : first + self._batch_size] if request.key not in done]
+                if batch:
+                    outputs = self._generate_batch(batch)
+                    yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
+
+    def close(self) -> None:
+        """Gives the model's memory back."""
+        del self._model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _answer(self, tokens: list[int]) -> Answer:
+        stopped = tokens[-1] in self._stop
+        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+        return Answer(text, "stop" if stopped else "length", len(tokens))
+
+    @torch.inference_mode()
+    def _generate_batch(self, requests: list[Request]) -> list[list[int]]:
+        """New tokens a request, ending with the stop token where there is one."""
+        device = self._model.device
+        prompts, limits = [request.prompt for request in requests], [request.max_tokens for request in requests]
+        longest = max(map(len, prompts))
+        numbers = np.stack(
+            [np.random.default_rng(request.seed).random(max(limits), dtype=np.float32) for request in requests]
+        )
+        uniform = torch.from_numpy(numbers).to(device)
+        pad = next(iter(self._stop))  # Masked out, so any valid id does.
+        inputs = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        seen = self._seen_tokens(inputs, mask)
+        cache = transformers.DynamicCache(config=self._model.config)
+        outputs: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))  # Request of each row still in the batch.
+        alive = set(rows)
+        for step in range(max(limits)):
+            logits = self._model(
+                input_ids=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens = choose(logits, uniform[:, step], seen, self._source)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if row in alive:
+                    outputs[row].append(token)
+                    if token in self._stop or len(outputs[row]) == limits[row]:
+                        alive.remove(row)
+            if not alive:
+                break
+            inputs, positions = tokens[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            if seen is not None:
+                seen.scatter_(1, inputs, True)
+            if len(alive) < COMPACT_BELOW * len(rows):
+                keep = torch.tensor([i for i, row in enumerate(rows) if row in alive], device=device)
+                cache.batch_select_indices(keep)
+                inputs, positions, mask, uniform = inputs[keep], positions[keep], mask[keep], uniform[keep]
+                seen = None if seen is None else seen[keep]
+                rows = [row for row in rows if row in alive]
+        return outputs
+
+    def _seen_tokens(self, inputs: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"] | None:
+        """Which tokens each prompt holds; None where there is no repetition penalty to need it."""
+        if self._source.repetition_penalty == 1.0:
+            return None
+        vocabulary = self._model.config.get_text_config().vocab_size
+        counts = torch.zeros(inputs.shape[0], vocabulary, dtype=torch.long, device=inputs.device)
+        return counts.scatter_add_(1, inputs, mask) > 0
+
+
+def choose(
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], seen: Bool[Tensor, "B V"] | None, source: SourceConfig
+) -> Int[Tensor, "B"]:
+    """The next token of each row: repetition penalty, temperature, nucleus, then the inverse of the cumulative sum.
+
+    Args:
+      logits: of the next token, any float type.
+      uniform: a number in [0, 1) a row.
+      seen: tokens of prompt and answer so far, which the penalty makes less likely (Keskar et al. 2019, section 4.1).
+      source: the parameters.
+    """
+    logits = logits.float()
+    if seen is not None:
+        penalty = source.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if source.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, tokens = torch.sort((logits / source.temperature).softmax(-1), dim=-1, descending=True, stable=True)
+    cumulative = probabilities.cumsum(-1)
+    # The nucleus is the smallest set of likeliest tokens whose sum reaches top_p.
+    last = ((cumulative - probabilities) < source.top_p).sum(-1, keepdim=True) - 1
+    target = uniform[:, None] * cumulative.gather(-1, last)
+    chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=last)
+    return tokens.gather(-1, chosen)[:, 0]
+
+
+def _load(directory: Path, source: SourceConfig, dtype: str) -> tuple[Any, Any]:
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
+    except Exception as error:  # Whatever a broken checkpoint makes transformers or safetensors raise.
+        raise UserError(f"sources: {source.name}: {directory} cannot be loaded: {one_line(error)}") from error
+    torch.set_num_threads(1 if model.num_parameters() < SMALL_MODEL else _THREADS)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return tokenizer, model.to(device).eval()
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    ids: set[int] = set()
+    for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return ids

@@ -1,0 +1,165 @@
+"""What sampling will ask of whom, and what it will take: `python -m data_pipeline sample --dry-run`.
+
+Answers that are kept already are not counted again; they tell how long answers are and how fast they come. No model is
+loaded and no server asked: tokenizers and configurations are enough.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+
+import polars as pl
+
+from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.sampling import answer_keys, answer_store, checkpoint
+from data_pipeline.sampling import stage as sample
+from data_pipeline.sampling.answer_keys import Wanted
+from data_pipeline.sampling.chat import ChatTokenizer
+from fusejax.common.cli import note
+
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_PLAIN = pl.Config(
+    tbl_formatting="NOTHING",
+    tbl_hide_column_data_types=True,
+    tbl_hide_dataframe_shape=True,
+    tbl_cell_numeric_alignment="RIGHT",
+    tbl_cols=-1,
+    tbl_rows=-1,
+    tbl_width_chars=160,
+    thousands_separator=",",
+    apply_on_context_enter=True,
+)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a source's answers took, wanted now or not."""
+
+    answers: int
+    tokens: int
+    """Of answers."""
+    seconds: float
+    """Of sampling, without loading the model."""
+
+
+def run(config: PipelineConfig) -> None:
+    """Prints a plan a source, and their sum.
+
+    Raises:
+      UserError: no prompts, or a source without a tokenizer.
+    """
+    prompts = sample.read_prompts(config)
+    answers_left, tokens_left, hours_left = 0, 0, 0.0
+    without_rate = []
+    for source in config.sources:
+        note(f"dry run {source.name}: rendering prompts")
+        known = answer_store.read(sample.store_folder(config, source), sample.STORED)
+        done = spent(known)
+        title, plan = _plan(config, source, answer_keys.prompts_of(source, prompts), known)
+        tokens = int(plan["answer tokens"].sum())
+        seconds = seconds_of(source, tokens, done)
+        print(title)
+        with _PLAIN:
+            print(plan)
+        if done.seconds:
+            print(f" so far {_so_far(source, done)}")
+        bound = "about" if source.cost.answer_tokens or len(known) else "at most"
+        print(f" to come {bound} {tokens:,} tokens: {_to_come(source, tokens, seconds)}\n")
+        answers_left += int(plan["to make"].sum())
+        tokens_left += tokens
+        if seconds is None:
+            without_rate.append(source.name)
+        else:
+            hours_left += seconds * gpus(source) / 3600
+    rest = f", besides those of {', '.join(without_rate)}" if without_rate else ""
+    print(f"all: {answers_left:,} answers, {tokens_left:,} tokens, {hours_left:,.1f} GPU-hours{rest}", flush=True)
+
+
+def spent(known: pl.DataFrame) -> Spent:
+    """What answers took, as far as it was measured.
+
+    Args:
+      known: a source's, with the columns of `sample.STORED`.
+    """
+    timed = known.filter(pl.col("seconds").is_not_null())
+    return Spent(len(timed), int(timed["completion_tokens"].sum()), float(timed["seconds"].sum()))
+
+
+def gpus(source: SourceConfig) -> int:
+    """How many GPUs the source takes."""
+    return source.cost.gpus or math.prod(source.engine.get(name, 1) for name in _PARALLEL)
+
+
+def seconds_of(source: SourceConfig, tokens: int, done: Spent) -> float | None:
+    """How long so many tokens of answers take; None where no rate is given, nor measured."""
+    rate = source.cost.tokens_per_second or (done.tokens / done.seconds if done.seconds else 0)
+    return 0.0 if tokens == 0 else tokens / rate if rate else None
+
+
+def _plan(
+    config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, known: pl.DataFrame
+) -> tuple[str, pl.DataFrame]:
+    """A line that says who is asked, and a row a domain."""
+    directory = checkpoint.locate(source.model, source.revision, weights=False)
+    tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
+    common = answer_keys.circumstances(config, source, directory)
+    asked = answer_keys.want(config, source, prompts, tokenizer, common)
+    where = source.server.url if source.server else config.backend(source)
+    parameters = ", ".join(f"{name} {common[name]}" for name in ("temperature", "top_p", "repetition_penalty"))
+    title = f"{source.name}: {source.model} at {common['revision'][:12]} by {where}, {parameters}"
+    return title, _by_domain(source, prompts, asked, known)
+
+
+def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: Wanted, known: pl.DataFrame) -> pl.DataFrame:
+    domains = dict(prompts.select("id", "domain").iter_rows())
+    domain_of = {key: domains[prompt] for key, prompt, _ in asked.rows}
+    requests = pl.DataFrame(
+        [(key, domain_of[key], len(each.prompt), each.max_tokens) for key, each in asked.requests.items()],
+        schema={"key": pl.String, "domain": pl.String, "prompt": pl.Int64, "most": pl.Int64},
+        orient="row",
+    )
+    length = pl.when(pl.col("error").is_null()).then("completion_tokens")
+    lengths = known.select("key", length=length, stored=True)
+    requests = requests.join(lengths, on="key", how="left", maintain_order="left")
+    # The best guess there is: as given, as in the domain so far, as in any domain so far, the most there can be.
+    expected = pl.coalesce(
+        pl.lit(source.cost.answer_tokens, pl.Float64),
+        pl.col("length").mean().over("domain"),
+        pl.lit(lengths["length"].mean(), pl.Float64),
+        pl.col("most"),
+    )
+    to_make = pl.col("stored").is_null()
+    plan = (
+        requests.with_columns(expected=pl.min_horizontal(expected, "most"))
+        .group_by("domain", maintain_order=True)
+        .agg(
+            pl.col("stored").count(),
+            to_make.sum().cast(pl.Int64).alias("to make"),
+            pl.col("prompt").filter(to_make).sum().alias("prompt tokens"),
+            pl.col("expected").filter(to_make).sum().round().cast(pl.Int64).alias("answer tokens"),
+        )
+    )
+    refused = Counter(domains[prompt] for prompt in asked.rejected)
+    counts = prompts.group_by("domain", maintain_order=True).agg(prompts=pl.len().cast(pl.Int64))
+    counts = counts.with_columns(refused=pl.col("domain").replace_strict(refused, default=0, return_dtype=pl.Int64))
+    return counts.join(plan, on="domain", how="left", maintain_order="left").fill_null(0)
+
+
+def _so_far(source: SourceConfig, done: Spent) -> str:
+    rate, hours = done.tokens / done.seconds, done.seconds * gpus(source) / 3600
+    return f"{done.answers:,} answers, {rate:,.0f} tokens/s on {_gpus(source)}, {hours:,.1f} GPU-hours"
+
+
+def _to_come(source: SourceConfig, tokens: int, seconds: float | None) -> str:
+    if seconds is None:
+        return "no rate is known: set cost.tokens_per_second, or sample a few answers"
+    if not tokens:
+        return "all are there"
+    how = "given" if source.cost.tokens_per_second else "measured"
+    time, hours = timedelta(seconds=round(seconds)), seconds * gpus(source) / 3600
+    return f"{time} at {tokens / seconds:,.0f} tokens/s ({how}) on {_gpus(source)}, {hours:,.1f} GPU-hours"
+
+
+def _gpus(source: SourceConfig) -> str:
+    return f"{gpus(source)} GPU" + ("s" if gpus(source) > 1 else "")

@@ -1,0 +1,49 @@
+"""The protocol between the stage `sample` and its backends."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer wanted: the rendered prompt, and the seed that alone decides among possible answers."""
+
+    key: str
+    prompt: tuple[int, ...]
+    """Token ids."""
+    seed: int
+    max_tokens: int
+    """Of the answer: with the prompt's they fit into the model's context."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `finish_reason` "length": cut at the limit; "error": none was made, and `error` says why."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "error"]
+    completion_tokens: int
+    error: str | None = None
+
+
+Answered = list[tuple[Request, Answer]]
+
+
+class Sampler(Protocol):
+    """A source model, ready to answer."""
+
+    engine: str
+    """Name and version of the software, for the record."""
+
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+        """Answers to the requests whose keys are not in `done`, as they get ready, in lists to be kept as a whole.
+
+        An answer depends on its own request, not on its neighbours. The requests that are done are told as well, so
+        that a backend which forms batches can form the same ones again when a run goes on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the model takes of memory and devices."""
+        ...

@@ -1,0 +1,10 @@
+"""vLLM's way to ArmoRM: the entry point of the group `vllm.general_plugins`, called in each of vLLM's processes."""
+
+from data_pipeline.scoring.armorm import ARCHITECTURE
+
+
+def register() -> None:
+    """Tells vLLM which class runs checkpoints of ArmoRM's architecture; the class is imported when one is loaded."""
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model(ARCHITECTURE, "data_pipeline.scoring.armorm.vllm_model:ArmoRM")

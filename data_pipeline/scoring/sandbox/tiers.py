@@ -1,0 +1,97 @@
+"""Which walls this machine offers for hostile programs, strongest first.
+
+1. "bubblewrap": namespaces (processes, network, files, IPC) around zygote and jobs, and all of the next tier's that the
+   kernel has.
+2. "landlock": no namespaces, as in most containers; files by Landlock, all else by seccomp.
+3. "unsafe": resource limits and whatever else there is; only where the user says so.
+
+In each the programs run as a user that is not root, with resource limits.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.scoring.sandbox import confine
+
+SCRATCH_USER = 61_437
+"""Whom programs run as where the pipeline runs as root: a number that no account should have."""
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+"""All of a zygote's environment: the order of sets is the same in every run, and so are verdicts that hang on it."""
+_HERE = Path(__file__).parent
+_START = (
+    "import json, sys; sys.path.append({root!r}); import sandbox.zygote as zygote; sys.path.pop(); "
+    "zygote.main(json.loads({settings!r}))"
+)
+_SCRATCH_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Tier:
+    name: Literal["bubblewrap", "landlock", "unsafe"]
+    bubblewrap: str | None
+    """Path of `bwrap`."""
+    landlock: bool
+    seccomp: bool
+    user: int | None
+    """Whom the programs run as; None: the pipeline's own user."""
+
+
+def tiers(*, allow_unsafe: bool) -> list[Tier]:
+    """The tiers that this machine seems to offer; whether one holds shows only when it is started."""
+    user = SCRATCH_USER if os.geteuid() == 0 else None
+    landlock, seccomp = confine.landlock_abi() > 0, confine.supports_seccomp()
+    found = []
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap and seccomp:
+        found.append(Tier("bubblewrap", bubblewrap, landlock, seccomp, user))
+    if landlock and seccomp:
+        found.append(Tier("landlock", None, landlock, seccomp, user))
+    if allow_unsafe:
+        found.append(Tier("unsafe", None, landlock, seccomp, user))
+    return found
+
+
+def missing() -> str:
+    """What keeps this machine from tiers 1 and 2, for an error message."""
+    return ", ".join(
+        text
+        for absent, text in (
+            (not confine.supports_seccomp(), f"no seccomp for {confine.MACHINE}"),
+            (shutil.which("bwrap") is None, "no bwrap"),
+            (confine.landlock_abi() == 0, "no Landlock"),
+        )
+        if absent
+    )
+
+
+def command(tier: Tier, scratch: str, settings: str) -> list[str]:
+    """The command that starts a zygote.
+
+    Args:
+      tier: what goes around it.
+      scratch: a directory of the zygote's own; see `scratch_in`.
+      settings: JSON, see `zygote.main`.
+    """
+    # The interpreter behind a virtual environment: no packages are needed, nor should be seen.
+    executable = os.path.realpath(sys.executable)
+    root = "/judge" if tier.bubblewrap else str(_HERE.parent)
+    python = [executable, "-s", "-S", "-P", "-B", "-c", _START.format(root=root, settings=settings)]
+    if tier.bubblewrap is None:
+        return python
+    readable = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix]
+    # Root makes namespaces itself and keeps what it needs to become the scratch user; others need a user namespace.
+    privileges = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if tier.user is not None else ["--unshare-user"]
+    return [
+        tier.bubblewrap,
+        *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--cap-drop", "ALL", *privileges, "--clearenv"),
+        *(part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)),
+        *(part for path in readable for part in ("--ro-bind-try", path, path)),
+        *("--ro-bind", str(_HERE), "/judge/sandbox", "--dev-bind", "/dev/null", "/dev/null"),
+        *("--perms", "1777", "--size", str(_SCRATCH_BYTES), "--tmpfs", scratch, "--chdir", "/", "--"),
+        *python,
+    ]

@@ -1,0 +1,194 @@
+"""Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
+
+It reads `prompts.parquet` and whatever files `samples/` holds, so it judges answers that another program wrote there
+just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
+"""
+
+import functools
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+from etils import epath
+from tqdm import tqdm
+
+from data_pipeline import stage_files
+from data_pipeline.config import DOMAINS, ActorsConfig, PipelineConfig, ScorersConfig
+from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.scoring import scorers
+from data_pipeline.scoring.code.scorer import CodeScorer
+from data_pipeline.scoring.scorer import Item, Score, Scorer
+from fusejax.common.cli import UserError
+from fusejax.common.files import write_text
+
+COLUMNS = pl.Schema(
+    [
+        ("reward", pl.Float64()),
+        ("verdict", pl.String()),
+        ("extracted", pl.String()),
+        ("detail", pl.String()),
+        ("objectives", pl.List(pl.Float64())),
+    ]
+)
+NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
+CHUNK = 8192
+"""Answers a part file: what a killed run loses at most."""
+
+Scorers = dict[str, tuple[Scorer | None, Scorer | None]]
+"""Domain -> what gives the reward, and what the verdict."""
+Chunk = tuple[int, pl.DataFrame, dict[str, dict[str, Any]]]
+"""Its first row's number in the file, its rows, and the rows of their prompts by id."""
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `scores/{source}.parquet` for each file of `samples/`, and `{source}.json` with the sandbox's tier.
+
+    Raises:
+      UserError: no prompts, no samples, a column is missing, a reward's import path leads nowhere, or there is
+        no such reward model.
+    """
+    output = epath.Path(config.output_dir)
+    prompts_path = output / "prompts.parquet"
+    prompts = stage_files.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    files = sorted((output / "samples").glob("*.parquet"))
+    if not files:
+        raise UserError(f"{output / 'samples'}: no *.parquet there; run the stage 'sample' first")
+    unknown = sorted(set(prompts["domain"]) - set(DOMAINS))
+    if unknown:
+        raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
+    judges = scorers.build(config.scorers, prompts["domain"])
+    kinds = _fingerprints(judges)
+    rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
+    for file in files:
+        stage_files.check_parquet(file, NEEDED, made_by="sample")
+        inputs = stage_files.fingerprint(kinds, list(COLUMNS), prompts_path, file)
+        final = output / "scores" / file.name
+        parts = final.parent / ".parts" / f"{file.stem}-{inputs[:16]}"
+        work = _Work(config, file, final, parts, rows, judges)
+        stage_files.once(output, f"score {file.stem}", inputs, [final], work.run)
+
+
+def sandboxes(output: epath.Path) -> dict[str, str | None]:
+    """Source -> the tier in which its programs ran, None where it has none; what `score` wrote in `output`."""
+    files = sorted((output / "scores").glob("*.json"))
+    return {file.stem: json.loads(file.read_text())["sandbox"] for file in files}
+
+
+class _Work:
+    """The scoring of one file, chunk by chunk; part files of a killed run are taken as they are."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        file: epath.Path,
+        final: epath.Path,
+        parts: epath.Path,
+        prompts: dict[str, dict[str, Any]],
+        judges: Scorers,
+    ):
+        self._config = config
+        self._file, self._final, self._parts = file, final, parts
+        self._prompts, self._judges = prompts, judges
+
+    def run(self) -> str:
+        samples = stage_files.read_parquet(self._file, NEEDED, made_by="sample")
+        samples = samples.drop([column for column in COLUMNS if column in samples.columns])
+        if samples.is_empty():
+            raise UserError(f"{self._file}: empty data set")
+        parts = {start: self._parts / f"{start:010d}.parquet" for start in range(0, len(samples), CHUNK)}
+        progress = tqdm(total=len(samples), desc=f"score {self._file.stem}", unit="answer", disable=None)
+        progress.update(sum(len(samples[start : start + CHUNK]) for start, part in parts.items() if part.exists()))
+        for start, scores in self._judged(samples, parts):
+            stage_files.write_parquet(scores, parts[start])
+            progress.update(len(scores))
+        progress.close()
+        scores = pl.concat([stage_files.read_parquet(part, list(COLUMNS), made_by="score") for part in parts.values()])
+        tiers = {pair[1].sandbox for pair in self._judges.values() if isinstance(pair[1], CodeScorer)}
+        write_text(self._final.with_suffix(".json"), json.dumps({"sandbox": next(iter(tiers), None)}))
+        stage_files.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
+        self._parts.rmtree(missing_ok=True)
+        verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())
+        unscored = int((~scores["reward"].is_finite()).sum())
+        missing = self._without_reward(samples["prompt_id"], scores)
+        return (
+            f"{len(scores):,} answers; verdicts {verdicts}"
+            + (f"; {unscored:,} rewards not finite" if unscored else "")
+            + (f"; no reward {missing}" if missing else "")
+        )
+
+    def _without_reward(self, prompt_ids: pl.Series, scores: pl.DataFrame) -> dict[str, int]:
+        """Reason -> answers that got no reward where the config names a scorer for it."""
+        unasked = [name for name, prompt in self._prompts.items() if not self._judges[prompt["domain"]][0]]
+        missing = scores.filter(scores["reward"].is_null() & ~prompt_ids.is_in(pl.Series(unasked, dtype=pl.String)))
+        reasons = missing["detail"].fill_null("no_reason").str.extract("^([^:;]*)").value_counts().sort("detail")
+        return dict(reasons.iter_rows())
+
+    def _judged(self, samples: pl.DataFrame, parts: dict[int, epath.Path]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """The scores of the chunks without a part file, as they get ready."""
+
+        def left() -> list[Chunk]:
+            chunks = [(start, samples[start : start + CHUNK]) for start, part in parts.items() if not part.exists()]
+            return [(start, chunk, self._prompts_of(chunk)) for start, chunk in chunks]
+
+        if self._config.engine == "local":
+            return _judge(self._judges, *left())
+        from data_pipeline import cluster
+
+        ray = self._config.ray
+        make = functools.partial(_work, self._config.scorers, ray.score, _fingerprints(self._judges))
+        return cluster.results(ray, ray.score, f"score {self._file.stem}", make, left)
+
+    def _prompts_of(self, samples: pl.DataFrame) -> dict[str, dict[str, Any]]:
+        return {name: self._prompts[name] for name in samples["prompt_id"].unique() if name in self._prompts}
+
+
+def _fingerprints(judges: Scorers) -> dict[str, list[str | None]]:
+    return {domain: [judge.fingerprint if judge else None for judge in pair] for domain, pair in judges.items()}
+
+
+def _work(
+    config: ScorersConfig, actors: ActorsConfig, expected: dict[str, list[str | None]]
+) -> Callable[[Chunk], Iterator[tuple[int, pl.DataFrame]]]:
+    """Builds the judges, on whatever machine of a cluster this is; what that returns judges a chunk."""
+    workers = config.workers or max(1, int(actors.cpus))
+    judges = scorers.build(config.model_copy(update={"workers": workers}), expected)
+    for domain, found in _fingerprints(judges).items():
+        if found != expected[domain]:
+            problem = f"would judge differently on {socket.gethostname()} than on the machine that drives"
+            raise UserError(f"scorers.{domain}: {problem}; both need the same code and files")
+    return functools.partial(_judge, judges)
+
+
+def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]]:
+    for start, samples, prompts in chunks:
+        scores: list[Score] = [Score(detail="no_such_prompt")] * len(samples)
+        by_domain: dict[str, list[int]] = {}
+        items: dict[int, Item] = {}
+        for index, sample in enumerate(samples.iter_rows(named=True)):
+            prompt = prompts.get(sample["prompt_id"])
+            if sample["finish_reason"] == "error":
+                scores[index] = Score(detail="not_sampled")
+            elif prompt is not None:
+                items[index] = Item(prompt, sample["text"] or "")
+                by_domain.setdefault(prompt["domain"], []).append(index)
+        for domain, indices in by_domain.items():
+            batch = [items[index] for index in indices]
+            reward, correctness = judges[domain]
+            rewards = reward.score(batch) if reward else [Score()] * len(batch)
+            verdicts = correctness.score(batch) if correctness else rewards
+            for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
+                # First why there is no reward, if there is none: then that is what lost the answer.
+                both = (judged, rewarded) if rewarded.reward is not None else (rewarded, judged)
+                details = dict.fromkeys(score.detail for score in both if score.detail)
+                detail = _storable("; ".join(details) or None)
+                scores[index] = Score(
+                    rewarded.reward, judged.verdict, _storable(judged.extracted), detail, rewarded.objectives
+                )
+        yield start, pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
+
+
+def _storable(text: str | None) -> str | None:
+    """Without lone surrogates, which an error's message can hold and UTF-8 cannot."""
+    return None if text is None else text.encode(errors="replace").decode()

@@ -1,0 +1,282 @@
+"""Which answers become SFT examples and which become preference pairs: the rules, as pure functions on tables.
+
+Candidates are one row an answer:
+
+    prompt_id, source                    text
+    sample_index                         integer, counts the source's answers to the prompt
+    finish_reason                        "stop", "length" (cut at the limit), "error" (none was made); null if not known
+    truncated, degenerate                boolean marks: an answer that has one serves nowhere; the columns can be absent
+    text_hash                            unsigned integer: equal where texts are equal; null where the text is blank
+    reward                               float, can be null or not finite
+    verdict                              "correct", "wrong", "unknown" or null
+
+Nothing here reads texts, so millions of candidates fit in memory. Every choice that the rules leave open (which of two
+answers with equal rewards, which side of the split) is a hash of the seed and of the names at stake: no result depends
+on the order of rows, and what happens to a prompt depends on no other prompt.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from data_pipeline.config import (
+    ChineseSelection,
+    CodeSelection,
+    InstructionSelection,
+    MathSelection,
+    PairSource,
+    SelectionConfig,
+)
+from data_pipeline.selection import hashing
+
+MARKS = ("truncated", "degenerate")
+"""Boolean columns of samples that take an answer out; the name is the reason."""
+_ANSWER = {"source": pl.String, "sample_index": pl.Int64, "reward": pl.Float64}
+_PROMPT_SCHEMA = dict.fromkeys(["prompt_id", "dataset", "domain"], pl.String)
+SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER})
+PAIR_SCHEMA = pl.Schema(
+    {
+        **_PROMPT_SCHEMA,
+        **{f"chosen_{name}": kind for name, kind in _ANSWER.items()},
+        **{f"rejected_{name}": kind for name, kind in _ANSWER.items()},
+        "margin": pl.Float64,
+    }
+)
+DISCARDED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "stage": pl.String, "reason": pl.String})
+UNUSED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "source": pl.String, "sample_index": pl.Int64, "reason": pl.String})
+PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"])
+"""Why a source gives no pair, the furthest from one first."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What became of the prompts: each is in `sft`, in `dpo`, in both (code), or in `discarded` with its reason."""
+
+    sft: pl.DataFrame
+    dpo: pl.DataFrame
+    discarded: pl.DataFrame
+    unused: pl.DataFrame
+    """Answers that could not serve at all, with the reason."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a domain's rule made of its prompts, which are row numbers here."""
+
+    sft: pl.DataFrame
+    dpo: pl.DataFrame | None
+    discarded: pl.DataFrame
+    """prompt, reason."""
+
+
+def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionConfig, seed: int) -> Selected:
+    """Applies each domain's rule to its prompts.
+
+    Args:
+      prompts: id, dataset, domain; the prompts to account for, each once.
+      candidates: see the module; answers to other prompts are unused ones without data set and domain.
+      config: the rules.
+      seed: of all random choices.
+    """
+    # Row numbers and hashes stand for names: they sort and join many times faster.
+    prompts = prompts.select(pl.col("id").alias("prompt_id"), "dataset", "domain").with_row_index("prompt")
+    prompts = prompts.with_columns(prompt_key=hashing.keys(seed, prompts["prompt_id"]))
+    candidates = candidates.drop("dataset", "domain", strict=False)
+    strange = candidates.join(prompts, on="prompt_id", how="anti")
+    answers = _with_ties(candidates.join(prompts.drop("dataset"), on="prompt_id").drop("prompt_id"), seed)
+    judged = answers.with_columns(pl.col("reward").cast(pl.Float64)).with_columns(
+        reason=_unusable([mark for mark in MARKS if mark in candidates.columns])
+    )
+    unused = judged.filter(pl.col("reason").is_not_null())
+    # By prompt, then by reward; one without comes last. Of equal rewards, the hash of the names decides.
+    usable = judged.filter(pl.col("reason").is_null()).sort(
+        "prompt", "reward", "tie", descending=[False, True, False], nulls_last=True
+    )
+    parts = [
+        instruction(_of(usable, "instruction"), config.instruction),
+        math_(_of(usable, "math"), config.math),
+        code(_of(usable, "code"), config.code),
+        chinese(_of(usable, "chinese"), config.chinese),
+    ]
+
+    def named(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
+        found = [frame.join(prompts, on="prompt").select(schema.names()) for frame in frames]
+        return pl.concat([schema.to_frame(), *found]).sort("prompt_id")
+
+    discarded = [part.discarded.with_columns(stage=pl.lit("select")) for part in parts]
+    unasked = strange.select("prompt_id", "source", "sample_index", reason=pl.lit("no_such_prompt"))
+    served_nowhere = named([unused.drop("domain")], UNUSED_SCHEMA)
+    return Selected(
+        sft=named([part.sft for part in parts], SFT_SCHEMA),
+        dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
+        discarded=named([_lost(prompts, usable, unused), *discarded], DISCARDED_SCHEMA),
+        unused=pl.concat([served_nowhere, unasked], how="diagonal").sort("prompt_id", "source", "sample_index"),
+    )
+
+
+def instruction(candidates: pl.DataFrame, rule: InstructionSelection) -> _Part:
+    """Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair."""
+    judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
+    valid = pairs(judged, rule.pair_source)
+    to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
+    # Why there is no pair: the problem of the source that came furthest.
+    furthest = judged.sort("problem").unique("prompt", keep="last")
+    return _Part(
+        sft=best(candidates.join(to_sft, on="prompt", how="semi")),
+        dpo=valid.join(to_sft, on="prompt", how="anti"),
+        discarded=furthest.join(valid, on="prompt", how="anti").select(
+            "prompt", pl.col("problem").cast(pl.String).alias("reason")
+        ),
+    )
+
+
+def math_(candidates: pl.DataFrame, rule: MathSelection) -> _Part:
+    """Pairs of a correct and a wrong answer first; of the prompts left over, the best correct answer serves SFT."""
+    correct, wrong = _by_verdict(candidates)
+    dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
+    return _Part(
+        sft=best(correct.join(dpo, on="prompt", how="anti")),
+        dpo=dpo,
+        discarded=_without(candidates, correct, "no_correct_answer"),
+    )
+
+
+def code(candidates: pl.DataFrame, rule: CodeSelection) -> _Part:
+    """The best answer that passes serves SFT; with one that fails it makes a pair too. None passes: dropped."""
+    correct, wrong = _by_verdict(candidates)
+    judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
+    return _Part(
+        sft=best(correct),
+        dpo=pairs(judged, rule.pair_source),
+        discarded=_without(candidates, correct, "no_correct_answer"),
+    )
+
+
+def chinese(candidates: pl.DataFrame, rule: ChineseSelection) -> _Part:
+    """The answer of the one source serves SFT; of several, that with the highest reward."""
+    of_source = candidates if rule.source is None else candidates.filter(pl.col("source") == rule.source)
+    return _Part(sft=best(of_source), dpo=None, discarded=_without(candidates, of_source, "no_answer_of_the_source"))
+
+
+def best(candidates: pl.DataFrame) -> pl.DataFrame:
+    """The answer with the highest reward of each prompt; one without reward comes last."""
+    return candidates.unique("prompt", keep="first", maintain_order=True)
+
+
+def compared(
+    winners: pl.DataFrame,
+    losers: pl.DataFrame,
+    min_margin: float | None,
+    max_margin: float | None,
+    *,
+    same_source: bool = True,
+) -> pl.DataFrame:
+    """Each source's best winner beside its worst loser, with the `problem` that keeps them from being a pair, or null.
+
+    Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is 0.00999... in binary, in the seventh
+    already where rewards are float32. Equal texts make no pair.
+    """
+    group = ["prompt", "source"] if same_source else ["prompt"]
+    answer = ["source", "sample_index", "reward", "text_hash", "tie"]
+
+    def ends(frame: pl.DataFrame, prefix: str) -> pl.DataFrame:
+        # Best first: of equal rewards, the first is chosen and the last rejected.
+        end = frame.unique(group, keep="first" if prefix == "chosen" else "last", maintain_order=True)
+        return end.select(*group, "prompt_key", *(pl.col(name).alias(f"{prefix}_{name}") for name in answer))
+
+    both = ends(winners, "chosen").join(ends(losers, "rejected").drop("prompt_key"), on=group)
+    both = both.with_columns(margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(6))
+    too_small = pl.lit(False) if min_margin is None else pl.col("margin") < min_margin
+    too_wide = pl.lit(False) if max_margin is None else pl.col("margin") > max_margin
+    problem = (
+        pl.when(pl.col("chosen_tie") == pl.col("rejected_tie"))
+        .then(pl.lit("one_answer"))
+        .when(pl.col("chosen_text_hash") == pl.col("rejected_text_hash"))
+        .then(pl.lit("equal_texts"))
+        .when(too_small)
+        .then(pl.lit("margin_too_small"))
+        .when(too_wide)
+        .then(pl.lit("margin_too_wide"))
+    )
+    return both.with_columns(problem=problem.cast(PROBLEMS))
+
+
+def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
+    """At most one pair a prompt, of those `compared` without a problem.
+
+    Of several sources' pairs, `pair_source` decides: "best", the one with the best chosen answer; "widest", the one
+    with the widest margin; "random", a seeded one. Of equals there, the other of reward and margin, then the hash.
+    """
+    valid = judged.filter(pl.col("problem").is_null())
+    first, second = ("margin", "chosen_reward") if pair_source == "widest" else ("chosen_reward", "margin")
+    valid = valid.with_columns(place=hashing.mix(valid["chosen_tie"], valid["rejected_tie"]))
+    order = ["place"] if pair_source == "random" else [first, second, "place"]
+    valid = valid.sort(order, descending=[name != "place" for name in order])
+    return valid.unique("prompt", keep="first", maintain_order=True)
+
+
+def _with_ties(answers: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """With the column `tie`, a hash of the seed and of what names the answer: prompt, source and index."""
+    sources = answers.select(pl.col("source").unique())
+    sources = sources.with_columns(source_key=hashing.keys(seed, sources["source"]))
+    keyed = answers.join(sources, on="source")
+    return keyed.with_columns(tie=hashing.mix(keyed["prompt_key"], keyed["source_key"], keyed["sample_index"]))
+
+
+def _by_verdict(candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Those known to be correct, and those known to be wrong."""
+    return candidates.filter(pl.col("verdict") == "correct"), candidates.filter(pl.col("verdict") == "wrong")
+
+
+def _unusable(marks: list[str]) -> pl.Expr:
+    """Why an answer can serve nowhere, neither chosen nor rejected; null if it can."""
+    needs_reward = pl.col("domain") != "chinese"
+    reason = (
+        # Of two answers with the same names, nothing tells which one was scored.
+        pl.when(pl.col("tie").is_duplicated())
+        .then(pl.lit("repeated"))
+        .when(pl.col("finish_reason") == "error")
+        .then(pl.lit("not_sampled"))
+        .when(pl.col("text_hash").is_null())
+        .then(pl.lit("empty"))
+        .when(pl.col("finish_reason") == "length")
+        .then(pl.lit("truncated"))
+        .when(pl.col("finish_reason") != "stop")
+        .then(pl.lit("not_finished"))
+    )
+    for mark in marks:
+        reason = reason.when(pl.col(mark)).then(pl.lit(mark))
+    return (
+        reason.when(pl.col("reward").is_null() & needs_reward)
+        .then(pl.lit("no_reward"))
+        .when(pl.col("reward").is_not_null() & ~pl.col("reward").is_finite())
+        .then(pl.lit("non_finite_reward"))
+    )
+
+
+def _of(candidates: pl.DataFrame, domain: str) -> pl.DataFrame:
+    return candidates.filter(pl.col("domain") == domain)
+
+
+def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
+    """Prompts that come to the rules without any usable answer, by the stage where their furthest answer was lost."""
+    scored = unused.filter(pl.col("reason").is_in(["no_reward", "non_finite_reward"]))
+    lost = prompts.select("prompt").join(usable, on="prompt", how="anti")
+    return lost.with_columns(
+        asked=pl.col("prompt").is_in(unused["prompt"].unique().implode()),
+        scored=pl.col("prompt").is_in(scored["prompt"].unique().implode()),
+    ).select(
+        "prompt",
+        stage=pl.when("scored").then(pl.lit("score")).otherwise(pl.lit("sample")),
+        reason=pl.when("scored")
+        .then(pl.lit("no_usable_reward"))
+        .when("asked")
+        .then(pl.lit("no_usable_answer"))
+        .otherwise(pl.lit("no_answer")),
+    )
+
+
+def _without(candidates: pl.DataFrame, kept: pl.DataFrame, reason: str) -> pl.DataFrame:
+    """The prompts of `candidates` that have no row in `kept`."""
+    lost = candidates.join(kept, on="prompt", how="anti").select(pl.col("prompt").unique())
+    return lost.with_columns(reason=pl.lit(reason))

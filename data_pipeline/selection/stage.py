@@ -1,0 +1,133 @@
+"""Stage `select`: applies the rules of `selection` to all scored answers, and fetches the texts of those selected."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+from etils import epath
+
+from data_pipeline import stage_files
+from data_pipeline.config import PipelineConfig
+from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.scoring.stage import NEEDED
+from data_pipeline.selection import hashing, rules
+from fusejax.common.cli import UserError
+from fusejax.common.files import local_copy
+
+TABLES = ("sft", "dpo", "discarded", "unused")
+_KEY = ["prompt_id", "source", "sample_index"]
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `selection/{sft,dpo,discarded,unused}.parquet`.
+
+    Raises:
+      UserError: a domain's rule needs a reward and the config names none, a table is missing, or a mark is no boolean.
+    """
+    output = epath.Path(config.output_dir)
+    prompts_path = output / "prompts.parquet"
+    stage_files.check_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    with local_copy(prompts_path) as local:
+        prompts = pl.read_parquet(local, columns=["id", "dataset", "domain"], glob=False)
+    require_rewards(config, domains=set(prompts["domain"]))
+    files = [output / "scores" / f"{source.name}.parquet" for source in config.answerers]
+    for file in files:
+        stage_files.check_parquet(file, [*NEEDED, "reward", "verdict"], made_by="score")
+        _check_marks(file)
+    settings = config.model_dump(mode="json", include={"selection", "seed"})
+    inputs = stage_files.fingerprint(
+        settings, prompts_path, *files, *map(Path, (rules.__file__, hashing.__file__, __file__))
+    )
+    tables = {name: output / "selection" / f"{name}.parquet" for name in TABLES}
+
+    def work() -> str:
+        with contextlib.ExitStack() as stack:
+            return _select(config, prompts, [stack.enter_context(local_copy(file)) for file in files], tables)
+
+    stage_files.once(output, "select", inputs, list(tables.values()), work)
+
+
+def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> None:
+    """Raises `UserError` where a rule needs a reward that no scorer gives. `None`: the config's own domains."""
+    for domain in sorted({entry.domain for entry in config.prompts} if domains is None else domains):
+        if domain != "chinese" and getattr(config.scorers, domain).reward is None:
+            raise UserError(
+                f"scorers.{domain}.reward: selecting {domain} answers needs a reward: a model, or module:attribute"
+            )
+
+
+def _check_marks(file: epath.Path) -> None:
+    """Raises `UserError` where a column that takes answers out holds something else than true and false."""
+    with local_copy(file) as local:
+        present = pl.read_parquet_schema(local)
+    for mark in rules.MARKS:
+        if present.get(mark, pl.Boolean) != pl.Boolean:
+            raise UserError(f"{file}: column {mark!r} must be boolean; it is {present[mark]}")
+
+
+def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path]) -> str:
+    candidates = pl.concat([_candidates(file) for file in files]).collect(engine="streaming")
+    selected = rules.select(prompts, candidates, config.selection, config.seed)
+    del candidates
+    texts = _texts(selected, files)
+    sft = selected.sft.join(texts, on=_KEY, how="left", maintain_order="left")
+    dpo = selected.dpo
+    for name in ("chosen", "rejected"):
+        keys = {key: f"{name}_{key}" for key in ("source", "sample_index")}
+        dpo = dpo.join(
+            texts.rename({**keys, "text": name}),
+            on=["prompt_id", *keys.values()],
+            how="left",
+            maintain_order="left",
+        )
+    frames = {"sft": sft, "dpo": dpo, "discarded": selected.discarded, "unused": selected.unused}
+    for name in TABLES:
+        stage_files.write_parquet(frames[name], tables[name])
+    return (
+        f"{len(sft):,} SFT examples, {len(dpo):,} pairs, {len(selected.discarded):,} prompts discarded"
+        f"{_counts(selected.discarded)}, {len(selected.unused):,} answers unusable{_counts(selected.unused)}"
+    )
+
+
+def _candidates(file: Path) -> pl.LazyFrame:
+    """What the rules look at. Texts are read as a stream and only their hashes kept."""
+    present = pl.read_parquet_schema(file)
+    text = pl.col("text").str.strip_chars()
+    return pl.scan_parquet(file, glob=False).select(
+        *_keys(),
+        pl.col("finish_reason", "verdict").cast(pl.String),
+        pl.col("reward").cast(pl.Float64),
+        *(pl.col(mark) if mark in present else pl.lit(None, pl.Boolean).alias(mark) for mark in rules.MARKS),
+        text_hash=pl.when(text.str.len_bytes() > 0).then(text.hash(seed=0)),
+    )
+
+
+def _keys() -> list[pl.Expr]:
+    """The columns `_KEY`; other programs' files may hold smaller integers or categories."""
+    return [pl.col("prompt_id", "source").cast(pl.String), pl.col("sample_index").cast(pl.Int64)]
+
+
+def _texts(selected: rules.Selected, files: list[Path]) -> pl.DataFrame:
+    """The texts of the selected answers, with their keys."""
+    wanted = pl.concat(
+        [selected.sft.select(_KEY)]
+        + [
+            selected.dpo.select("prompt_id", source=f"{name}_source", sample_index=f"{name}_sample_index")
+            for name in ("chosen", "rejected")
+        ]
+    ).unique()
+    with tempfile.TemporaryDirectory() as folder:
+        # One file at a time, and by way of the disk: rows filtered in memory keep the buffers of all others alive.
+        found = [Path(folder) / f"{number}.parquet" for number in range(len(files))]
+        for file, part in zip(files, found, strict=True):
+            texts = pl.scan_parquet(file, glob=False).select(*_keys(), "text")
+            texts.join(wanted.lazy(), on=_KEY, how="semi").sink_parquet(part, row_group_size=stage_files.ROWS_A_GROUP)
+        parts = [pl.read_parquet(part, memory_map=False) for part in found]
+    return pl.concat(parts).unique(_KEY, keep="any")
+
+
+def _counts(frame: pl.DataFrame) -> str:
+    counts = dict(frame["reason"].value_counts(sort=True).iter_rows())
+    return f" {counts}" if counts else ""

@@ -1,0 +1,114 @@
+"""Stage `write`: the selection as preference shards, `sft/` and `dpo/`, ready for the trainer."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import polars as pl
+from etils import epath
+
+from data_pipeline import stage_files
+from data_pipeline.config import PipelineConfig
+from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.scoring.stage import sandboxes
+from fusejax.common.cli import UserError
+from fusejax.common.files import temporary_folder
+from fusejax.data.records import PreferencePair, SFTExample, move_shards, write_shards
+
+Kind = Literal["sft", "dpo"]
+KINDS: tuple[Kind, ...] = ("sft", "dpo")
+
+
+def run(config: PipelineConfig) -> None:
+    """Writes `{sft,dpo}/{train,eval}-*` with a `manifest.json` each.
+
+    Raises:
+      UserError: nothing was selected, or a table is missing.
+    """
+    output = epath.Path(config.output_dir)
+    tables = {kind: output / "selection" / f"{kind}.parquet" for kind in KINDS}
+    for path in tables.values():
+        stage_files.check_parquet(path, ["prompt_id"], made_by="select")
+    prompts_path = output / "prompts.parquet"
+    prompts = stage_files.read_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
+    selected = {kind: stage_files.read_parquet(path, ["prompt_id"], made_by="select") for kind, path in tables.items()}
+    if all(frame.is_empty() for frame in selected.values()):
+        raise UserError(f"{tables['sft'].parent}: nothing was selected; discarded.parquet there says why")
+    inputs = stage_files.fingerprint(config.model_dump(mode="json"), sandboxes(output), prompts_path, *tables.values())
+    # A data set of a kind without examples is not written: it could not be read.
+    manifests = [output / kind / "manifest.json" for kind in KINDS if not selected[kind].is_empty()]
+    stage_files.once(output, "write", inputs, manifests, lambda: _write(config, prompts, selected))
+
+
+def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, pl.DataFrame]) -> str:
+    output = epath.Path(config.output_dir)
+    messages = dict(prompts.select("id", "messages").iter_rows())
+    held_out = eval_prompts(pl.concat([frame.select("prompt_id", "domain") for frame in selected.values()]), config)
+    manifest = {
+        "config": config.model_dump(mode="json"),
+        "sandbox": sandboxes(output),
+        "models": {source.name: source.model for source in config.answerers},
+        "sampling": {
+            source.name: {
+                **source.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
+                "max_new_tokens": config.max_new_tokens,
+            }
+            for source in config.sources
+        },
+    }
+    counts: list[str] = []
+    for kind in KINDS:
+        with temporary_folder(output) as folder:
+            for split, is_eval in (("train", False), ("eval", True)):
+                rows = selected[kind].filter(pl.col("prompt_id").is_in(list(held_out)) == is_eval)
+                if rows.is_empty():
+                    continue
+                write_shards(
+                    folder,
+                    split,
+                    _examples(kind, rows, messages),
+                    kind=kind,
+                    format=config.write.format,
+                    num_shards=min(config.write.num_shards, len(rows)),
+                    manifest=manifest,
+                )
+                counts.append(f"{kind}/{split} {len(rows):,}")
+            # The old data set goes only when the new one is whole, with the splits that the new one lacks.
+            if selected[kind].is_empty():
+                (output / kind).rmtree(missing_ok=True)
+            else:
+                move_shards(folder, output / kind)
+    return ", ".join(counts)
+
+
+def _examples(
+    kind: Kind, rows: pl.DataFrame, messages: dict[str, list[dict[str, str]]]
+) -> Iterator[SFTExample | PreferencePair]:
+    def turn(text: str) -> Any:
+        return [{"role": "assistant", "content": text}]
+
+    for row in rows.iter_rows(named=True):
+        common = {"id": row["prompt_id"], "dataset": row["dataset"], "domain": row["domain"]}
+        prompt: Any = messages[row["prompt_id"]]
+        if kind == "sft":
+            yield SFTExample(**common, source_model=row["source"], messages=prompt + turn(row["text"]))
+        else:
+            yield PreferencePair(
+                **common,
+                source_model=row["chosen_source"],
+                prompt=prompt,
+                chosen=turn(row["chosen"]),
+                rejected=turn(row["rejected"]),
+                chosen_score=row["chosen_reward"],
+                rejected_score=row["rejected_reward"],
+            )
+
+
+def eval_prompts(selected: pl.DataFrame, config: PipelineConfig) -> set[str]:
+    """Prompts held out for evaluation during training: a seeded share of each domain's, the same for every kind."""
+    fraction, held_out = config.write.eval_fraction, set()
+    for domain in sorted(set(selected["domain"])):
+        ids = set(selected.filter(pl.col("domain") == domain)["prompt_id"])
+        ordered = sorted(ids, key=lambda prompt: (stage_files.rank(config.seed, "eval", prompt), prompt))
+        held_out |= set(ordered[: math.ceil(fraction * len(ids))])
+    return held_out

@@ -1,0 +1,131 @@
+"""Configuration files, overrides, and how mistakes in them are told."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fusejax import export
+from fusejax.common.cli import UserError, load_config
+from fusejax.config import EvaluateConfig, TrainConfig
+
+GOOD = """
+task: sft
+model: some/model
+data: {train: data/sft/train}
+output_dir: runs/x
+optimizer: {learning_rate: 5e-6}
+"""
+
+
+def load(tmp_path, text=GOOD, overrides=()):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(TrainConfig, path, list(overrides))
+
+
+def test_values_and_overrides(tmp_path):
+    config = load(tmp_path, overrides=["optimizer.b2=0.95", "data.eval=data/sft/eval", "optimizer.learning_rate=1e-5"])
+    assert config.optimizer.learning_rate == 1e-5
+    assert config.optimizer.b2 == 0.95
+    assert config.data.eval == "data/sft/eval"
+    assert load(tmp_path).optimizer.learning_rate == 5e-6  # which YAML 1.1 reads as text
+
+
+def test_row_length_follows_the_task(tmp_path):
+    assert load(tmp_path, overrides=["max_length=100"]).row_length == 100
+    assert load(tmp_path, overrides=["max_length=100", "task=dpo", "preference.beta=1"]).row_length == 200
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimiser.b1=0.9"], "optimiser: unknown key; did you mean 'optimizer'?"),
+        (["optimizer.learning_rat=1"], "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        (["batch_size=many"], "batch_size: input should be a valid integer"),
+        (["batch_size=0"], "batch_size: input should be greater than 0"),
+        (["task=dpo"], "task dpo needs the section 'preference'"),
+        (["preference.beta=1"], "task sft has no use for the section 'preference'"),
+        (["packing.row_length=100"], "packing.row_length 100 cannot hold a whole example"),
+        (["packing.attention_length=2000"], "packing.attention_length 2000 is less than packing.row_length, 2048"),
+        (["packing.attention_length=4096"], "packing.attention_length is for task dpo"),
+        (
+            ["task=dpo", "preference.beta=1", "packing.row_length=3500", "packing.attention_length=4095"],
+            "packing.attention_length 4095 cannot hold a whole example: dpo with max_length 2048 needs 4096",
+        ),
+        (
+            ["task=dpo", "preference.beta=1", "packing.row_length=2047", "packing.attention_length=4096"],
+            "packing.row_length 2047 cannot hold a whole example: dpo with max_length 2048 needs 2048",
+        ),
+        (["max_prompt_length=2048"], "max_prompt_length 2048 leaves no room in max_length 2048"),
+        (["mesh.data=-1"], "only one axis can be -1"),
+        (["seed=-1"], "seed: input should be greater than or equal to 0"),
+        (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: input should be a finite number"),
+        (["batch_size=true"], "batch_size: input should be a valid integer"),
+        (["batch_size=8.0"], "batch_size: input should be a valid integer"),
+        (["task=dpo", "preference.length_normalized=1"], "preference.length_normalized: input should be a valid bool"),
+        (["output_dir=gs:///run"], "output_dir: gs:///run is neither a local path nor gs://BUCKET/..."),
+        (["data.train=gs:/b/train"], "data.train: gs:/b/train is neither a local path nor gs://BUCKET/..."),
+        (["data.eval=s3://b/eval"], "data.eval: s3://b/eval is neither a local path nor gs://BUCKET/..."),
+        (["nothing"], "override 'nothing': expected key.path=value"),
+        (["model.name=x"], "override 'model.name=x': 'model' has no keys below it"),
+        (["seed=[1"], "override 'seed=[1': '[1' is not a YAML value"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path, overrides, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, overrides=overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "seed: 1\nseed: 2\n", "key 'seed' occurs twice"),
+        ("task: [sft", "not YAML"),
+        ("- task", "expected keys and values, found list"),
+        ("", "field required"),
+    ],
+)
+def test_files_that_hold_no_configuration(tmp_path, text, message):
+    with pytest.raises(UserError, match=r"run\.yaml") as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(UserError, match=r"run\.yaml: not UTF-8") as error:
+        load_config(TrainConfig, tmp_path / "run.yaml", [])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["models.base", "prompts", "scoring", "output_dir"])
+def test_where_the_files_of_an_evaluation_may_lie(tmp_path, key):
+    (tmp_path / "run.yaml").write_text("{models: {base: m}, prompts: p, scoring: s, output_dir: o}")
+    assert load_config(EvaluateConfig, tmp_path / "run.yaml", []).models == {"base": "m"}
+    load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=gs://b/x"])
+    with pytest.raises(UserError, match=f"{key}: s3://b/x is neither a local path nor gs://BUCKET"):
+        load_config(EvaluateConfig, tmp_path / "run.yaml", [f"{key}=s3://b/x"])
+
+
+def test_an_evaluation_has_models(tmp_path):
+    (tmp_path / "run.yaml").write_text("{models: {}, prompts: p, scoring: s, output_dir: o}")
+    with pytest.raises(UserError, match="models: dictionary should have at least 1 item"):
+        load_config(EvaluateConfig, tmp_path / "run.yaml", [])
+
+
+@pytest.mark.parametrize("options", [["s3://b/run", "--output", "x"], ["run", "--output", "s3://b/x"]])
+def test_where_an_export_may_lie(monkeypatch, options):
+    monkeypatch.setattr("sys.argv", ["export", "--checkpoint", *options])
+    with pytest.raises(UserError, match=r"s3://b/(run|x) is neither a local path nor gs://BUCKET"):
+        export.main()
+
+
+def test_a_missing_file_ends_with_status_2():
+    command = [sys.executable, "-m", "fusejax.train", "--config", "/nowhere/run.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: config /nowhere/run.yaml: No such file or directory\n"
