@@ -2,11 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-import jinja2
-
-from data_pipeline.stage_files import one_line
+from fusejax.common.chat_template import TemplateError, encode_prompt, load_tokenizer
 from fusejax.common.cli import UserError
 
 
@@ -21,16 +18,12 @@ class ChatTokenizer:
         """Loads the tokenizer.
 
         Raises:
-          UserError: it cannot be loaded, has no chat template, or the model has a shorter context than `max_model_len`.
+          UserError: it cannot be loaded, or has no chat template.
         """
-        import transformers  # Slow to import, and not needed where all answers are there.
-
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
-        except Exception as error:  # Whatever a broken checkpoint makes transformers raise.
-            raise UserError(f"sources: {name}: {directory} has no tokenizer: {one_line(error)}") from error
-        if not self._tokenizer.chat_template:
-            raise UserError(f"sources: {name}: the tokenizer in {directory} has no chat template")
+            self._tokenizer = load_tokenizer(directory)
+        except UserError as error:
+            raise UserError(f"sources: {name}: {error}") from error
         self.context = max_model_len or _positions(directory)
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
@@ -40,25 +33,12 @@ class ChatTokenizer:
           Refused: the template does not take these turns, or they leave no room for an answer.
         """
         try:
-            ids = self._render(messages)
-        except jinja2.TemplateError as error:
-            raise Refused(f"chat_template: {one_line(error)}") from None
+            ids = encode_prompt(self._tokenizer, messages)
+        except TemplateError as error:
+            raise Refused(f"chat_template: {error}") from None
         if len(ids) >= self.context:
             raise Refused(f"prompt_too_long: {len(ids)} of {self.context} tokens")
         return ids
-
-    def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        def render(turns: list[dict[str, str]]) -> list[int]:
-            return self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-
-        try:
-            return render(messages)
-        except jinja2.TemplateError:
-            # Gemma's template, and some of Mistral's, refuse a system turn: it opens the user's turn instead.
-            if len(messages) < 2 or messages[0]["role"] != "system":
-                raise
-            system, user, *rest = messages
-            return render([{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest])
 
 
 def _positions(directory: Path) -> int:

@@ -1,7 +1,8 @@
 """A conversation as token ids and a loss mask, with any tokenizer's own chat template.
 
 The ids are exactly those of `tokenizer.apply_chat_template(messages, tokenize=True)`: special tokens come from the
-template alone, so there is never a second BOS. The mask covers the assistant's tokens and the token that ends the turn.
+template alone, so there is never a second BOS. Where the template refuses a system turn, `messages` are those of
+`fusejax.common.chat_template`. The mask covers the assistant's tokens and the token that ends the turn.
 
 Few templates mark what the assistant says, so it is found by substitution. The conversation is rendered twice, the
 second time with a sentinel for one assistant turn; what stands before and after the sentinel also stands before and
@@ -10,17 +11,17 @@ characters into tokens. Where the two renderings do not fit together, or no spec
 conversation is refused: it is never masked by guess.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Bool, Int32
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from fusejax.common.cli import UserError, one_line
+from fusejax.common import chat_template
+from fusejax.common.chat_template import TemplateError, as_template_takes, render
+from fusejax.common.cli import UserError
 from fusejax.data.records import Message
 
 TrainOn = Literal["all", "last"]
@@ -56,25 +57,14 @@ class _Turn(NamedTuple):
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a Hugging Face directory, or of a Hub id.
+    """Loads a tokenizer that conversations can be masked with; see `chat_template.load_tokenizer`.
 
     Raises:
       UserError: it cannot be loaded, is not a fast one (only those tell offsets), or has no chat template.
     """
-    # Anything else than `name` or `owner/name` is no Hub id, so the Hub's complaint would mislead.
-    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(source)):
-        raise UserError(f"tokenizer {source}: no such directory")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except Exception as error:  # whatever the files hold: `tokenizers` raises plain Exception
-        raise UserError(f"tokenizer {source}: cannot be loaded: {one_line(error)}") from error
+    tokenizer = chat_template.load_tokenizer(source)
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {source}: {type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"tokenizer {source}: has no chat template; add chat_template.jinja beside its files, "
-            "or start from the instruction-tuned model"
-        )
     return tokenizer
 
 
@@ -119,55 +109,37 @@ def encode_conversations(
     ]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation that the assistant is to go on with.
-
-    Raises:
-      ChatError: the template refuses it, or writes nothing.
-    """
-    text = _render(tokenizer, messages, ask=True)
-    if not text:
-        raise ChatError("template_error", "the template writes nothing")
-    return cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def _render_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], train_on: TrainOn
 ) -> tuple[str, list[_Turn]] | ChatError:
     """The conversation as text, and where in it the assistant turns to train on are."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if train_on == "last":
-        turns = [i for i in turns if i == len(messages) - 1]
-    if not turns:
-        return ChatError("empty_mask", "no assistant turn" if train_on == "all" else "the last turn is not assistant's")
     try:
-        text = _render(tokenizer, messages)
+        turns, text = as_template_takes(tokenizer, messages)
+        said = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if train_on == "last":
+            said = [i for i in said if i == len(turns) - 1]
+        if not said:
+            why = "no assistant turn" if train_on == "all" else "the last turn is not assistant's"
+            return ChatError("empty_mask", why)
         sentinel = "Sentinel"
         while sentinel in text:
             sentinel += "l"
-        return text, [_find_turn(tokenizer, messages, i, text, sentinel) for i in turns]
+        return text, [_find_turn(tokenizer, turns, i, text, sentinel) for i in said]
+    except TemplateError as error:
+        return ChatError("template_error", str(error))
     except ChatError as error:
         return error
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool = False) -> str:
-    """The text of a conversation; `ask` opens the assistant's next turn."""
-    try:
-        turns = cast(list[dict[str, str]], list(messages))
-        return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # what template code can raise
-        raise ChatError("template_error", one_line(error)) from None
-
-
 def _find_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, text: str, sentinel: str
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], turn: int, text: str, sentinel: str
 ) -> _Turn:
     where = f"turn {turn} of {len(messages)}"
     if not messages[turn]["content"].strip():
         raise ChatError("empty_response", f"{where} has no text")
     swapped = list(messages)
     swapped[turn] = {"role": "assistant", "content": sentinel}
-    parts = _render(tokenizer, swapped).split(sentinel)
+    parts = render(tokenizer, swapped).split(sentinel)
     if len(parts) != 2:
         raise ChatError("no_mask", f"the template writes {where} {len(parts) - 1} times")
     before, after = parts
@@ -179,11 +151,15 @@ def _find_turn(
     if text[start:end] not in messages[turn]["content"]:
         raise ChatError("no_mask", f"the template rewrites {where}: {text[start : min(end, start + 20)]!r}")
     # Mistral's `[/INST] Hello`: the space before the answer is the assistant's where the question to it ends before it.
-    if before.endswith(" ") and turn > 0 and not _render(tokenizer, messages[:turn], ask=True).endswith(" "):
+    if (
+        before.endswith(" ")
+        and turn > 0
+        and not render(tokenizer, messages[:turn], add_generation_prompt=True).endswith(" ")
+    ):
         start = len(before.rstrip(" "))
     if turn == len(messages) - 1:
         return _Turn(start, end, closing=after)
-    *_, closing = _render(tokenizer, swapped[: turn + 1]).split(sentinel)
+    *_, closing = render(tokenizer, swapped[: turn + 1]).split(sentinel)
     return _Turn(start, end, closing)
 
 

@@ -6,9 +6,10 @@ import polars as pl
 from etils import epath
 from flax import nnx
 
+from fusejax.common.chat_template import TemplateError, encode_prompt
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy
-from fusejax.data.chat import ChatError, encode_prompt, load_tokenizer
+from fusejax.data.chat import load_tokenizer
 from fusejax.distributed.mesh import one_device_mesh
 from fusejax.models.decoder.generate import generate
 from fusejax.models.huggingface.generation_config import stop_ids
@@ -66,7 +67,7 @@ def answer(
     def encode(messages: Any) -> list[int]:
         try:
             return encode_prompt(tokenizer, messages)
-        except ChatError:
+        except TemplateError:
             return []
 
     tokens = [encode(messages) for messages in prompts["messages"]]

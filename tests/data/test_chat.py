@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fusejax.common.chat_template import encode_prompt
 from fusejax.common.cli import UserError
 from fusejax.data.chat import ChatError, encode_conversation, encode_conversations, load_tokenizer
 from tests.data.families import make_tokenizer, marked_template
@@ -46,9 +47,10 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_ids_are_the_templates_and_mask_is_the_assistants(family, name):
     tokenizer, messages = make_tokenizer(family), CONVERSATIONS[name]
-    if family == "gemma" and name == "system":
-        pytest.skip("refuses a system turn")
     tokens, loss_mask = encode_conversation(tokenizer, messages)
+    if family == "gemma" and name == "system":  # which its template refuses
+        system, user, *rest = messages
+        messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     assert tokens.dtype == np.int32 and loss_mask.dtype == bool
     assert tokens.tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
     reference = tokenizer.apply_chat_template(
@@ -112,8 +114,17 @@ def test_nothing_to_train_on(tokenizer):
 
 
 def test_a_template_that_refuses():
-    error = refused(make_tokenizer("gemma"), CONVERSATIONS["system"])
+    system, question, answer, *_ = CONVERSATIONS["system"]
+    error = refused(make_tokenizer("gemma"), [system, answer, question, answer])
     assert (error.reason, error.detail) == ("template_error", "System role not supported")
+
+
+def test_who_is_asked_sees_what_is_trained(family):
+    """Up to the answer, the text of training is what samplers and evaluation ask with, system turn and all."""
+    tokenizer, messages = make_tokenizer(family), CONVERSATIONS["system"][:3]
+    tokens, loss_mask = encode_conversation(tokenizer, messages)
+    asked = encode_prompt(tokenizer, messages[:-1])
+    assert tokens[: loss_mask.argmax()].tolist() == asked
 
 
 START = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
