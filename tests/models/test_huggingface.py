@@ -312,7 +312,7 @@ def test_devices_get_their_parts(tmp_path):
     script = textwrap.dedent("""
         import sys
         import jax, numpy as np
-        from fusejax.models import huggingface
+        from fusejax.models.huggingface import checkpoint as huggingface
         from fusejax.models.decoder.decoder import named_parameters
 
         mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -44,7 +44,8 @@ PRELUDE = textwrap.dedent("""
     from fusejax.config import MeshConfig
     from fusejax.distributed.mesh import make_mesh
     from fusejax.distributed.sharding import parameter_sharding
-    from fusejax.models import huggingface, safetensors_file
+    from fusejax.models.huggingface import checkpoint as huggingface
+    from fusejax.models.huggingface import safetensors_file
     from fusejax.models.decoder.decoder import named_parameters
 
     read = 0
