@@ -1,4 +1,8 @@
-"""The whole of a training run, and of an evaluation, as typed, validated values: every choice there is."""
+"""The whole of a training run, and of an evaluation, as typed, validated values: every choice there is.
+
+A run goes on under a later release, which reads its `run.yaml`. So the default of a key that is added must be what was
+done before there was one; and a key or value that goes must still be read as what takes its place, in a validator.
+"""
 
 from typing import Literal
 

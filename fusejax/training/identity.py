@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+import pydantic
 import yaml
 from etils import epath
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **data: str) -> dict[str, str]:
-    """What decides the run's token sequences, besides the model; `data` maps a split to its shards' fingerprint."""
+    """What decides the run's token sequences, besides the model; `data` maps a split to its shards' fingerprint.
+
+    It is compared with that of runs begun long ago. An entry that they do not have is a difference, so whatever is
+    added here must be left out where it is as it was before.
+    """
     return {
         **{f"{split} data": fingerprint for split, fingerprint in data.items()},
         "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -44,19 +49,41 @@ def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, 
     path = output_dir / "run.yaml"
     mine = {"config": config.model_dump(), "data": data}
     found = yaml.safe_load(path.read_text()) if path.exists() else None
+    differing = _differing(found, mine) if found else []
     if not resumes or not found:
-        if found != mine:
+        if differing or not found:
             (output_dir / "reference.npz").unlink(missing_ok=True)
         write_text(path, yaml.safe_dump(mine, sort_keys=False))
-        return
-    old, new = _flatten(found["config"]), _flatten(mine["config"])
-    differing = [key for key in new if new[key] != old.get(key) and not key.startswith(_FREE_KEYS)]
-    differing += [f"the {key}" for key in data if data[key] != found["data"].get(key)]
-    if differing:
+    elif differing:
         raise UserError(
             f"{output_dir} holds a run that differs in {', '.join(differing)}; "
             "choose another output_dir, or delete that run to start afresh"
         )
+
+
+def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What differs between the `run.yaml` of a run, perhaps of another release, and what this one would write."""
+    new, old = _binding(mine["config"]), _binding(found["config"])
+    try:
+        # As this release reads it: a key that did not exist then has its default, one that was renamed its new name.
+        read = TrainConfig.model_validate({**old, "output_dir": mine["config"]["output_dir"]})
+    except pydantic.ValidationError as error:
+        # It has what there no longer is, or lacks what has no default.
+        differing = [".".join(map(str, each["loc"])) or each["msg"] for each in error.errors()]
+    else:
+        flat, theirs = _flatten(new), _flatten(_binding(read.model_dump()))
+        differing = [key for key in flat | theirs if flat.get(key) != theirs.get(key)]
+    data, other = mine["data"], found["data"]
+    return differing + [f"the {key}" for key in data | other if data.get(key) != other.get(key)]
+
+
+def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration without the keys that may change."""
+    return {
+        key: _binding(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not f"{prefix}{key}".startswith(_FREE_KEYS)
+    }
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

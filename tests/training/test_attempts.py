@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import yaml
 
 from fusejax.common.cli import UserError
 from fusejax.common.files import check_writable, write_text
+from fusejax.config import TrainConfig
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training.checkpoints import Checkpoints, complete_steps
@@ -151,6 +153,68 @@ def test_reading_changes_nothing(original, tmp_path, capsys):
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def edit_run(killed: TrainConfig, edit: Callable[[dict], None]) -> None:
+    """Changes the configuration that a run was begun with, as another release would have written it."""
+    path = Path(killed.output_dir) / "run.yaml"
+    values = yaml.safe_load(path.read_text())
+    edit(values["config"])
+    path.write_text(yaml.safe_dump(values))
+
+
+def without_some_keys(config: dict) -> None:
+    del config["max_prompt_length"], config["packing"]["attention_length"], config["optimizer"]["eps"]
+    del config["preference"]["label_smoothing"], config["mesh"]
+
+
+def test_a_run_begun_before_some_keys_existed_goes_on(original, killed):
+    edit_run(killed, without_some_keys)
+    train(killed)
+    ours, theirs = final_arrays(Path(killed.output_dir)), final_arrays(original / "run")
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    assert logged(Path(killed.output_dir)) == logged(original / "run")
+
+
+def test_a_key_that_did_not_exist_is_refused_where_it_is_no_longer_as_it_was(world, original, killed):
+    edit_run(killed, without_some_keys)
+    values = killed.model_dump()
+    values["optimizer"]["eps"] = 1e-6
+    values["preference"]["label_smoothing"] = 0.1
+    with pytest.raises(UserError, match=r"differs in optimizer\.eps, preference\.label_smoothing; choose"):
+        train(TrainConfig.model_validate(values))
+
+
+def test_a_key_that_is_no_more_is_refused_by_name(killed):
+    """What it did is not known: one that need not stop a run is still read, by a validator of the configuration."""
+    edit_run(killed, lambda config: config["optimizer"].update(nesterov=True))
+    with pytest.raises(UserError, match=r"holds a run that differs in optimizer\.nesterov; choose"):
+        train(killed)
+
+
+def test_keys_that_may_change_may_go_too(original, killed):
+    edit_run(killed, lambda config: config.update(remat="by magic", mesh={"pipeline": 2}))
+    train(killed)
+    assert logged(Path(killed.output_dir)) == logged(original / "run")
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_a_run_is_read_as_it_was_written(world, tmp_path, task):
+    config = run_config(world, tmp_path, task)
+    claim(tmp_path, config, {"train data": "a"}, resumes=False)
+    claim(tmp_path, config, {"train data": "a"}, resumes=True)
+    with pytest.raises(UserError, match="differs in the eval data;"):
+        claim(tmp_path, config, {"train data": "a", "eval data": "b"}, resumes=True)
+
+
+def test_a_reference_survives_what_it_does_not_depend_on(world, tmp_path):
+    sidecar = tmp_path / "reference.npz"
+    claim(tmp_path, run_config(world, tmp_path, "dpo"), {"train data": "a"}, resumes=False)
+    sidecar.touch()
+    claim(tmp_path, run_config(world, tmp_path, "dpo", remat="full"), {"train data": "a"}, resumes=False)
+    assert sidecar.exists()
 
 
 def test_giving_way_takes_the_reference_along(world, tmp_path):
