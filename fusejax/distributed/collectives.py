@@ -31,9 +31,22 @@ def gather_layer(params: Any, specs: Any, axis: str, dtype: jnp.dtype) -> Any:
     return jax.tree.map(gather, params, specs)
 
 
+def sum_unsplit(params: Any, specs: Any, axis: str) -> Any:
+    """Parameters that `axis` does not split, as `specs` says, with `sum_gradient`; those that it does as they are."""
+
+    def summed(x: Array, spec: PartitionSpec) -> Array:
+        return x if any(axis in mesh_axes(entry) for entry in spec) else sum_gradient(x, axis)
+
+    return jax.tree.map(summed, params, specs)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_gradient(x: Array, axis: str) -> Array:
-    """`x`, which is the same on all devices along `axis` but used for something else on each."""
+    """`x`, which is the same on all devices along `axis` but used for something else on each.
+
+    Every replicated parameter that meets activations which differ along `axis` must go through this on its way there:
+    without it the values are right and each device is left with a part of the gradient. See `network.Network`.
+    """
     return x
 
 

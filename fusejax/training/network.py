@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient
+from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient, sum_unsplit
 from fusejax.distributed.sharding import parameter_specs
 from fusejax.models.attention import block_attention, splash
 from fusejax.models.attention.dispatch import Kernel, Tokens
@@ -125,6 +125,10 @@ class Network:
         ) -> Float[Array, "R C D"]:
             if self.fsdp is not None:
                 params = gather_layer(params, specs, self.fsdp, self.compute_dtype)
+            if self.tensor is not None:
+                # A norm of heads, say: whole on every device, but used on the heads of each.
+                parts = {name: sum_unsplit(params[name], specs[name], self.tensor) for name in Layer.PARTS}
+                params = {**params, **parts}
             return nnx.merge(graph, params)(x, tokens, jax.lax.stop_gradient(rotary), sharing=sharing)[0]
 
         return layer

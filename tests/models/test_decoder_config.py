@@ -151,6 +151,14 @@ def test_configs_of_the_test_checkpoints_are_told_apart(family):
     assert DecoderConfig.from_hf(config) not in [DecoderConfig.from_hf(other) for other in others]
 
 
+def test_every_family_has_a_test_checkpoint():
+    """The tests of values, gradients, meshes and checkpoints all go through the same table."""
+    with pytest.raises(UserError) as error:
+        DecoderConfig.from_hf({"model_type": "none"})
+    supported = str(error.value).partition("supported are ")[2].split(", ")
+    assert sorted({config["model_type"] for config in tiny.CONFIGS.values()}) == supported
+
+
 def test_llama3_frequencies_at_full_size():
     config = transformers.AutoConfig.for_model(**LLAMA_32_1B)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config)

@@ -136,8 +136,14 @@ class Layer(nnx.Module):
 
     Args:
       tensor_axis: the mesh axis over which heads and the MLP's inner channels are split; each device then has some.
+        What is computed between `_to_parts` and `_from_parts` then differs between devices, and the gradient of a
+        parameter that is used there but not split (a norm of each head) must be summed over the axis. The caller does
+        so for all parameters of `PARTS`; whoever uses one elsewhere on parts passes it through `sum_gradient`.
       kernel: see `attention`.
     """
+
+    PARTS = ("attention", "mlp")
+    """The modules that work on parts."""
 
     def __init__(
         self,

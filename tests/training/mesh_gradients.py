@@ -1,0 +1,227 @@
+"""Gradients on meshes beside those of one device, each parameter's; what differs is told by name and likely cause.
+
+A process of its own, which has eight devices: it reads what `faults_on` takes, and writes what that returns.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import operator
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fusejax.config import MeshConfig
+from fusejax.distributed import sharding
+from fusejax.distributed.collectives import sum_unsplit
+from fusejax.distributed.mesh import make_mesh
+from fusejax.models.decoder import decoder as decoders
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import Attention
+from fusejax.models.decoder.layers import RMSNorm
+from fusejax.training import network as networks
+from fusejax.training.network import Network
+from fusejax.training.step import Accumulator, Passes, make_loss
+
+TOLERANCE = 1e-5
+"""Of a gradient, relative to the parameter's largest."""
+AXES = ("fsdp", "tensor")
+DTYPES = {"param_dtype": jnp.dtype("float32"), "compute_dtype": jnp.dtype("float32")}
+# Less of a compiler's work, which is most of this test's time, and the same arithmetic.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+
+def faults_in_process(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], **options: Any) -> list[str]:
+    """`faults_on`, in a process that has the devices for it."""
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.training.mesh_gradients"]
+    told = json.dumps({"hf_config": hf_config, "meshes": meshes, **options})
+    result = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], *, head_norms: bool = False) -> list[str]:
+    """What is wrong with the loss or any parameter's gradient on any of the meshes, a line each.
+
+    Args:
+      hf_config: of a decoder, as its `config.json` has it. Its parameters are all random: norms and biases, too.
+      meshes: sizes of the axes; besides, `remat` and `unroll` as `Network` takes them, and whether to `forget` the sums
+        of gradients in attention and MLP.
+      head_norms: queries are normalised head by head, as a new family might.
+    """
+    if head_norms:
+        add_head_norms()
+    config = DecoderConfig.from_hf(hf_config)
+    rows, loss = batch(config.vocab_size), make_loss(None)
+    graph, shapes = decoders.abstract_decoder(config, **DTYPES)
+    params = random_parameters(shapes)
+
+    def plain(params):
+        decoder = nnx.merge(graph, params)
+        logits = decoder.logits(decoder(rows["tokens"], rows["positions"], rows["segment_ids"]))
+        logprobs = jax.nn.log_softmax(logits[:, :-1])
+        logprobs = jnp.take_along_axis(logprobs, rows["tokens"][:, 1:, None], -1)[..., 0]
+        sums = loss(jnp.where(rows["loss_mask"], jnp.pad(logprobs, ((0, 0), (1, 0))), 0), rows)
+        return sums["loss"], sums
+
+    expected, sums = jax.jit(jax.grad(plain, has_aux=True))(params)
+    faults = []
+    for mesh_options in meshes:
+        options = dict(mesh_options)
+        summing = (lambda params, specs, axis: params) if options.pop("forget", False) else sum_unsplit
+        layout = {"remat": options.pop("remat"), "unroll": options.pop("unroll", False)}
+        where = ", ".join(f"{axis}={size}" for axis, size in options.items())
+        mesh = make_mesh(MeshConfig(**{"fsdp": 1, **options}), jax.devices()[: np.prod(list(options.values()))])
+        with mock.patch.object(networks, "sum_unsplit", summing):
+            found = accumulated(config, mesh, params, rows, loss, sums, **layout)
+        error = abs(np.asarray(found.sums["loss"]).sum() / (2 * float(sums["loss"])) - 1)
+        if error > 1e-6:
+            faults.append(f"the loss under {where} is off by {error:.1e}")
+        specs = sharding.parameter_specs(params, mesh)
+        for path, gradient in jax.tree_util.tree_leaves_with_path(found.gradients):
+            keys = [key.key for key in path]
+            exact, spec = (functools.reduce(operator.getitem, keys, tree) for tree in (expected, specs))
+            split = {axis for entry in spec for axis in sharding.mesh_axes(entry)}
+            fault = explained(*per_device(gradient, np.asarray(exact), mesh), split)
+            if fault:
+                faults.append(f"gradient of {'.'.join(map(str, keys))} under {where} {fault}")
+    return faults
+
+
+def accumulated(
+    config: DecoderConfig, mesh: Mesh, params: Any, rows: Any, loss: Any, sums: Any, **layout: Any
+) -> Accumulator:
+    """What two microbatches that are the same add up to: gradients are added to those of the one before."""
+    network = Network(config, mesh, **DTYPES, **layout)
+    # Chunks that divide neither the words nor the tokens of a device.
+    network.projection = dataclasses.replace(network.projection, chunk_words=20, chunk_tokens=17)
+    replicas, parts = mesh.shape["data"], mesh.shape["data"] * mesh.shape["fsdp"]
+    shardings = sharding.parameter_shardings(params, mesh)
+    accumulator = Accumulator(
+        jax.tree.map(
+            lambda x, at: jax.device_put(
+                np.zeros((replicas, *x.shape), np.float32), NamedSharding(mesh, sharding.with_replicas(at.spec))
+            ),
+            params,
+            shardings,
+        ),
+        jax.tree.map(lambda _: jax.device_put(np.zeros(parts, np.float32), sharding.batch_sharding(mesh)), sums),
+    )
+    params, rows = jax.device_put(params, shardings), jax.device_put(rows, sharding.batch_sharding(mesh))
+    # Laid out as its result, so that it is compiled once.
+    layouts = jax.tree.map(lambda x: x.sharding, accumulator)
+    accumulate = jax.jit(Passes(network, loss, params, mesh).accumulate, out_shardings=layouts)
+    for _ in range(2):
+        accumulator = accumulate(params, accumulator, rows)
+    return accumulator
+
+
+def per_device(gradient: jax.Array, exact: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Half of what each device has, added up over replicas, and what that should be: [fsdp, tensor] of arrays."""
+    coordinates = {device: at[1:] for at, device in np.ndenumerate(mesh.devices)}
+    found, expected = (np.empty(mesh.devices.shape[2:], object) for _ in range(2))
+    for shard in gradient.addressable_shards:
+        _, fsdp, tensor = coordinates[shard.device]
+        part = np.asarray(shard.data, np.float64)[0] / 2
+        found[fsdp, tensor] = part if found[fsdp, tensor] is None else found[fsdp, tensor] + part
+        expected[fsdp, tensor] = exact[shard.index[1:]]
+    return found, expected
+
+
+def explained(found: np.ndarray, expected: np.ndarray, split: set[str]) -> str | None:
+    """What is wrong with a gradient, None if nothing is.
+
+    Args:
+      found: what each device has, [fsdp, tensor] of arrays.
+      expected: what it should have.
+      split: the axes over which the parameter is split.
+    """
+    largest = max(np.abs(each).max() for each in expected.flat)
+
+    def error(found: np.ndarray) -> float:
+        return max(np.abs(ours - exact).max() for ours, exact in zip(found.flat, expected.flat, strict=True)) / largest
+
+    if error(found) < TOLERANCE:
+        return None
+    whole = [axis for axis in AXES if axis not in split and found.shape[AXES.index(axis)] > 1]
+    for axes in itertools.chain.from_iterable(itertools.combinations(whole, n) for n in (1, 2)):
+        numbers, names = tuple(map(AXES.index, axes)), " and ".join(f"`{axis}`" for axis in axes)
+        if error(np.broadcast_to(found.sum(axis=numbers, keepdims=True), found.shape)) < TOLERANCE:
+            needed = " and ".join(f"sum_gradient(..., {axis!r})" for axis in axes)
+            return (
+                f"is off by {error(found):.3f}: it is not the sum over {names}, though what the devices there have "
+                f"sums to it. A parameter that {names} does not split, used on activations that differ along it, needs "
+                f"{needed} (fusejax/distributed/collectives.py)"
+            )
+        if error(found / np.prod([found.shape[number] for number in numbers])) < TOLERANCE:
+            return f"is off by {error(found):.3f}: it was already the sum over {names} when it was summed over it again"
+    return f"is off by {error(found):.3g}"
+
+
+def add_head_norms() -> None:
+    """Gives every decoder a norm of each query head, the way one would write it for one device."""
+
+    class Normed(nnx.Module):
+        def __init__(self, linear: nnx.Module, norm: RMSNorm):
+            self.linear, self.norm = linear, norm
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.norm(self.linear(x))
+
+    class HeadNorms(Attention):
+        def __init__(self, config: DecoderConfig, window: int | None, **options: Any):
+            super().__init__(config, window, **options)
+            stack, param_dtype = options["stack"], options["param_dtype"]
+            norm = RMSNorm(config.head_dim, eps=config.norm_eps, offset=0.0, stack=stack, param_dtype=param_dtype)
+            self.query = Normed(self.query, norm)
+
+    decoders.Attention = HeadNorms
+    sharding.RULES = tuple((pattern.replace("(query|", "(query.linear|"), spec) for pattern, spec in sharding.RULES)
+    sharding.RULES += ((r"blocks\.\d+\.attention\.query\.norm\.scale", PartitionSpec(None, None)),)
+
+
+def random_parameters(shapes: Any) -> Any:
+    """Weights that keep activations of order one; norms and biases, which start trivial in a new model, are not."""
+    rng = np.random.default_rng(0)
+
+    def drawn(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        noise = rng.normal(size=shape.shape).astype(np.float32)
+        kind = path[-1].key
+        if kind == "scale":
+            return 1 + np.float32(0.3) * noise
+        return noise * np.float32(0.5 if kind == "bias" else shape.shape[-1] ** -0.5)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes)
+
+
+def batch(vocab_size: int) -> dict[str, np.ndarray]:
+    """Eight rows of two segments and padding."""
+    rng = np.random.default_rng(0)
+    rows, length = 8, 24
+    segment_ids, positions = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        first = rng.integers(5, 12)
+        end = rng.integers(first + 4, length)
+        segment_ids[row, :first], segment_ids[row, first:end] = 1, 2
+        positions[row, :first], positions[row, first:end] = np.arange(first), np.arange(end - first)
+    return {
+        "tokens": rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
+        "positions": positions,
+        "segment_ids": segment_ids,
+        "loss_mask": (positions > 0) & (rng.random((rows, length)) < 0.6),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(faults_on(**json.load(sys.stdin))))
