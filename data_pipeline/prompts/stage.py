@@ -22,6 +22,7 @@ from etils import epath
 
 from data_pipeline import stage_files
 from data_pipeline.config import OverlapConfig, PipelineConfig, PromptsConfig
+from data_pipeline.domains import VERIFIERS
 from data_pipeline.prompts import adapters, reading
 from data_pipeline.prompts.adapters import Rejected
 from data_pipeline.prompts.overlap import EvaluationNgrams, NearDuplicates
@@ -50,7 +51,8 @@ def run(config: PipelineConfig) -> None:
     output = epath.Path(config.output_dir)
     table, funnel, rejected = output / "prompts.parquet", output / FUNNEL, output / "rejected" / "prompts.jsonl"
     fingerprint = stage_files.fingerprint(
-        config.model_dump(mode="json", include={"prompts", "overlap", "seed", "scorers"}),
+        config.model_dump(mode="json", include={"prompts", "overlap", "seed"}),
+        {name: domain.verifier for name, domain in config.domains.items()},
         *(file for entry in (*config.prompts, *config.overlap.evaluation_sets) for file in reading.files(entry)),
     )
 
@@ -64,6 +66,14 @@ def run(config: PipelineConfig) -> None:
         return f"{len(rows):,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
 
     stage_files.once(output, "prompts", fingerprint, [table, funnel, rejected], work)
+
+
+def check_domains(config: PipelineConfig, found: pl.Series) -> None:
+    """Raises `UserError` where `prompts.parquet`, which another program may have written, has a domain of its own."""
+    unknown = sorted(set(found) - config.domains.keys())
+    if unknown:
+        path = epath.Path(config.output_dir) / "prompts.parquet"
+        raise UserError(f"{path}: unknown domain {unknown[0]!r}; the domains are {', '.join(config.domains)}")
 
 
 @dataclass
@@ -233,10 +243,10 @@ def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig
     tests = [tests] if isinstance(tests, str) else tests
     if tests is not None and not (isinstance(tests, list) and all(isinstance(test, str) for test in tests)):
         raise Rejected("bad_tests", "not a list of texts")
-    correctness = getattr(config.scorers, entry.domain).correctness
-    if correctness == "math_verify" and not (answer and answer.strip()):
+    needed = VERIFIERS.get(config.domains[entry.domain].verifier or "")
+    if needed == "answer" and not (answer and answer.strip()):
         raise Rejected("no_answer")
-    if correctness == "code" and not tests:
+    if needed == "tests" and not tests:
         raise Rejected("no_tests")
     row = {
         "id": None if values.get("id") is None else str(values["id"]),

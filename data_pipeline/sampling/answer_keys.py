@@ -78,7 +78,7 @@ def want(
     kind = {name: value for name, value in common.items() if name != "model"}
     kind |= {name: source.engine[name] for name in MODEL_ARGUMENTS if name in source.engine}
     for prompt in prompts.iter_rows(named=True):
-        count = getattr(config.samples_per_prompt, prompt["domain"])
+        count = config.domains[prompt["domain"]].samples
         try:
             ids = tokenizer.encode(prompt["messages"])
         except Refused as error:

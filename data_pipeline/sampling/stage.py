@@ -136,7 +136,7 @@ def _sample_source(
     if prompts.is_empty():
         raise UserError(f"sources: {source.name}: no prompt in its domains {', '.join(source.domains)}")
     common = answer_keys.circumstances(config, source, directory)
-    counts = {domain: getattr(config.samples_per_prompt, domain) for domain in source.domains}
+    counts = {domain: config.domains[domain].samples for domain in source.domains}
     settings = [common, counts, config.max_new_tokens, source.max_model_len, source.engine]
     chosen = prompts.select("id", "domain", "messages").rows()
     inputs = stage_files.fingerprint(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from etils import epath
@@ -13,9 +13,8 @@ from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scoring.stage import sandboxes
 from fusejax.common.cli import UserError
 from fusejax.common.files import temporary_folder
-from fusejax.data.records import PreferencePair, SFTExample, move_shards, write_shards
+from fusejax.data.records import Kind, PreferencePair, SFTExample, move_shards, write_shards
 
-Kind = Literal["sft", "dpo"]
 KINDS: tuple[Kind, ...] = ("sft", "dpo")
 
 

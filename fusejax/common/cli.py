@@ -67,8 +67,19 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host-index", type=int, metavar="I", help="which of them this is, from 0")
 
 
-def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> Config:
+def load_config(
+    model: type[Config],
+    path: str | Path,
+    overrides: list[str],
+    rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+) -> Config:
     """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
+
+    Args:
+      model: what the file must hold.
+      path: the file, local or in a bucket.
+      overrides: from the command line.
+      rename: (the file's values, an override's key) -> the key that it means there.
 
     Raises:
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
@@ -86,7 +97,7 @@ def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> 
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(values, override, rename)
     try:
         # As JSON, whose strict types are what is meant here: 1 is a float, a list a tuple; but `true` is no number.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -127,11 +138,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str, rename: Callable[[dict[str, Any], str], str]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected key.path=value")
-    *parents, last = key.split(".")
+    *parents, last = rename(values, key).split(".")
     for parent in parents:
         child = values.setdefault(parent, {})
         if child is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from data_pipeline.config import RewardModelConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.scoring.armorm import ARCHITECTURE, conversation
 from data_pipeline.scoring.armorm.backend import Backend, Conversation
@@ -55,7 +55,7 @@ class ArmoRMScorer:
         self.fingerprint = fingerprint(checkpoint.fingerprint(self._directory), config.backend, config.dtype, *code)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `base.Scorer`."""
+        """One score an item, in order; see `scorer.Scorer`."""
         read = [self._conversation(item) for item in items]
         valid = [found for found in read if isinstance(found, Conversation)]
         rewards = iter(self._backend.rewards(valid) if valid else [])

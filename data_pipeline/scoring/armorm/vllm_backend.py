@@ -6,7 +6,7 @@ from typing import Any
 
 import vllm
 
-from data_pipeline.config import RewardModelConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.scoring.armorm.backend import Conversation, Rewards
 from data_pipeline.stage_files import one_line
 from fusejax.common.cli import UserError
