@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from etils import epath
 
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy, replacing, write_text
 
 ROWS_A_GROUP = 16_384
@@ -93,8 +93,3 @@ def rank(seed: int, *names: str) -> int:
     """A random 63-bit number that depends on the arguments alone: the same on any machine, in any order."""
     key = "\0".join((str(seed), *names)).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + " ..."

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_pipeline.scoring.scorer import Item, Score, Verdict
-from data_pipeline.stage_files import fingerprint, one_line
-from fusejax.common.cli import UserError
+from data_pipeline.stage_files import fingerprint
+from fusejax.common.cli import UserError, one_line
 
 
 class FunctionReward:

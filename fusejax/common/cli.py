@@ -43,9 +43,14 @@ Location = Annotated[str, pydantic.AfterValidator(location)]
 """The type of a configuration's paths: local, or `gs://bucket/...`."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, without line breaks, cut after so many characters.
+
+    >>> one_line(ValueError("no\\n  such thing")), one_line(KeyError()), one_line(ValueError("x" * 9), 4)
+    ('no such thing', 'KeyError', 'xxxx ...')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 Config = TypeVar("Config", bound=pydantic.BaseModel)

@@ -15,8 +15,8 @@ from data_pipeline.sampling import checkpoint
 from data_pipeline.scoring.armorm import ARCHITECTURE, conversation
 from data_pipeline.scoring.armorm.backend import Backend, Conversation
 from data_pipeline.scoring.scorer import Item, Score
-from data_pipeline.stage_files import fingerprint, one_line
-from fusejax.common.cli import UserError
+from data_pipeline.stage_files import fingerprint
+from fusejax.common.cli import UserError, one_line
 
 _CODE = ("conversation", "heads", "scorer")
 _BACKEND_CODE = {"transformers": ("transformers_backend",), "vllm": ("vllm_backend", "vllm_model")}
