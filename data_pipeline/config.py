@@ -274,8 +274,8 @@ class PipelineConfig(ConfigModel):
     @pydantic.model_validator(mode="after")
     def _known_domains(self) -> "PipelineConfig":
         used = [(f"prompts.{number}.domain", entry.domain) for number, entry in enumerate(self.prompts)]
-        for section, entries in (("sources", self.sources), ("given", self.given)):
-            used += [(f"{section}.{n}.domains", name) for n, entry in enumerate(entries) for name in entry.domains]
+        used += [(f"sources.{number}.domains", name) for number, e in enumerate(self.sources) for name in e.domains]
+        used += [(f"given.{number}.domains", name) for number, e in enumerate(self.given) for name in e.domains]
         for key, name in used:
             if name not in self.domains:
                 raise ValueError(f"{key}: {name!r} is none of the domains {', '.join(self.domains)}")

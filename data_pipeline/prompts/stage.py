@@ -5,8 +5,8 @@ both for each entry of the config:
 
     {"path", "dataset", "domain", "read": 20324, "dropped": {"topic_code": 310, "duplicate_prompt": ...}, "kept": 9435}
 
-A prompt's place in the order, in which prompts are drawn and the table is written, depends on the seed and its id
-alone. So a table's beginning is a fair sample of it, and prompts that are added change little of what is drawn.
+Prompts are drawn, where there is a `limit`, and written in a random order: that of a hash of the seed and the prompt's
+id. So the first rows of the table are a fair sample of it, and prompts that are added change little of what is drawn.
 """
 
 import codecs
@@ -137,7 +137,9 @@ def _read_all(config: PipelineConfig, rejections: _Rejections) -> tuple[list[dic
 
 
 def _in_order(found: list[_Found], seed: int) -> list[_Found]:
-    return sorted(found, key=lambda prompt: (stage_files.rank(seed, "prompt", prompt.row["id"]), prompt.row["id"]))
+    return sorted(
+        found, key=lambda prompt: (stage_files.stable_hash(seed, "prompt", prompt.row["id"]), prompt.row["id"])
+    )
 
 
 class _Seen:

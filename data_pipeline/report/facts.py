@@ -1,6 +1,6 @@
-"""The numbers behind a report, of the tables that the stages left.
+"""The numbers of a report, computed from the tables that the stages wrote.
 
-Of all answers together, only what is counted is held, a few dozen bytes each; texts are read for the samples alone.
+Of each answer only what is counted is held in memory, a few dozen bytes; texts are read only for the examples shown.
 """
 
 import contextlib
@@ -397,7 +397,7 @@ def _samples(
     shown: dict[tuple[str, str], list[str]] = {}
     for kind in ("sft", "dpo"):
         for (domain,), mine in selected[kind].group_by("domain"):
-            order = sorted(mine["prompt_id"], key=lambda name: stage_files.rank(seed, "show", name))
+            order = sorted(mine["prompt_id"], key=lambda name: stage_files.stable_hash(seed, "show", name))
             shown[kind, str(domain)] = order[:EXAMPLES]
     wanted = sorted({name for names in shown.values() for name in names})
     rows = {

@@ -1,7 +1,7 @@
 """Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
 
-It reads `prompts.parquet` and whatever files `samples/` holds, so it judges answers that another program wrote there
-just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
+It reads `prompts.parquet` and every file of `samples/`, also those that another program wrote there: the columns
+prompt_id, source, sample_index, text and finish_reason are enough.
 """
 
 import functools

@@ -11,9 +11,9 @@ domain's rule to its prompts. Candidates are one row an answer:
     reward                               float, can be null or not finite
     verdict                              "correct", "wrong", "unknown" or null
 
-Nothing here reads texts, so millions of candidates fit in memory. Every choice that the rules leave open (which of two
-answers with equal rewards, which side of the split) is a hash of the seed and of the names at stake: no result depends
-on the order of rows, and what happens to a prompt depends on no other prompt.
+Nothing here reads texts, so millions of candidates fit in memory. Ties (two answers with equal rewards) and the split
+between SFT and DPO are decided by hashes of the seed, the prompt's id, the source's name and the sample index: no
+result depends on the order of rows, and what happens to a prompt depends on no other prompt.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Part:
-    """What a domain's rule made of its prompts, which are row numbers here."""
+    """What a rule made of a domain's prompts; the column `prompt` is the row number of the prompt."""
 
     sft: pl.DataFrame
     dpo: pl.DataFrame | None

@@ -108,6 +108,6 @@ def eval_prompts(selected: pl.DataFrame, config: PipelineConfig) -> set[str]:
     fraction, held_out = config.write.eval_fraction, set()
     for domain in sorted(set(selected["domain"])):
         ids = set(selected.filter(pl.col("domain") == domain)["prompt_id"])
-        ordered = sorted(ids, key=lambda prompt: (stage_files.rank(config.seed, "eval", prompt), prompt))
+        ordered = sorted(ids, key=lambda prompt: (stage_files.stable_hash(config.seed, "eval", prompt), prompt))
         held_out |= set(ordered[: math.ceil(fraction * len(ids))])
     return held_out

@@ -54,7 +54,7 @@ class Tokenizer:
         return [ord(letter) for letter in messages[-1]["content"]]
 
 
-def asked(folder: Path, source: int = 0, engine: dict[str, Any] | None = None) -> answer_keys.Wanted:
+def asked(folder: Path, source: int = 0, engine: dict[str, Any] | None = None) -> answer_keys.SamplePlan:
     config = config_in(folder)
     entry = config.sources[source]
     if engine is not None:
@@ -67,9 +67,9 @@ def asked(folder: Path, source: int = 0, engine: dict[str, Any] | None = None) -
         }
     )
     # The revision of a snapshot of the Hub is its folder's name: no checkpoint needs to be there.
-    common = answer_keys.circumstances(config, entry, Path("snapshots") / "0123abc")
+    common = answer_keys.sampling_parameters(config, entry, Path("snapshots") / "0123abc")
     tokenizer: Any = Tokenizer()
-    return answer_keys.want(config, entry, table, tokenizer, common)
+    return answer_keys.plan_samples(config, entry, table, tokenizer, common)
 
 
 def test_keys_and_seeds_of_answers(tmp_path: Path):
@@ -98,7 +98,7 @@ def test_hashes():
         stage_files.fingerprint({"b": 1, "a": [0.5, None]}, "é")
         == "53402e15fbd4397750197390e379d2ad0ee8999134afe0191ec1a0bd7b58c6d9"
     ), ASKED_AGAIN
-    assert (stage_files.rank(7, "x"), stage_files.rank(7, "sample", "a", "é", "0")) == (
+    assert (stage_files.stable_hash(7, "x"), stage_files.stable_hash(7, "sample", "a", "é", "0")) == (
         46897268665467222,
         5207707230940535220,
     ), ASKED_AGAIN
