@@ -31,7 +31,7 @@ from pathlib import Path
 
 import math_verify
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.math.scorer import MathScorer
 from data_pipeline.scoring.scorer import Item
 
@@ -61,7 +61,7 @@ def judge(name: str, rows: list[tuple[str, str, bool]]) -> None:
     """Prints one line of the table, and the disagreements."""
     started = time.monotonic()
     items = [Item({"answer": gold}, text) for gold, text, _ in rows]
-    scores = MathScorer(ScorerConfig(correctness="math_verify"), workers=None).score(items)
+    scores = MathScorer(VerifierLimits(), workers=None).score(items)
     seconds = time.monotonic() - started
     verdicts = [score.verdict for score in scores]
     agreed = sum((verdict == "correct") == label for verdict, (*_, label) in zip(verdicts, rows, strict=True))

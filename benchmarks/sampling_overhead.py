@@ -31,12 +31,12 @@ from etils import epath
 from data_pipeline.config import SourceConfig
 from data_pipeline.sampling import answer_store
 from data_pipeline.sampling import stage as sample
-from data_pipeline.sampling.answer_keys import Wanted
+from data_pipeline.sampling.answer_keys import SamplePlan
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
 from data_pipeline.sampling.progress import Progress
 from data_pipeline.sampling.sampler import Request
-from data_pipeline.stage_files import rank
+from data_pipeline.stage_files import stable_hash
 
 SIDES = ("ours", "LLM.generate")
 SIZES = {
@@ -78,7 +78,7 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
         Request(
             f"{prompt}-{index}",
             (*range(5, 45), 50 + prompt % 200),
-            rank(0, str(prompt), str(index)),
+            stable_hash(0, str(prompt), str(index)),
             options.max_new_tokens,
         )
         for prompt in range(options.prompts)
@@ -142,7 +142,7 @@ class Stopwatch:
 
 
 def run_ours(sampler: VllmSampler, source: SourceConfig, requests: list[Request], folder: Path) -> None:
-    asked = Wanted([], {request.key: request for request in requests}, {})
+    asked = SamplePlan([], {request.key: request for request in requests}, {})
     common = {
         "model": source.model, "revision": "r", "dtype": "auto", "temperature": source.temperature,
         "top_p": source.top_p, "repetition_penalty": source.repetition_penalty,

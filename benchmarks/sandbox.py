@@ -44,7 +44,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item, Score
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--survivors", type=Path, help="where to write the mutants that pass")
     parser.add_argument("--rows", type=int, help="only the first so many problems")
     options = parser.parse_args()
-    config = ScorerConfig(correctness="code", timeout_seconds=options.timeout)
+    config = VerifierLimits(timeout_seconds=options.timeout)
     scorer = CodeScorer(config, os.cpu_count(), allow_unsafe=options.unsafe)
     print(f"sandbox: {scorer.sandbox}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} before")
     programs = [f"def f(x):\n    return x + {number}\n" for number in range(2000)]

@@ -9,6 +9,7 @@ import importlib
 import sys
 
 from data_pipeline.config import PipelineConfig
+from data_pipeline.domains import todays_key
 from fusejax.common import cli
 
 STAGES = {
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
         rest.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
     options = rest.parse_intermixed_args(arguments[1:])
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
-    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe])
+    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe], rename=todays_key)
     if getattr(options, "dry_run", False):
         importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return
@@ -44,8 +45,9 @@ def main(arguments: list[str]) -> None:
         from data_pipeline.selection import stage as select
 
         # Before hours of sampling, not after.
-        select.require_rewards(config, domains=None)
-        scorers.build(config.scorers, {entry.domain for entry in config.prompts})
+        domains = {entry.domain for entry in config.prompts}
+        select.require_judges(config, domains)
+        scorers.build(config, domains)
         sample.locate(config)
     for name in STAGES if stage == "run" else [stage]:
         # Only now: the environment in which vLLM samples has not all that the other stages need.

@@ -1,19 +1,25 @@
 """The whole of a data set's making as typed, validated values."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr
 
+from data_pipeline.domains import (
+    SECTIONS,
+    DomainConfig,
+    DomainName,
+    SamplesPerPrompt,
+    ScorersConfig,
+    SelectionConfig,
+    on_disk,
+    resolve,
+)
 from data_pipeline.prompts.adapters import ADAPTERS
+from data_pipeline.selection.rules import OneSource
 from fusejax.common.cli import ConfigModel, Location
 
-Domain = Literal["instruction", "math", "code", "chinese"]
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
-PairSource = Literal["best", "random", "widest"]
-Correctness = Literal["math_verify", "code"]
 Backend = Literal["transformers", "vllm", "openai"]
-RewardEngineArgument = Literal["enforce_eager", "gpu_memory_utilization", "max_num_seqs", "tensor_parallel_size"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -46,7 +52,8 @@ class RowsConfig(ConfigModel):
 class PromptsConfig(RowsConfig):
     dataset: str
     """The data set's name in records and reports."""
-    domain: Domain
+    domain: str
+    """One of `domains`."""
     limit: PositiveInt | None = None
     """Draw so many of the valid prompts, by the seed, before they are asked; selection drops some of them later."""
     adapter: str | None = None
@@ -94,20 +101,6 @@ class OverlapConfig(ConfigModel):
         return self
 
 
-def on_disk(model: str) -> str:
-    """The model as it is, for the validation of a source.
-
-    Raises:
-      ValueError: it is elsewhere than on disk or the Hub.
-    """
-    if "://" in model:
-        raise ValueError(
-            f"{model}: samplers read checkpoints from disk or the Hub; copy it first, "
-            f"as with `gcloud storage cp --recursive {model} .`"
-        )
-    return model
-
-
 class ServerConfig(ConfigModel):
     url: str = Field(pattern=r"^https?://")
     """Up to and with `/v1`."""
@@ -149,7 +142,8 @@ class SourceConfig(ConfigModel):
     """0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
     repetition_penalty: PositiveFloat = 1.0
-    domains: tuple[Domain, ...] = DOMAINS
+    domains: tuple[str, ...] = ()
+    """Whose prompts it answers. Default: all."""
     backend: Backend | None = None
     """Default: `sampler.backend`."""
     max_model_len: PositiveInt | None = None
@@ -181,7 +175,8 @@ class GivenConfig(RowsConfig):
     """Column with the prompt's text; an answer goes to the prompt whose only turn says just that."""
     answer: str
     """Column with the answer's text."""
-    domains: tuple[Domain, ...] = DOMAINS
+    domains: tuple[str, ...] = ()
+    """Whose prompts it answers. Default: all."""
 
 
 class SamplerConfig(ConfigModel):
@@ -194,78 +189,6 @@ class SamplerConfig(ConfigModel):
     at a time: with vLLM, make it many times the engine's `max_num_seqs`, since an engine runs empty at the end of each.
     """
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-
-
-class SamplesPerPrompt(ConfigModel):
-    instruction: PositiveInt = 5
-    math: PositiveInt = 5
-    code: PositiveInt = 8
-    chinese: PositiveInt = 1
-
-
-class RewardModelConfig(ConfigModel):
-    """A reward model: ArmoRM."""
-
-    model: Annotated[str, pydantic.AfterValidator(on_disk)]
-    """Directory or Hub id of a checkpoint of ArmoRM's architecture, such as RLHFlow/ArmoRM-Llama3-8B-v0.1."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub id."""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the backbone; the heads compute in float32."""
-    batch_tokens: PositiveInt = 16384
-    """Tokens a batch, padding included; transformers makes a longer conversation a batch of its own, vLLM several."""
-    engine: dict[RewardEngineArgument, Any] = Field(default_factory=dict)
-    """Of the backend vllm: where and how fast it computes. No score depends on it, so all scores are kept."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> "RewardModelConfig":
-        if self.engine and self.backend != "vllm":
-            raise ValueError(f"engine arguments are for the backend vllm, not {self.backend}")
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.model} ({self.backend}, {self.dtype})"
-
-
-def _reward(value: Any) -> Any:
-    """A section read as what it must be, so that a mistake in it is told by its own key."""
-    if isinstance(value, dict):
-        return RewardModelConfig.model_validate(value, strict=True)
-    if not isinstance(value, str | RewardModelConfig | None):
-        raise ValueError("expected module:attribute, or a section with the key 'model'")
-    return value
-
-
-class ScorerConfig(ConfigModel):
-    reward: Annotated[str | RewardModelConfig | None, pydantic.BeforeValidator(_reward)] = None
-    """A reward model; or `module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class
-    with that method."""
-    correctness: Correctness | None = None
-    """Gives the verdict; without it the verdict is the reward's."""
-    timeout_seconds: PositiveFloat = 5.0
-    """Of a verification (math: wall time; code: CPU time of all tests of an answer)."""
-    memory_mb: PositiveInt = 1024
-    """Of a verification."""
-
-
-class MathScorerConfig(ScorerConfig):
-    correctness: Correctness = "math_verify"
-
-
-class CodeScorerConfig(ScorerConfig):
-    correctness: Correctness = "code"
-
-
-class ScorersConfig(ConfigModel):
-    instruction: ScorerConfig = ScorerConfig()
-    math: MathScorerConfig = MathScorerConfig()
-    code: CodeScorerConfig = CodeScorerConfig()
-    chinese: ScorerConfig = ScorerConfig()
-    workers: PositiveInt | None = None
-    """Processes that verify. Default: one a core."""
-    allow_unsafe: bool = False
-    """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
 
 
 class ActorsConfig(ConfigModel):
@@ -286,50 +209,6 @@ class RayConfig(ConfigModel):
     """What judges answers; `scorers.workers` is then by actor, and by default its CPUs."""
 
 
-class _Margins(ConfigModel):
-    min_margin: float | None = Field(0.01, ge=0)
-    max_margin: float | None = Field(0.1, ge=0)
-    """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
-
-    @pydantic.model_validator(mode="after")
-    def _ordered(self) -> "_Margins":
-        if self.min_margin is not None and self.max_margin is not None and self.min_margin > self.max_margin:
-            raise ValueError(f"min_margin {self.min_margin} exceeds max_margin {self.max_margin}")
-        return self
-
-
-class InstructionSelection(_Margins):
-    sft_fraction: float = Field(0.4, ge=0, le=1)
-    """Of the prompts with a valid pair; the others serve DPO. Each prompt's side is a hash of its id and the seed, so
-    the share is met to chance (51,098 prompts: to 0.4 points), and prompts added later move no other prompt."""
-    pair_source: PairSource = "best"
-    """Which source's pair, of those valid: with the best chosen answer, a seeded random one, or the widest margin."""
-
-
-class MathSelection(_Margins):
-    pair_source: PairSource = "best"
-
-
-class CodeSelection(_Margins):
-    min_margin: float | None = Field(None, ge=0)
-    max_margin: float | None = Field(None, ge=0)
-    same_source: bool = True
-    """Whether both answers of a pair must come from one source."""
-    pair_source: PairSource = "best"
-
-
-class ChineseSelection(ConfigModel):
-    source: str | None = None
-    """The one source whose answers are used. Default: any."""
-
-
-class SelectionConfig(ConfigModel):
-    instruction: InstructionSelection = InstructionSelection()
-    math: MathSelection = MathSelection()
-    code: CodeSelection = CodeSelection()
-    chinese: ChineseSelection = ChineseSelection()
-
-
 class WriteConfig(ConfigModel):
     format: Literal["arrayrecord", "tfrecord"] = "arrayrecord"
     num_shards: PositiveInt = 8
@@ -345,14 +224,36 @@ class PipelineConfig(ConfigModel):
     sources: tuple[SourceConfig, ...] = ()
     given: tuple[GivenConfig, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
-    samples_per_prompt: SamplesPerPrompt = SamplesPerPrompt()
     max_new_tokens: PositiveInt = 4096
+    domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
+    """Name -> domain, in the order of reports. Default: instruction, math, code and chinese, as `domains.DEFAULTS`."""
     scorers: ScorersConfig = ScorersConfig()
-    selection: SelectionConfig = SelectionConfig()
+    samples_per_prompt: SamplesPerPrompt | None = Field(None, exclude=True)
+    """With `selection` and the domains in `scorers`, what was written before there was `domains`: read into it."""
+    selection: SelectionConfig | None = Field(None, exclude=True)
     write: WriteConfig = WriteConfig()
     engine: Literal["local", "ray"] = "local"
     """Whether this machine samples and scores, or a Ray cluster."""
     ray: RayConfig = RayConfig()
+
+    _earlier: frozenset[str] = PrivateAttr(frozenset())
+    """Domains that the file describes in the earlier sections."""
+
+    @pydantic.model_validator(mode="after")
+    def _resolved(self) -> "PipelineConfig":
+        """Whichever way domains were written: `domains` has them all, and each source names those that it answers."""
+        written = self.domains
+        found = resolve(written, self.samples_per_prompt, self.scorers, self.selection)
+        everywhere = {"domains": tuple(found)}
+
+        def named(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(entry if entry.domains else entry.model_copy(update=everywhere) for entry in entries)
+
+        # Past the freezing, which begins when the configuration is whole.
+        for name, value in (("domains", found), ("sources", named(self.sources)), ("given", named(self.given))):
+            object.__setattr__(self, name, value)
+        self._earlier = frozenset(found.keys() - written.keys())
+        return self
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
@@ -368,11 +269,22 @@ class PipelineConfig(ConfigModel):
                 raise ValueError(f"sources: {source.name} {problem}")
             if source.engine and backend != "vllm":
                 raise ValueError(f"sources: {source.name} has engine arguments, but the backend {backend}")
-        wanted = self.selection.chinese.source
-        able = [source.name for source in self.answerers if "chinese" in source.domains]
-        if wanted is not None and wanted not in able:
-            found = f"is none of the sources with the domain chinese ({', '.join(able) or 'none'})"
-            raise ValueError(f"selection.chinese.source: {wanted!r} {found}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _known_domains(self) -> "PipelineConfig":
+        used = [(f"prompts.{number}.domain", entry.domain) for number, entry in enumerate(self.prompts)]
+        used += [(f"sources.{number}.domains", name) for number, e in enumerate(self.sources) for name in e.domains]
+        used += [(f"given.{number}.domains", name) for number, e in enumerate(self.given) for name in e.domains]
+        for key, name in used:
+            if name not in self.domains:
+                raise ValueError(f"{key}: {name!r} is none of the domains {', '.join(self.domains)}")
+        for name, domain in self.domains.items():
+            if isinstance(domain.rule, OneSource) and domain.rule.source is not None:
+                able = [source.name for source in self.answerers if name in source.domains]
+                if domain.rule.source not in able:
+                    found = f"is none of the sources with the domain {name} ({', '.join(able) or 'none'})"
+                    raise ValueError(f"{self.key(name, 'rule')}.source: {domain.rule.source!r} {found}")
         return self
 
     @property
@@ -383,3 +295,7 @@ class PipelineConfig(ConfigModel):
     def backend(self, source: SourceConfig) -> Backend:
         """What asks the source."""
         return source.backend or self.sampler.backend
+
+    def key(self, domain: str, name: str) -> str:
+        """What the file calls the key `name` of the domain, for errors."""
+        return SECTIONS[name].format(domain) if domain in self._earlier else f"domains.{domain}.{name}"

@@ -1,6 +1,5 @@
-"""Files between stages: written whole or not at all, read with a clear error, redone only when their inputs changed.
-
-All of them may be in `gs://`.
+"""The files between stages: written whole or not at all, read with a clear error, made again only when what they are
+made of has changed. All of them may be in `gs://`.
 """
 
 import hashlib
@@ -12,11 +11,12 @@ from typing import Any
 import polars as pl
 from etils import epath
 
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy, replacing, write_text
 
 ROWS_A_GROUP = 16_384
-"""Rows that a reader holds at least: of long texts, Polars' own 262,144 would be most of a gigabyte."""
+"""Rows of a Parquet row group, the least that a reader holds in memory: of long texts, the 262,144 that Polars takes by
+default would be most of a gigabyte."""
 
 
 def write_parquet(frame: pl.DataFrame, path: epath.Path) -> None:
@@ -89,12 +89,7 @@ def once(
     print(f"{step}: {summary}", flush=True)
 
 
-def rank(seed: int, *names: str) -> int:
+def stable_hash(seed: int, *names: str) -> int:
     """A random 63-bit number that depends on the arguments alone: the same on any machine, in any order."""
     key = "\0".join((str(seed), *names)).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:300] + " ..."

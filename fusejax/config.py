@@ -157,7 +157,7 @@ class EvaluateConfig(ConfigModel):
     prompts: Location
     """JSON lines or Parquet with the data pipeline's prompt columns: id, dataset, domain, messages, answer, tests."""
     scoring: Location
-    """A data pipeline config; its `scorers` judge the answers."""
+    """A data pipeline config; what gives reward and verdict in its `domains` judges the answers."""
     output_dir: Location
     max_new_tokens: PositiveInt = 2048
     batch_size: PositiveInt = 64

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import PipelineConfig
+from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, VerdictPairs
 from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
@@ -54,10 +55,18 @@ def test_data_figures():
         "meta-llama/Llama-3.1-70B-Instruct": (0.8, 0.95, 1.0),
         "Qwen/Qwen2.5-Math-72B-Instruct": (0.7, 0.8, 1.05),
     }
-    assert data.samples_per_prompt.model_dump() == {"instruction": 5, "math": 5, "code": 8, "chinese": 1}
-    assert data.selection.instruction.sft_fraction == 0.4
-    for selection in (data.selection.instruction, data.selection.math):
-        assert (selection.min_margin, selection.max_margin) == (0.01, 0.1)
+    assert {name: (domain.samples, domain.verifier) for name, domain in data.domains.items()} == {
+        "instruction": (5, None),
+        "math": (5, "math_verify"),
+        "code": (8, "code"),
+        "chinese": (1, None),
+    }
+    assert {name: domain.rule for name, domain in data.domains.items()} == {
+        "instruction": Margin(sft_fraction=0.4, min_margin=0.01, max_margin=0.1),
+        "math": VerdictPairs(min_margin=0.01, max_margin=0.1),
+        "code": VerdictBoth(same_source=True, min_margin=None, max_margin=None),
+        "chinese": OneSource(source="Qwen2.5-72B-Instruct"),
+    }
     drawn = {entry.path: (entry.domain, entry.limit) for entry in data.prompts}
     assert drawn == {
         "openbmb/UltraFeedback": ("instruction", 51_098),

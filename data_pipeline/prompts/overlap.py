@@ -1,4 +1,5 @@
-"""What two texts have in common: near duplicates among the prompts, and prompts that evaluation sets hold."""
+"""Texts that overlap: near duplicates among the prompts (MinHash), and prompts that evaluation sets hold
+(decontamination by n-grams of words)."""
 
 import re
 import unicodedata

@@ -12,7 +12,7 @@ from etils import epath
 
 from data_pipeline import stage_files
 from data_pipeline.config import RowsConfig
-from fusejax.common.cli import UserError, note
+from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import is_remote, local_copy
 
 LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -50,7 +50,7 @@ def rows(source: RowsConfig, key: str, columns: Sequence[str] = ()) -> Iterator[
                     if line.strip():
                         yield f"{path}:{number}", _json(line)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{key}: {path}: cannot be read: {stage_files.one_line(error)}") from None
+            raise UserError(f"{key}: {path}: cannot be read: {one_line(error)}") from None
     elif path.suffix == ".parquet" and path.exists():
         frame = stage_files.read_parquet(path, [], made_by="prompts")
         frame = frame.select([column for column in columns if column in frame.columns] or pl.all())
@@ -80,5 +80,5 @@ def _data_set(source: RowsConfig, key: str, columns: Sequence[str]) -> Iterator[
             table = table.select_columns(present)
         yield from ((f"{source.path}:{source.split}:{number}", row) for number, row in enumerate(table))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        problem = stage_files.one_line(error)
+        problem = one_line(error)
         raise UserError(f"{key}: {source.path}: no data set that can be read: {problem}") from None

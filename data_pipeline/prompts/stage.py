@@ -5,8 +5,8 @@ both for each entry of the config:
 
     {"path", "dataset", "domain", "read": 20324, "dropped": {"topic_code": 310, "duplicate_prompt": ...}, "kept": 9435}
 
-A prompt's place in the order, in which prompts are drawn and the table is written, depends on the seed and its id
-alone. So a table's beginning is a fair sample of it, and prompts that are added change little of what is drawn.
+Prompts are drawn, where there is a `limit`, and written in a random order: that of a hash of the seed and the prompt's
+id. So the first rows of the table are a fair sample of it, and prompts that are added change little of what is drawn.
 """
 
 import codecs
@@ -22,6 +22,7 @@ from etils import epath
 
 from data_pipeline import stage_files
 from data_pipeline.config import OverlapConfig, PipelineConfig, PromptsConfig
+from data_pipeline.domains import VERIFIERS
 from data_pipeline.prompts import adapters, reading
 from data_pipeline.prompts.adapters import Rejected
 from data_pipeline.prompts.overlap import EvaluationNgrams, NearDuplicates
@@ -50,7 +51,8 @@ def run(config: PipelineConfig) -> None:
     output = epath.Path(config.output_dir)
     table, funnel, rejected = output / "prompts.parquet", output / FUNNEL, output / "rejected" / "prompts.jsonl"
     fingerprint = stage_files.fingerprint(
-        config.model_dump(mode="json", include={"prompts", "overlap", "seed", "scorers"}),
+        config.model_dump(mode="json", include={"prompts", "overlap", "seed"}),
+        {name: domain.verifier for name, domain in config.domains.items()},
         *(file for entry in (*config.prompts, *config.overlap.evaluation_sets) for file in reading.files(entry)),
     )
 
@@ -64,6 +66,14 @@ def run(config: PipelineConfig) -> None:
         return f"{len(rows):,} prompts, {reasons.total():,} rejected" + (f" {dict(reasons)}" if reasons else "")
 
     stage_files.once(output, "prompts", fingerprint, [table, funnel, rejected], work)
+
+
+def check_domains(config: PipelineConfig, found: pl.Series) -> None:
+    """Raises `UserError` where `prompts.parquet`, which another program may have written, has a domain of its own."""
+    unknown = sorted(set(found) - config.domains.keys())
+    if unknown:
+        path = epath.Path(config.output_dir) / "prompts.parquet"
+        raise UserError(f"{path}: unknown domain {unknown[0]!r}; the domains are {', '.join(config.domains)}")
 
 
 @dataclass
@@ -127,7 +137,9 @@ def _read_all(config: PipelineConfig, rejections: _Rejections) -> tuple[list[dic
 
 
 def _in_order(found: list[_Found], seed: int) -> list[_Found]:
-    return sorted(found, key=lambda prompt: (stage_files.rank(seed, "prompt", prompt.row["id"]), prompt.row["id"]))
+    return sorted(
+        found, key=lambda prompt: (stage_files.stable_hash(seed, "prompt", prompt.row["id"]), prompt.row["id"])
+    )
 
 
 class _Seen:
@@ -233,10 +245,10 @@ def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig
     tests = [tests] if isinstance(tests, str) else tests
     if tests is not None and not (isinstance(tests, list) and all(isinstance(test, str) for test in tests)):
         raise Rejected("bad_tests", "not a list of texts")
-    correctness = getattr(config.scorers, entry.domain).correctness
-    if correctness == "math_verify" and not (answer and answer.strip()):
+    needed = VERIFIERS.get(config.domains[entry.domain].verifier or "")
+    if needed == "answer" and not (answer and answer.strip()):
         raise Rejected("no_answer")
-    if correctness == "code" and not tests:
+    if needed == "tests" and not tests:
         raise Rejected("no_tests")
     row = {
         "id": None if values.get("id") is None else str(values["id"]),

@@ -7,6 +7,7 @@ import polars as pl
 from etils import epath
 
 from data_pipeline.report.facts import Facts
+from data_pipeline.selection.rules import Parameters
 
 
 def card(facts: Facts) -> str:
@@ -35,20 +36,17 @@ def card(facts: Facts) -> str:
             + [[g.name, g.model, "as given", "as given", "as given", ", ".join(g.domains)] for g in config.given],
         ),
         f"At most {config.max_new_tokens} new tokens; seed {config.seed}. Answers a prompt and source: "
-        + ", ".join(f"{domain} {getattr(config.samples_per_prompt, domain)}" for domain in facts.domains)
+        + ", ".join(f"{domain} {config.domains[domain].samples}" for domain in facts.domains)
         + "."
         + (f" Sampled by {', '.join(facts.engines)}." if facts.engines else ""),
         "## Scores",
         table(
-            ["domain", "reward", "correctness"],
-            [
-                [domain, getattr(config.scorers, domain).reward, getattr(config.scorers, domain).correctness]
-                for domain in facts.domains
-            ],
+            ["domain", "reward", "verifier"],
+            [[domain, config.domains[domain].reward, config.domains[domain].verifier] for domain in facts.domains],
         ),
         _verdicts(facts),
         "## Selection",
-        "\n".join(f"- {name}: `{getattr(config.selection, name).model_dump_json()}`" for name in facts.domains),
+        "\n".join(f"- {name}: {_rule(config.domains[name].rule)}" for name in facts.domains),
         "## Which source won",
         _wins(facts),
         "## Cost",
@@ -67,6 +65,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in shown) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def _rule(rule: Parameters) -> str:
+    """The rule and its parameters: `margin` (min_margin 0.01, ...)."""
+    values = rule.model_dump(mode="json", exclude={"name"})
+    shown = ", ".join(f"{name} {'none' if value is None else value}" for name, value in values.items())
+    return f"`{rule.name}` ({shown})"
 
 
 def _recipe(facts: Facts) -> str:

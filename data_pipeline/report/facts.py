@@ -1,6 +1,6 @@
-"""The numbers behind a report, of the tables that the stages left.
+"""The numbers of a report, computed from the tables that the stages wrote.
 
-Of all answers together, only what is counted is held, a few dozen bytes each; texts are read for the samples alone.
+Of each answer only what is counted is held in memory, a few dozen bytes; texts are read only for the examples shown.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ import polars as pl
 from etils import epath
 
 from data_pipeline import stage_files
-from data_pipeline.config import DOMAINS, PipelineConfig
+from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import FUNNEL
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report.recipe import Counts, published
 from data_pipeline.sampling import estimate
 from data_pipeline.sampling.flaws import FLAWS
 from data_pipeline.scoring.stage import NEEDED
+from data_pipeline.selection.rules import RULES
 from data_pipeline.selection.stage import TABLES
 from fusejax.common.files import local_copy
 
@@ -105,8 +106,8 @@ class Facts:
 
     @functools.cached_property
     def domains(self) -> list[str]:
-        """In the order of the config's keys."""
-        return [domain for domain in DOMAINS if domain in set(self.prompts["domain"])]
+        """Those that have prompts, in the order of the config."""
+        return [domain for domain in self.config.domains if domain in set(self.prompts["domain"])]
 
     @property
     def sources(self) -> list[str]:
@@ -204,7 +205,7 @@ class Facts:
         finite = pl.col("reward").filter(pl.col("reward").is_finite())
         columns = ["domain", pl.col("source").cast(pl.String)]
         return self.answers.group_by(columns).agg(pl.len().alias("answers"), finite.mean(), *share).sort(
-            pl.col("domain").cast(pl.Enum(DOMAINS)), "source"
+            pl.col("domain").cast(pl.Enum(self.domains)), "source"
         )  # fmt: skip
 
     def verdict_counts(self, domain: str) -> dict[str, dict[str, int]]:
@@ -222,9 +223,12 @@ class Facts:
         """Why verdicts and rewards are as they are: domain, verdict, the constant part of `detail`, answers."""
         known = self.answers.filter(pl.col("why").is_not_null())
         columns = [pl.col(name).cast(pl.String) for name in ("domain", "verdict", "why")]
-        return known.group_by(columns).len("answers").sort(
-            pl.col("domain").cast(pl.Enum(DOMAINS)), "answers", "verdict", "why", descending=[False, True, False, False]
-        )  # fmt: skip
+        place = pl.col("domain").cast(pl.Enum(self.domains))
+        return (
+            known.group_by(columns)
+            .len("answers")
+            .sort(place, "answers", "verdict", "why", descending=[False, True, False, False])
+        )
 
     def quantiles(self, column: str, domain: str) -> dict[str, list[float]]:
         """Source -> `QUANTILES` of its finite values; sources without any are left out."""
@@ -248,12 +252,12 @@ class Facts:
 
     def margins(self, domain: str) -> dict[str, np.ndarray]:
         """Best minus worst reward of one source's answers to one prompt, as the rules see them, and the pairs' own."""
-        rule = getattr(self.config.selection, domain)
+        rule = self.config.domains[domain].rule
         usable = self.answers.filter(
             pl.col("domain") == domain, pl.col("unused").is_null(), pl.col("reward").is_finite()
         )
         group = ["prompt", "source"] if getattr(rule, "same_source", True) else ["prompt"]
-        if domain == "instruction":
+        if not RULES[rule.name].needs_verdict:
             best, worst, enough = pl.col("reward").max(), pl.col("reward").min(), pl.len() > 1
         else:
             right, wrong = (pl.col("reward").filter(pl.col("verdict") == name) for name in ("correct", "wrong"))
@@ -393,7 +397,7 @@ def _samples(
     shown: dict[tuple[str, str], list[str]] = {}
     for kind in ("sft", "dpo"):
         for (domain,), mine in selected[kind].group_by("domain"):
-            order = sorted(mine["prompt_id"], key=lambda name: stage_files.rank(seed, "show", name))
+            order = sorted(mine["prompt_id"], key=lambda name: stage_files.stable_hash(seed, "show", name))
             shown[kind, str(domain)] = order[:EXAMPLES]
     wanted = sorted({name for names in shown.values() for name in names})
     rows = {

@@ -294,7 +294,7 @@ def _distributions(facts: Facts, column: str, label: str) -> Iterable[str]:
 def _margins(facts: Facts) -> Iterable[str]:
     drawn = []
     for domain in facts.domains:
-        rule = getattr(facts.config.selection, domain)
+        rule = facts.config.domains[domain].rule
         if not hasattr(rule, "min_margin"):
             continue
         margins = facts.margins(domain)

@@ -27,8 +27,8 @@ def run(config: PipelineConfig) -> None:
     funnel = output / FUNNEL
     code = [Path(__file__).parent / name for name in CODE]
     inputs = stage_files.fingerprint(
-        config.model_dump(mode="json"), output.name, *files, *([funnel] if funnel.exists() else []),
-        *code,
+        config.model_dump(mode="json"), list(config.domains), output.name,
+        *files, *([funnel] if funnel.exists() else []), *code,
     )  # fmt: skip
     page, data_card = output / "report.html", output / "data_card.md"
 

@@ -3,6 +3,7 @@
 Reads   `prompts.parquet`; source models, or answers that come with a data set
 Writes  `samples/{source}.parquet`, `rejected/sample-{source}.jsonl`; for good, `samples/.answers/{source}/`
 
-`stage` is the stage; `answer_keys` names every answer that is wanted, `answer_store` keeps those that were given,
-`backends/` ask the models, `flaws` marks what must not be learned, `estimate` is `--dry-run`.
+`stage` is the stage; `answer_keys` gives every answer to be sampled its key and its seed, `answer_store` keeps the
+answers, `backends/` ask the models, `given` reads answers that come with a data set, `flaws` marks answers that must
+not be learned from, `estimate` is `--dry-run`.
 """

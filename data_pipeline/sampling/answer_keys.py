@@ -1,9 +1,9 @@
-"""What a source is to be asked, each answer under its key.
+"""Every answer that a source is to give, each under its key, as requests for a backend.
 
 The key is the hash of the model's revision, the rendered prompt's token ids, the sampling parameters, the sample's
-index and its seed. The seed is a hash of (run seed, source, rendered prompt, sample index), never a count, so that
-neither depends on which other prompts there are. Which software makes an answer is recorded with it, but is no part of
-the key.
+index and its seed. The seed is a hash of (run seed, source, rendered prompt, sample index), never a count. So prompts
+that come or go change neither key nor seed of any other prompt's answers. Which software makes an answer is recorded
+with it, but is no part of the key.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,13 @@ MODEL_ARGUMENTS = (
     "quantization", "kv_cache_dtype", "hf_overrides", "generation_config", "override_generation_config",
     "logits_processors",
 )  # fmt: skip
-"""Arguments of vLLM's engine that change what a model says. All others change how fast it says it."""
+"""Arguments of vLLM's engine that change which answer a model gives, and so are part of the key. All others change how
+fast it comes."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a source's table is to hold."""
+class SamplePlan:
+    """What a source's table is to hold: its rows, and the requests that give them."""
 
     rows: list[tuple[str | None, str, int]]
     """(key, prompt, sample index), ordered by prompt and index; no key where the prompt was rejected."""
@@ -41,8 +42,8 @@ def prompts_of(source: SourceConfig | GivenConfig, prompts: pl.DataFrame) -> pl.
     return prompts.filter(pl.col("domain").is_in(source.domains))
 
 
-def circumstances(config: PipelineConfig, source: SourceConfig, directory: Path) -> dict[str, Any]:
-    """The model and the sampling parameters: columns that are equal in all answers of one source.
+def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory: Path) -> dict[str, Any]:
+    """The model, its revision and dtype, and the sampling parameters: the columns that all answers of a source share.
 
     Args:
       config: the whole.
@@ -57,13 +58,13 @@ def circumstances(config: PipelineConfig, source: SourceConfig, directory: Path)
     }
 
 
-def want(
+def plan_samples(
     config: PipelineConfig,
     source: SourceConfig,
     prompts: pl.DataFrame,
     tokenizer: ChatTokenizer,
     common: dict[str, Any],
-) -> Wanted:
+) -> SamplePlan:
     """Renders the prompts and names each answer.
 
     Args:
@@ -71,25 +72,25 @@ def want(
       source: one of its sources.
       prompts: those of its domains.
       tokenizer: the source's.
-      common: its `circumstances`.
+      common: its `sampling_parameters`.
     """
-    wanted = Wanted([], {}, {})
-    # Not where the model lies: its revision says what is there.
+    plan = SamplePlan([], {}, {})
+    # Without the model's path: it may lie elsewhere tomorrow, and its revision says what is there.
     kind = {name: value for name, value in common.items() if name != "model"}
     kind |= {name: source.engine[name] for name in MODEL_ARGUMENTS if name in source.engine}
     for prompt in prompts.iter_rows(named=True):
-        count = getattr(config.samples_per_prompt, prompt["domain"])
+        count = config.domains[prompt["domain"]].samples
         try:
             ids = tokenizer.encode(prompt["messages"])
         except Refused as error:
-            wanted.rejected[prompt["id"]] = str(error)
-            wanted.rows.extend((None, prompt["id"], index) for index in range(count))
+            plan.rejected[prompt["id"]] = str(error)
+            plan.rows.extend((None, prompt["id"], index) for index in range(count))
             continue
         limit = min(config.max_new_tokens, tokenizer.context - len(ids))
         rendered, shared = stage_files.fingerprint(ids), tuple(ids)
         for index in range(count):
-            seed = stage_files.rank(config.seed, "sample", source.name, rendered, str(index))
+            seed = stage_files.stable_hash(config.seed, "sample", source.name, rendered, str(index))
             key = stage_files.fingerprint(kind, rendered, limit, index, seed)
-            wanted.rows.append((key, prompt["id"], index))
-            wanted.requests[key] = Request(key, shared, seed, limit)
-    return wanted
+            plan.rows.append((key, prompt["id"], index))
+            plan.requests[key] = Request(key, shared, seed, limit)
+    return plan

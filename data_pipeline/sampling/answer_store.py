@@ -1,11 +1,12 @@
-"""The answers of one source, kept for good under their keys, whether they are wanted now or not.
+"""The answers of one source, kept for good under their keys, whether the present config has a use for them or not.
 
-A folder of Parquet part files that only ever gets more. On disk, a journal beside them takes each answer the moment it
-is finished, a line of JSON a list of rows; every so often, and when the store is opened or closed, it becomes a part
-file. A process killed at any moment leaves a journal whose last line may be torn: that line is dropped, and with it
-answers that nobody was told of. A killed move from journal to part leaves both, which hold the same rows.
+The store is a folder of Parquet part files, which are added and never changed. On disk, each answer is first appended
+to a journal beside them the moment it is finished, a line of JSON for each list of rows; every so often, and when the
+store is opened or closed, the journal becomes a part file. A process killed at any moment leaves a journal whose last
+line may be torn. That line is dropped: its answers were not yet reported as kept. One killed between writing the part
+file and deleting the journal leaves both, with the same rows, and each key is read once.
 
-A bucket knows no appending: there, part files are written every minute, and a killed run loses as much.
+Objects in a bucket cannot be appended to: there, part files are written every minute, and a killed run loses that much.
 """
 
 import fcntl

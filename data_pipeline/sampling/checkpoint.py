@@ -6,8 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 WHOLE = 2**22
 """Files up to so many bytes are hashed whole, of larger ones that much in samples: 145 GB are not read twice."""

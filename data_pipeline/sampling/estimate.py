@@ -1,6 +1,6 @@
-"""What sampling will ask of whom, and what it will take: `python -m data_pipeline sample --dry-run`.
+"""How many answers sampling will ask of each source, and the time and GPU-hours they will take: `sample --dry-run`.
 
-Answers that are kept already are not counted again; they tell how long answers are and how fast they come. No model is
+Answers in the store are not asked for again; their lengths and times are what the estimate is made from. No model is
 loaded and no server asked: tokenizers and configurations are enough.
 """
 
@@ -14,7 +14,7 @@ import polars as pl
 from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling import answer_keys, answer_store, checkpoint
 from data_pipeline.sampling import stage as sample
-from data_pipeline.sampling.answer_keys import Wanted
+from data_pipeline.sampling.answer_keys import SamplePlan
 from data_pipeline.sampling.chat import ChatTokenizer
 from fusejax.common.cli import note
 
@@ -34,7 +34,7 @@ _PLAIN = pl.Config(
 
 @dataclass(frozen=True)
 class Spent:
-    """What a source's answers took, wanted now or not."""
+    """What the answers in a source's store took, whether this config has a use for them or not."""
 
     answers: int
     tokens: int
@@ -103,15 +103,15 @@ def _plan(
     """A line that says who is asked, and a row a domain."""
     directory = checkpoint.locate(source.model, source.revision, weights=False)
     tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
-    common = answer_keys.circumstances(config, source, directory)
-    asked = answer_keys.want(config, source, prompts, tokenizer, common)
+    common = answer_keys.sampling_parameters(config, source, directory)
+    asked = answer_keys.plan_samples(config, source, prompts, tokenizer, common)
     where = source.server.url if source.server else config.backend(source)
     parameters = ", ".join(f"{name} {common[name]}" for name in ("temperature", "top_p", "repetition_penalty"))
     title = f"{source.name}: {source.model} at {common['revision'][:12]} by {where}, {parameters}"
     return title, _by_domain(source, prompts, asked, known)
 
 
-def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: Wanted, known: pl.DataFrame) -> pl.DataFrame:
+def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: SamplePlan, known: pl.DataFrame) -> pl.DataFrame:
     domains = dict(prompts.select("id", "domain").iter_rows())
     domain_of = {key: domains[prompt] for key, prompt, _ in asked.rows}
     requests = pl.DataFrame(
@@ -122,7 +122,7 @@ def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: Wanted, known
     length = pl.when(pl.col("error").is_null()).then("completion_tokens")
     lengths = known.select("key", length=length, stored=True)
     requests = requests.join(lengths, on="key", how="left", maintain_order="left")
-    # The best guess there is: as given, as in the domain so far, as in any domain so far, the most there can be.
+    # The best guess there is: the config's, the mean in the domain so far, the mean in all so far, the limit.
     expected = pl.coalesce(
         pl.lit(source.cost.answer_tokens, pl.Float64),
         pl.col("length").mean().over("domain"),

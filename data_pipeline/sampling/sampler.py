@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Request:
-    """One answer wanted: the rendered prompt, and the seed that alone decides among possible answers."""
+    """One answer to be made: the rendered prompt, and the seed, which alone decides among the possible answers."""
 
     key: str
     prompt: tuple[int, ...]

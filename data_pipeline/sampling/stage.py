@@ -1,13 +1,14 @@
 """Stage `sample`: every source answers every prompt of its domains, to `samples/{source}.parquet`.
 
-Answers are kept for good in `samples/.answers/{source}/`, each under its key (see `answer_keys`). A run asks for the
-keys that are not there yet, so a killed run goes on where it was, nothing is asked twice, and answers that are not
-wanted now wait there.
+Answers are kept for good in `samples/.answers/{source}/`, each under its key (see `answer_keys`). A run asks only for
+the keys that are not there yet: a killed run goes on where it was, nothing is asked twice, and answers that this config
+has no use for stay there for the next.
 
-What fails on the way to a server is tried again; a request that the server or the engine refuses for what it is counts
-as answered, with its error. A prompt that a source cannot be asked is in `rejected/sample-{source}.jsonl` with the
-reason, and its rows in the table have the finish reason "error". Flaws are told by looking at the answers in the end,
-so judging them otherwise asks nothing again.
+A request that is lost on the way to a server is sent again. One that the server or the engine refuses, such as a prompt
+that it finds too long, counts as answered, and its error is kept in place of a text. A prompt that the source's chat
+template or context does not admit is not sent at all: it is in `rejected/sample-{source}.jsonl` with the reason, and
+its rows in the table have the finish reason "error". Flaws are looked for in the table, after sampling: other rules for
+them ask for no answer again.
 """
 
 import json
@@ -26,7 +27,7 @@ from data_pipeline import stage_files
 from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.sampling import answer_keys, checkpoint, flaws, given
-from data_pipeline.sampling.answer_keys import Wanted
+from data_pipeline.sampling.answer_keys import SamplePlan
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends.opening import open_sampler
 from data_pipeline.sampling.chat import ChatTokenizer
@@ -53,19 +54,20 @@ _ANSWER = {
     "engine": pl.String,
 }
 STORED = pl.Schema({"key": pl.String, **_ANSWER, "seconds": pl.Float64})
-"""`seconds`: the answer's share of the time since those before it; their sum is what sampling took."""
+"""Columns of the answer store. `seconds` is the answer's share of the time since the batch before: summed over all
+answers, the time that sampling took."""
 SCHEMA = pl.Schema({**_ROW, **_ANSWER, **dict.fromkeys(flaws.FLAWS, pl.Boolean)})
-"""Without `seconds`, so that the table depends on what was asked alone."""
+"""Columns of `samples/{source}.parquet`. Not `seconds`, which differs from run to run: the table depends only on what
+was asked."""
 ALL_REFUSED = 20
-"""So many refusals before the first answer are a mistake in the source's entry, and end the run."""
+"""Refused requests, without any answer, after which the run ends: the source's entry in the config must be wrong."""
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `samples/{source}.parquet` and `rejected/sample-{source}.jsonl` for each source.
+    """Writes `samples/{source}.parquet` and `rejected/sample-{source}.jsonl` for each source; of answers that come with
+    a data set the table alone.
 
-    Of given answers it writes the table alone.
-
-    Sources with servers are asked side by side; the others one after another, meanwhile.
+    Sources with servers are asked side by side; meanwhile, the others one after another in this process.
 
     Raises:
       UserError: no prompts, a source that cannot be loaded or reached, or a samples file of another maker in the way.
@@ -135,8 +137,8 @@ def _sample_source(
     prompts = answer_keys.prompts_of(source, prompts)
     if prompts.is_empty():
         raise UserError(f"sources: {source.name}: no prompt in its domains {', '.join(source.domains)}")
-    common = answer_keys.circumstances(config, source, directory)
-    counts = {domain: getattr(config.samples_per_prompt, domain) for domain in source.domains}
+    common = answer_keys.sampling_parameters(config, source, directory)
+    counts = {domain: config.domains[domain].samples for domain in source.domains}
     settings = [common, counts, config.max_new_tokens, source.max_model_len, source.engine]
     chosen = prompts.select("id", "domain", "messages").rows()
     inputs = stage_files.fingerprint(
@@ -147,7 +149,7 @@ def _sample_source(
     def work() -> str:
         tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
         note(f"{step}: rendering {len(prompts):,} prompts")
-        asked = answer_keys.want(config, source, prompts, tokenizer, common)
+        asked = answer_keys.plan_samples(config, source, prompts, tokenizer, common)
         with AnswerStore(store_folder(config, source), STORED) as answers:
             if final.exists():
                 # Of a directory that came without its part files.
@@ -177,7 +179,7 @@ def _sample_source(
 def ask(
     sampler: Sampler,
     source: SourceConfig,
-    asked: Wanted,
+    asked: SamplePlan,
     common: dict[str, Any],
     answers: AnswerStore,
     progress: Progress,
@@ -188,8 +190,8 @@ def ask(
     Args:
       sampler: of the source.
       source: whose model is asked.
-      asked: what is wanted of it.
-      common: its `answer_keys.circumstances`.
+      asked: its sample plan.
+      common: its `answer_keys.sampling_parameters`.
       answers: its store.
       progress: is told of every answer.
       stop: ends the work, by KeyboardInterrupt, when it is set.
@@ -230,7 +232,8 @@ def _sampler(config: PipelineConfig, source: SourceConfig, directory: Path, cont
 
 
 def _plausible(batches: Iterator[Answered], source: SourceConfig) -> Iterator[Answered]:
-    """The batches, but refusals are held back until there is an answer: many of them alone are a mistake of ours."""
+    """The same batches; but refusals at the beginning are held back until there is an answer, and end the run if they
+    are many: then the source's entry in the config is wrong, and they should not be kept as its answers."""
     held: Answered = []
     for batch in batches:
         held += batch
@@ -278,8 +281,8 @@ def _take_given(config: PipelineConfig, entry: GivenConfig, prompts: pl.DataFram
     stage_files.once(output, step, fingerprint, [final], work)
 
 
-def _table(source: SourceConfig, asked: Wanted, known: pl.DataFrame) -> pl.DataFrame:
-    """A row a wanted sample, in order, with what is known of it."""
+def _table(source: SourceConfig, asked: SamplePlan, known: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the plan, in order, each with its answer."""
     rows = pl.DataFrame(asked.rows, schema=["key", "prompt_id", "sample_index"], orient="row")
     rows = rows.with_columns(pl.col("key").cast(pl.String), source=pl.lit(source.name))
     table = rows.join(known, on="key", how="left", maintain_order="left")

@@ -17,7 +17,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """What a scorer found. None where it has no opinion; "unknown" where it tried and could not tell."""
+    """What a scorer found: a field is None where the scorer does not judge that, the verdict "unknown" where it does
+    and could not tell."""
 
     reward: float | None = None
     verdict: Verdict | None = None

@@ -1,49 +1,61 @@
-"""What judges answers. Each scorer fulfils `base.Scorer`; `build` makes those that a config names."""
+"""What judges answers: builds the scorers that a config names, each of which fulfils `scorer.Scorer`."""
 
 from collections.abc import Iterable
 
-from data_pipeline.config import RewardModelConfig, ScorerConfig, ScorersConfig
+from data_pipeline.config import PipelineConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.scoring.scorer import Scorer
 
 
-def build(config: ScorersConfig, domains: Iterable[str]) -> dict[str, tuple[Scorer | None, Scorer | None]]:
-    """Domain -> (reward scorer, correctness scorer), each None where the config names none.
+def build(
+    config: PipelineConfig, domains: Iterable[str], workers: int | None = None
+) -> dict[str, tuple[Scorer | None, Scorer | None]]:
+    """Domain -> (what gives the reward, what gives the verdict), each None where the config names none.
 
     Domains with the same reward model share it: it is in memory once.
 
+    Args:
+      config: the whole.
+      domains: those that have answers.
+      workers: processes that verify. Default: `scorers.workers`.
+
     Raises:
-      UserError: a reward's import path leads nowhere, there is no such reward model, or programs are to be run and no
-        sandbox holds here.
+      UserError: an import path leads nowhere, there is no such reward model, or programs are to be run and no sandbox
+        holds here.
     """
     from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
-    from data_pipeline.scoring.function_scorer import ProgrammaticScorer
+    from data_pipeline.scoring.function_scorer import FunctionReward
 
     models: dict[str, ArmoRMScorer] = {}
     scorers: dict[str, tuple[Scorer | None, Scorer | None]] = {}
-    for domain in sorted(set(domains)):
-        wanted = getattr(config, domain)
-        key = f"scorers.{domain}.reward"
+    for name in sorted(set(domains)):
+        domain, key = config.domains[name], config.key(name, "reward")
         reward: Scorer | None = None
-        if isinstance(wanted.reward, RewardModelConfig):
-            model = wanted.reward.model_dump_json()
+        if isinstance(domain.reward, RewardModelConfig):
+            model = domain.reward.model_dump_json()
             if model not in models:
-                models[model] = ArmoRMScorer(wanted.reward, key)
+                models[model] = ArmoRMScorer(domain.reward, key)
             reward = models[model]
-        elif wanted.reward:
-            reward = ProgrammaticScorer(wanted.reward, key)
-        scorers[domain] = reward, _correctness(wanted, config)
+        elif domain.reward:
+            reward = FunctionReward(domain.reward, key)
+        scorers[name] = reward, _verifier(config, name, workers or config.scorers.workers)
     return scorers
 
 
-def _correctness(wanted: ScorerConfig, config: ScorersConfig) -> Scorer | None:
+def _verifier(config: PipelineConfig, name: str, workers: int | None) -> Scorer | None:
     # Imported only now: an environment that has vLLM for rewards need not have what the verifiers need.
-    match wanted.correctness:
+    domain = config.domains[name]
+    match domain.verifier:
+        case None:
+            return None
         case "math_verify":
             from data_pipeline.scoring.math.scorer import MathScorer
 
-            return MathScorer(wanted, config.workers)
+            return MathScorer(domain, workers)
         case "code":
             from data_pipeline.scoring.code.scorer import CodeScorer
 
-            return CodeScorer(wanted, config.workers, allow_unsafe=config.allow_unsafe)
-    return None
+            return CodeScorer(domain, workers, allow_unsafe=config.scorers.allow_unsafe)
+    from data_pipeline.scoring.function_scorer import FunctionVerifier
+
+    return FunctionVerifier(domain.verifier, config.key(name, "verifier"))

@@ -1,7 +1,7 @@
 """Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
 
-It reads `prompts.parquet` and whatever files `samples/` holds, so it judges answers that another program wrote there
-just as well: columns prompt_id, source, sample_index, text and finish_reason are enough.
+It reads `prompts.parquet` and every file of `samples/`, also those that another program wrote there: the columns
+prompt_id, source, sample_index, text and finish_reason are enough.
 """
 
 import functools
@@ -15,8 +15,9 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import stage_files
-from data_pipeline.config import DOMAINS, ActorsConfig, PipelineConfig, ScorersConfig
+from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.prompts.stage import check_domains
 from data_pipeline.scoring import scorers
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item, Score, Scorer
@@ -46,8 +47,8 @@ def run(config: PipelineConfig) -> None:
     """Writes `scores/{source}.parquet` for each file of `samples/`, and `{source}.json` with the sandbox's tier.
 
     Raises:
-      UserError: no prompts, no samples, a column is missing, a reward's import path leads nowhere, or there is
-        no such reward model.
+      UserError: no prompts, no samples, a column is missing, a prompt is of no domain of the config, an import path
+        leads nowhere, or there is no such reward model.
     """
     output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
@@ -55,10 +56,8 @@ def run(config: PipelineConfig) -> None:
     files = sorted((output / "samples").glob("*.parquet"))
     if not files:
         raise UserError(f"{output / 'samples'}: no *.parquet there; run the stage 'sample' first")
-    unknown = sorted(set(prompts["domain"]) - set(DOMAINS))
-    if unknown:
-        raise UserError(f"{prompts_path}: unknown domain {unknown[0]!r}")
-    judges = scorers.build(config.scorers, prompts["domain"])
+    check_domains(config, prompts["domain"])
+    judges = scorers.build(config, prompts["domain"])
     kinds = _fingerprints(judges)
     rows = {row["id"]: row for row in prompts.iter_rows(named=True)}
     for file in files:
@@ -137,7 +136,7 @@ class _Work:
         from data_pipeline import cluster
 
         ray = self._config.ray
-        make = functools.partial(_work, self._config.scorers, ray.score, _fingerprints(self._judges))
+        make = functools.partial(_work, self._config, _fingerprints(self._judges))
         return cluster.results(ray, ray.score, f"score {self._file.stem}", make, left)
 
     def _prompts_of(self, samples: pl.DataFrame) -> dict[str, dict[str, Any]]:
@@ -149,15 +148,15 @@ def _fingerprints(judges: Scorers) -> dict[str, list[str | None]]:
 
 
 def _work(
-    config: ScorersConfig, actors: ActorsConfig, expected: dict[str, list[str | None]]
+    config: PipelineConfig, expected: dict[str, list[str | None]]
 ) -> Callable[[Chunk], Iterator[tuple[int, pl.DataFrame]]]:
     """Builds the judges, on whatever machine of a cluster this is; what that returns judges a chunk."""
-    workers = config.workers or max(1, int(actors.cpus))
-    judges = scorers.build(config.model_copy(update={"workers": workers}), expected)
+    judges = scorers.build(config, expected, config.scorers.workers or max(1, int(config.ray.score.cpus)))
     for domain, found in _fingerprints(judges).items():
         if found != expected[domain]:
             problem = f"would judge differently on {socket.gethostname()} than on the machine that drives"
-            raise UserError(f"scorers.{domain}: {problem}; both need the same code and files")
+            name = "reward" if found[0] != expected[domain][0] else "verifier"
+            raise UserError(f"{config.key(domain, name)}: {problem}; both need the same code and files")
     return functools.partial(_judge, judges)
 
 

@@ -1,4 +1,5 @@
-"""Random choices for whole columns that depend on (seed, names) alone: the same on any machine, in any order of rows.
+"""Hashes of whole columns, as seeded random choices: they depend on the seed and the names alone, so that they are the
+same on any machine and for any order of rows.
 
 Polars' own `hash` changes between its versions, so a data set made anew could differ; this one does not.
 """
@@ -6,12 +7,12 @@ Polars' own `hash` changes between its versions, so a data set made anew could d
 import numpy as np
 import polars as pl
 
-from data_pipeline.stage_files import rank
+from data_pipeline.stage_files import stable_hash
 
 
 def keys(seed: int, names: pl.Series) -> pl.Series:
     """A random 63-bit number of each text. Texts are hashed one by one, so pass distinct ones."""
-    return pl.Series(names.name, [rank(seed, name) for name in names], dtype=pl.UInt64)
+    return pl.Series(names.name, [stable_hash(seed, name) for name in names], dtype=pl.UInt64)
 
 
 def mix(*parts: pl.Series) -> pl.Series:

@@ -1,6 +1,7 @@
 """Which answers become SFT examples and which become preference pairs: the rules, as pure functions on tables.
 
-Candidates are one row an answer:
+A rule is a function of a domain's candidates and of its own parameters, and a line of `RULES`; `select` applies each
+domain's rule to its prompts. Candidates are one row an answer:
 
     prompt_id, source                    text
     sample_index                         integer, counts the source's answers to the prompt
@@ -10,24 +11,23 @@ Candidates are one row an answer:
     reward                               float, can be null or not finite
     verdict                              "correct", "wrong", "unknown" or null
 
-Nothing here reads texts, so millions of candidates fit in memory. Every choice that the rules leave open (which of two
-answers with equal rewards, which side of the split) is a hash of the seed and of the names at stake: no result depends
-on the order of rows, and what happens to a prompt depends on no other prompt.
+Nothing here reads texts, so millions of candidates fit in memory. Ties (two answers with equal rewards) and the split
+between SFT and DPO are decided by hashes of the seed, the prompt's id, the source's name and the sample index: no
+result depends on the order of rows, and what happens to a prompt depends on no other prompt.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import polars as pl
+import pydantic
+from pydantic import Field
 
-from data_pipeline.config import (
-    ChineseSelection,
-    CodeSelection,
-    InstructionSelection,
-    MathSelection,
-    PairSource,
-    SelectionConfig,
-)
 from data_pipeline.selection import hashing
+from fusejax.common.cli import ConfigModel
+
+PairSource = Literal["best", "random", "widest"]
 
 MARKS = ("truncated", "degenerate")
 """Boolean columns of samples that take an answer out; the name is the reason."""
@@ -50,7 +50,7 @@ PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too
 
 @dataclass(frozen=True)
 class Selected:
-    """What became of the prompts: each is in `sft`, in `dpo`, in both (code), or in `discarded` with its reason."""
+    """What became of the prompts: each is in `sft`, in `dpo`, in both (`verdict_both`), or in `discarded`, with why."""
 
     sft: pl.DataFrame
     dpo: pl.DataFrame
@@ -60,8 +60,8 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a domain's rule made of its prompts, which are row numbers here."""
+class Part:
+    """What a rule made of a domain's prompts; the column `prompt` is the row number of the prompt."""
 
     sft: pl.DataFrame
     dpo: pl.DataFrame | None
@@ -69,13 +69,63 @@ class _Part:
     """prompt, reason."""
 
 
-def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionConfig, seed: int) -> Selected:
+class _Margins(ConfigModel):
+    min_margin: float | None = Field(0.01, ge=0)
+    max_margin: float | None = Field(0.1, ge=0)
+    """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
+    pair_source: PairSource = "best"
+    """Which source's pair, of those valid: with the best chosen answer, a seeded random one, or the widest margin."""
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> "_Margins":
+        if self.min_margin is not None and self.max_margin is not None and self.min_margin > self.max_margin:
+            raise ValueError(f"min_margin {self.min_margin} exceeds max_margin {self.max_margin}")
+        return self
+
+
+class Margin(_Margins):
+    """Parameters of `margin`."""
+
+    name: Literal["margin"] = "margin"
+    sft_fraction: float = Field(0.4, ge=0, le=1)
+    """Of the prompts with a valid pair; the others serve DPO. Each prompt's side is a hash of its id and the seed, so
+    the share is met to chance (51,098 prompts: to 0.4 points), and prompts added later move no other prompt."""
+
+
+class VerdictPairs(_Margins):
+    """Parameters of `verdict_pairs`."""
+
+    name: Literal["verdict_pairs"] = "verdict_pairs"
+
+
+class VerdictBoth(_Margins):
+    """Parameters of `verdict_both`."""
+
+    name: Literal["verdict_both"] = "verdict_both"
+    min_margin: float | None = Field(None, ge=0)
+    max_margin: float | None = Field(None, ge=0)
+    same_source: bool = True
+    """Whether both answers of a pair must come from one source."""
+
+
+class OneSource(ConfigModel):
+    """Parameters of `one_source`."""
+
+    name: Literal["one_source"] = "one_source"
+    source: str | None = None
+    """The one source whose answers are used. Default: any."""
+
+
+Parameters = Margin | VerdictPairs | VerdictBoth | OneSource
+
+
+def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, Parameters], seed: int) -> Selected:
     """Applies each domain's rule to its prompts.
 
     Args:
       prompts: id, dataset, domain; the prompts to account for, each once.
       candidates: see the module; answers to other prompts are unused ones without data set and domain.
-      config: the rules.
+      rules: domain -> the parameters of its rule, for every domain of the prompts.
       seed: of all random choices.
     """
     # Row numbers and hashes stand for names: they sort and join many times faster.
@@ -84,8 +134,9 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
     candidates = candidates.drop("dataset", "domain", strict=False)
     strange = candidates.join(prompts, on="prompt_id", how="anti")
     answers = _with_ties(candidates.join(prompts.drop("dataset"), on="prompt_id").drop("prompt_id"), seed)
+    with_reward = [domain for domain, parameters in rules.items() if RULES[parameters.name].needs_reward]
     judged = answers.with_columns(pl.col("reward").cast(pl.Float64)).with_columns(
-        reason=_unusable([mark for mark in MARKS if mark in candidates.columns])
+        reason=_unusable([mark for mark in MARKS if mark in candidates.columns], with_reward)
     )
     unused = judged.filter(pl.col("reason").is_not_null())
     # By prompt, then by reward; one without comes last. Of equal rewards, the hash of the names decides.
@@ -93,10 +144,8 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
         "prompt", "reward", "tie", descending=[False, True, False], nulls_last=True
     )
     parts = [
-        instruction(_of(usable, "instruction"), config.instruction),
-        math_(_of(usable, "math"), config.math),
-        code(_of(usable, "code"), config.code),
-        chinese(_of(usable, "chinese"), config.chinese),
+        RULES[parameters.name].apply(usable.filter(pl.col("domain") == domain), parameters)
+        for domain, parameters in rules.items()
     ]
 
     def named(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
@@ -114,14 +163,17 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, config: SelectionCon
     )
 
 
-def instruction(candidates: pl.DataFrame, rule: InstructionSelection) -> _Part:
-    """Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair."""
+def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
+    """A source's best answer against its worst, by reward.
+
+    Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair.
+    """
     judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
     valid = pairs(judged, rule.pair_source)
     to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
     # Why there is no pair: the problem of the source that came furthest.
     furthest = judged.sort("problem").unique("prompt", keep="last")
-    return _Part(
+    return Part(
         sft=best(candidates.join(to_sft, on="prompt", how="semi")),
         dpo=valid.join(to_sft, on="prompt", how="anti"),
         discarded=furthest.join(valid, on="prompt", how="anti").select(
@@ -130,32 +182,52 @@ def instruction(candidates: pl.DataFrame, rule: InstructionSelection) -> _Part:
     )
 
 
-def math_(candidates: pl.DataFrame, rule: MathSelection) -> _Part:
+def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
     """Pairs of a correct and a wrong answer first; of the prompts left over, the best correct answer serves SFT."""
     correct, wrong = _by_verdict(candidates)
     dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
-    return _Part(
+    return Part(
         sft=best(correct.join(dpo, on="prompt", how="anti")),
         dpo=dpo,
         discarded=_without(candidates, correct, "no_correct_answer"),
     )
 
 
-def code(candidates: pl.DataFrame, rule: CodeSelection) -> _Part:
-    """The best answer that passes serves SFT; with one that fails it makes a pair too. None passes: dropped."""
+def verdict_both(candidates: pl.DataFrame, rule: VerdictBoth) -> Part:
+    """The best correct answer serves SFT; with a wrong one it makes a pair too. None is correct: dropped."""
     correct, wrong = _by_verdict(candidates)
     judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
-    return _Part(
+    return Part(
         sft=best(correct),
         dpo=pairs(judged, rule.pair_source),
         discarded=_without(candidates, correct, "no_correct_answer"),
     )
 
 
-def chinese(candidates: pl.DataFrame, rule: ChineseSelection) -> _Part:
-    """The answer of the one source serves SFT; of several, that with the highest reward."""
+def one_source(candidates: pl.DataFrame, rule: OneSource) -> Part:
+    """SFT only: the answer of the one source; of several, that with the highest reward, if there are rewards."""
     of_source = candidates if rule.source is None else candidates.filter(pl.col("source") == rule.source)
-    return _Part(sft=best(of_source), dpo=None, discarded=_without(candidates, of_source, "no_answer_of_the_source"))
+    return Part(sft=best(of_source), dpo=None, discarded=_without(candidates, of_source, "no_answer_of_the_source"))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What there is to know of a rule."""
+
+    apply: Callable[[pl.DataFrame, Any], Part]
+    """Of a domain's usable candidates, by prompt and best first, and of the parameters."""
+    parameters: type[Parameters]
+    needs_reward: bool
+    needs_verdict: bool
+
+
+RULES = {
+    "margin": Rule(margin, Margin, needs_reward=True, needs_verdict=False),
+    "verdict_pairs": Rule(verdict_pairs, VerdictPairs, needs_reward=True, needs_verdict=True),
+    "verdict_both": Rule(verdict_both, VerdictBoth, needs_reward=True, needs_verdict=True),
+    "one_source": Rule(one_source, OneSource, needs_reward=False, needs_verdict=False),
+}
+"""By the name in the configuration."""
 
 
 def best(candidates: pl.DataFrame) -> pl.DataFrame:
@@ -228,9 +300,9 @@ def _by_verdict(candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return candidates.filter(pl.col("verdict") == "correct"), candidates.filter(pl.col("verdict") == "wrong")
 
 
-def _unusable(marks: list[str]) -> pl.Expr:
+def _unusable(marks: list[str], domains_with_reward: list[str]) -> pl.Expr:
     """Why an answer can serve nowhere, neither chosen nor rejected; null if it can."""
-    needs_reward = pl.col("domain") != "chinese"
+    needs_reward = pl.col("domain").is_in(domains_with_reward)
     reason = (
         # Of two answers with the same names, nothing tells which one was scored.
         pl.when(pl.col("tie").is_duplicated())
@@ -252,10 +324,6 @@ def _unusable(marks: list[str]) -> pl.Expr:
         .when(pl.col("reward").is_not_null() & ~pl.col("reward").is_finite())
         .then(pl.lit("non_finite_reward"))
     )
-
-
-def _of(candidates: pl.DataFrame, domain: str) -> pl.DataFrame:
-    return candidates.filter(pl.col("domain") == domain)
 
 
 def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Stage `select`: applies the rules of `selection` to all scored answers, and fetches the texts of those selected."""
+"""Stage `select`: applies each domain's rule to all scored answers, and fetches the texts of those selected."""
 
 import contextlib
 import tempfile
@@ -11,6 +11,7 @@ from etils import epath
 from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
+from data_pipeline.prompts.stage import check_domains
 from data_pipeline.scoring.stage import NEEDED
 from data_pipeline.selection import hashing, rules
 from fusejax.common.cli import UserError
@@ -24,19 +25,21 @@ def run(config: PipelineConfig) -> None:
     """Writes `selection/{sft,dpo,discarded,unused}.parquet`.
 
     Raises:
-      UserError: a domain's rule needs a reward and the config names none, a table is missing, or a mark is no boolean.
+      UserError: a domain's rule needs a reward or a verdict and the config names nothing that gives it, a table is
+        missing, a prompt is of no domain of the config, or a mark is no boolean.
     """
     output = epath.Path(config.output_dir)
     prompts_path = output / "prompts.parquet"
     stage_files.check_parquet(prompts_path, list(PROMPTS_SCHEMA), made_by="prompts")
     with local_copy(prompts_path) as local:
         prompts = pl.read_parquet(local, columns=["id", "dataset", "domain"], glob=False)
-    require_rewards(config, domains=set(prompts["domain"]))
+    check_domains(config, prompts["domain"])
+    require_judges(config, set(prompts["domain"]))
     files = [output / "scores" / f"{source.name}.parquet" for source in config.answerers]
     for file in files:
         stage_files.check_parquet(file, [*NEEDED, "reward", "verdict"], made_by="score")
         _check_marks(file)
-    settings = config.model_dump(mode="json", include={"selection", "seed"})
+    settings = [config.seed, {name: domain.rule.model_dump(mode="json") for name, domain in config.domains.items()}]
     inputs = stage_files.fingerprint(
         settings, prompts_path, *files, *map(Path, (rules.__file__, hashing.__file__, __file__))
     )
@@ -49,13 +52,18 @@ def run(config: PipelineConfig) -> None:
     stage_files.once(output, "select", inputs, list(tables.values()), work)
 
 
-def require_rewards(config: PipelineConfig, domains: Iterable[str] | None) -> None:
-    """Raises `UserError` where a rule needs a reward that no scorer gives. `None`: the config's own domains."""
-    for domain in sorted({entry.domain for entry in config.prompts} if domains is None else domains):
-        if domain != "chinese" and getattr(config.scorers, domain).reward is None:
-            raise UserError(
-                f"scorers.{domain}.reward: selecting {domain} answers needs a reward: a model, or module:attribute"
-            )
+def require_judges(config: PipelineConfig, domains: Iterable[str]) -> None:
+    """Raises `UserError` where a domain's rule needs a reward or a verdict that nothing gives."""
+    for name in sorted(domains):
+        domain = config.domains[name]
+        rule = rules.RULES[domain.rule.name]
+        if rule.needs_reward and domain.reward is None:
+            problem = f"selecting {name} answers needs a reward: a model, or module:attribute"
+            raise UserError(f"{config.key(name, 'reward')}: {problem}")
+        # A function may give verdicts beside its rewards; a reward model gives none.
+        if rule.needs_verdict and domain.verifier is None and not isinstance(domain.reward, str):
+            problem = f"the rule {domain.rule.name} needs verdicts: name a verifier, or module:attribute"
+            raise UserError(f"{config.key(name, 'verifier')}: {problem}")
 
 
 def _check_marks(file: epath.Path) -> None:
@@ -69,7 +77,8 @@ def _check_marks(file: epath.Path) -> None:
 
 def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path]) -> str:
     candidates = pl.concat([_candidates(file) for file in files]).collect(engine="streaming")
-    selected = rules.select(prompts, candidates, config.selection, config.seed)
+    rule_of = {name: domain.rule for name, domain in config.domains.items()}
+    selected = rules.select(prompts, candidates, rule_of, config.seed)
     del candidates
     texts = _texts(selected, files)
     sft = selected.sft.join(texts, on=_KEY, how="left", maintain_order="left")

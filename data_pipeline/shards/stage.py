@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from etils import epath
@@ -13,9 +13,8 @@ from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scoring.stage import sandboxes
 from fusejax.common.cli import UserError
 from fusejax.common.files import temporary_folder
-from fusejax.data.records import PreferencePair, SFTExample, move_shards, write_shards
+from fusejax.data.records import Kind, PreferencePair, SFTExample, move_shards, write_shards
 
-Kind = Literal["sft", "dpo"]
 KINDS: tuple[Kind, ...] = ("sft", "dpo")
 
 
@@ -109,6 +108,6 @@ def eval_prompts(selected: pl.DataFrame, config: PipelineConfig) -> set[str]:
     fraction, held_out = config.write.eval_fraction, set()
     for domain in sorted(set(selected["domain"])):
         ids = set(selected.filter(pl.col("domain") == domain)["prompt_id"])
-        ordered = sorted(ids, key=lambda prompt: (stage_files.rank(config.seed, "eval", prompt), prompt))
+        ordered = sorted(ids, key=lambda prompt: (stage_files.stable_hash(config.seed, "eval", prompt), prompt))
         held_out |= set(ordered[: math.ceil(fraction * len(ids))])
     return held_out

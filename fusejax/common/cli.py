@@ -43,9 +43,14 @@ Location = Annotated[str, pydantic.AfterValidator(location)]
 """The type of a configuration's paths: local, or `gs://bucket/...`."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, without line breaks, cut after so many characters.
+
+    >>> one_line(ValueError("no\\n  such thing")), one_line(KeyError()), one_line(ValueError("x" * 9), 4)
+    ('no such thing', 'KeyError', 'xxxx ...')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 Config = TypeVar("Config", bound=pydantic.BaseModel)
@@ -67,8 +72,19 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host-index", type=int, metavar="I", help="which of them this is, from 0")
 
 
-def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> Config:
+def load_config(
+    model: type[Config],
+    path: str | Path,
+    overrides: list[str],
+    rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+) -> Config:
     """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
+
+    Args:
+      model: what the file must hold.
+      path: the file, local or in a bucket.
+      overrides: from the command line.
+      rename: (the file's values, an override's key) -> the key that it means there.
 
     Raises:
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
@@ -86,7 +102,7 @@ def load_config(model: type[Config], path: str | Path, overrides: list[str]) -> 
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(values, override, rename)
     try:
         # As JSON, whose strict types are what is meant here: 1 is a float, a list a tuple; but `true` is no number.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
@@ -127,11 +143,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str, rename: Callable[[dict[str, Any], str], str]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected key.path=value")
-    *parents, last = key.split(".")
+    *parents, last = rename(values, key).split(".")
     for parent in parents:
         child = values.setdefault(parent, {})
         if child is None:

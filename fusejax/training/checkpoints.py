@@ -153,7 +153,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError) as error:  # what Orbax and tensorstore raise for damaged files
             raise UserError(
                 f"{self.directory}: checkpoint {step} is damaged; delete it to go on from the one before "
-                f"({one_line(error)[:200]})"
+                f"({one_line(error, 200)})"
             ) from error
 
     def best_step(self) -> int:
@@ -189,7 +189,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # of many types, from Orbax, tensorstore and the file system
-            raise UserError(f"{self.directory}: a checkpoint cannot be saved: {one_line(error)[:1000]}") from error
+            raise UserError(f"{self.directory}: a checkpoint cannot be saved: {one_line(error, 1000)}") from error
 
     def _delete(self) -> None:
         """Deletes what Orbax has put aside; not the folder itself, for Orbax may be about to put something there."""

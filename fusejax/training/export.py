@@ -112,5 +112,5 @@ class StoredParameters:
     def _damaged(self, error: Exception) -> UserError:
         return UserError(
             f"{self._directory.parent}: the checkpoint is damaged; delete it, or choose another --step "
-            f"({one_line(error)[:200]})"
+            f"({one_line(error, 200)})"
         )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fusejax import export
-from fusejax.common.cli import UserError, load_config
+from fusejax.common.cli import UserError, load_config, one_line
 from fusejax.config import EvaluateConfig, TrainConfig
 
 GOOD = """
@@ -129,3 +129,10 @@ def test_a_missing_file_ends_with_status_2():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "error: config /nowhere/run.yaml: No such file or directory\n"
+
+
+def test_an_error_in_one_line():
+    assert one_line(ValueError("no\n  such thing")) == "no such thing"
+    assert one_line(KeyError()) == "KeyError"
+    assert one_line(ValueError("x" * 301)) == "x" * 300 + " ..."
+    assert one_line(ValueError("x" * 9), 9) == "x" * 9

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from data_pipeline.__main__ import main
-from data_pipeline.config import PipelineConfig, ScorersConfig
+from data_pipeline.config import PipelineConfig
 from data_pipeline.scoring.stage import COLUMNS
 from fusejax.common import cli
 from fusejax.data.records import open_shards
@@ -107,12 +107,6 @@ def test_score_judges_answers_of_another_program(config: Path, tmp_path: Path):
     assert scores["verdict"].to_list() == ["correct", "wrong", "correct", "wrong", "wrong", None, None]
     assert scores["reward"].null_count() == 2
     assert scores["detail"].to_list()[-2:] == ["not_sampled", "no_such_prompt"]
-
-
-def test_scorers_keep_their_correctness_when_another_key_is_set():
-    loaded = ScorersConfig.model_validate({"math": {"timeout_seconds": 9}, "code": {"memory_mb": 512}})
-    assert (loaded.math.correctness, loaded.code.correctness) == ("math_verify", "code")
-    assert loaded.instruction.correctness is None
 
 
 def test_a_failing_reward_is_counted(config: Path, tmp_path: Path):
@@ -232,7 +226,7 @@ def test_the_papers_config_is_valid():
         text=True,
     )
     assert done.returncode == 2
-    assert "scorers.code.reward: model RLHFlow/ArmoRM-Llama3-8B-v0.1: no such directory, nor a model" in done.stderr
+    assert "domains.code.reward: model RLHFlow/ArmoRM-Llama3-8B-v0.1: no such directory, nor a model" in done.stderr
     loaded = cli.load_config(PipelineConfig, config, [])
     limits = [entry.limit for entry in loaded.prompts if entry.limit]
     assert sum(limits) == 158_667 - 3_113 - 12_892  # All but code, which has no limit.

@@ -20,7 +20,12 @@ from fusejax.training.start import StartingModel
 
 def score(prompt: dict, text: str) -> tuple[float, str]:
     """The reward that the tests' data pipeline uses: an answer is right if it is what the prompt demands."""
-    return 0.1, "correct" if text == prompt["answer"] else "wrong"
+    return 0.1, check(prompt, text)
+
+
+def check(prompt: dict, text: str) -> str:
+    """The same as a verifier, of a domain of the tests' own."""
+    return "correct" if text == prompt["answer"] else "wrong"
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,9 @@ def configure(world, folder, prompts):
         "output_dir": "replaced by the evaluation",
         "prompts": [{"path": str(folder / "prompts.parquet"), "dataset": "test", "domain": "instruction"}],
         "sources": [{"name": "any", "model": "any"}],
-        "scorers": {
-            "instruction": {"reward": "tests.evaluation.test_evaluate:score"},
-            "chinese": {"reward": "tests.evaluation.test_evaluate:score"},
+        "domains": {
+            "instruction": {"reward": "tests.evaluation.test_evaluate:score", "rule": "margin"},
+            "law": {"verifier": "tests.evaluation.test_evaluate:check", "rule": "one_source"},
         },
     }
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
@@ -73,12 +78,12 @@ def test_accuracy_of_the_answers_that_transformers_gives(world, greedy, tmp_path
     prompts = [
         prompt(0, one, "instruction", said_one),
         prompt(1, two, "instruction", said_two + "!"),
-        prompt(2, three, "chinese", said_three),
+        prompt(2, three, "law", said_three),
     ]
     result = subprocess.run(configure(world, tmp_path, prompts), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results == {"base": {"chinese": 1.0, "instruction": 0.5, "average": 0.75}}
+    assert results == {"base": {"instruction": 0.5, "law": 1.0, "average": 0.75}}
     assert "75.0 ± " in result.stdout
 
 

@@ -15,8 +15,7 @@ import aiohttp
 
 from data_pipeline.config import ServerConfig, SourceConfig
 from data_pipeline.sampling.sampler import Answer, Answered, Request
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 REFUSALS = (400, 413, 422)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from data_pipeline.config import SamplerConfig, SourceConfig
 from data_pipeline.sampling.sampler import Answer, Answered, Request
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 SMALL_MODEL = 20_000_000
 """Parameters below which one CPU thread computes a step faster than several that wait for each other."""

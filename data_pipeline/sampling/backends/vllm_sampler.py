@@ -15,8 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.sampling.sampler import Answer, Answered, Request
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 
 class VllmSampler:

@@ -10,13 +10,13 @@ from typing import Any
 
 import jinja2
 
-from data_pipeline.config import RewardModelConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.scoring.armorm import ARCHITECTURE, conversation
 from data_pipeline.scoring.armorm.backend import Backend, Conversation
 from data_pipeline.scoring.scorer import Item, Score
-from data_pipeline.stage_files import fingerprint, one_line
-from fusejax.common.cli import UserError
+from data_pipeline.stage_files import fingerprint
+from fusejax.common.cli import UserError, one_line
 
 _CODE = ("conversation", "heads", "scorer")
 _BACKEND_CODE = {"transformers": ("transformers_backend",), "vllm": ("vllm_backend", "vllm_model")}
@@ -55,7 +55,7 @@ class ArmoRMScorer:
         self.fingerprint = fingerprint(checkpoint.fingerprint(self._directory), config.backend, config.dtype, *code)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `base.Scorer`."""
+        """One score an item, in order; see `scorer.Scorer`."""
         read = [self._conversation(item) for item in items]
         valid = [found for found in read if isinstance(found, Conversation)]
         rewards = iter(self._backend.rewards(valid) if valid else [])

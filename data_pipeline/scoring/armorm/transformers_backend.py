@@ -10,11 +10,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_pipeline.config import RewardModelConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.scoring.armorm.backend import Conversation, Rewards
 from data_pipeline.scoring.armorm.heads import Heads
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 
 class TransformersBackend:

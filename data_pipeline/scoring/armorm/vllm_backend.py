@@ -6,10 +6,9 @@ from typing import Any
 
 import vllm
 
-from data_pipeline.config import RewardModelConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.scoring.armorm.backend import Conversation, Rewards
-from data_pipeline.stage_files import one_line
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 MAX_SEQUENCES = 256
 """Conversations a step, at most."""

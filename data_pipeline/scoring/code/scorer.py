@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code import code_tests
 from data_pipeline.scoring.code.code_tests import (
     ALLOWED_IMPORTS,
@@ -45,18 +45,18 @@ class CodeScorer:
     """
 
     def __init__(
-        self, config: ScorerConfig, workers: int | None, *, allow_unsafe: bool = False, tier: Tier | None = None
+        self, limits: VerifierLimits, workers: int | None, *, allow_unsafe: bool = False, tier: Tier | None = None
     ):
-        self._limits = judge.Limits(config.timeout_seconds, config.memory_mb)
+        self._limits = judge.Limits(limits.timeout_seconds, limits.memory_mb)
         self._workers = workers or os.cpu_count() or 1
         self._known: dict[str, Score] = {}
         self._tier = tier or judge.strongest(allow_unsafe=allow_unsafe)
         self.sandbox = self._tier.name
         files = (Path(__file__), Path(code_tests.__file__), *sorted(Path(judge.__file__).parent.glob("*.py")))
-        self.fingerprint = fingerprint(config.timeout_seconds, config.memory_mb, *files)
+        self.fingerprint = fingerprint(limits.timeout_seconds, limits.memory_mb, *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `base.Scorer`. Equal programs with equal tests run once."""
+        """One score an item, in order; see `scorer.Scorer`. Equal programs with equal tests run once."""
         suites: dict[str, code_tests.Suite] = {}
         keys: list[str] = []
         fresh: dict[str, tuple[str | None, code_tests.Suite]] = {}

@@ -19,7 +19,7 @@ from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.math import math_answers, math_units, math_worker
 from data_pipeline.scoring.math.math_answers import Found
 from data_pipeline.scoring.scorer import Item, Score, Verdict
@@ -56,14 +56,14 @@ _SUBSCRIPT = re.compile(r"(?<=[\d)}])_\{?(\d+)")
 class MathScorer:
     """Compares the text's final answer with the prompt's `answer`."""
 
-    def __init__(self, config: ScorerConfig, workers: int | None):
-        self._timeout, self._memory, self._workers = config.timeout_seconds, config.memory_mb, workers
+    def __init__(self, limits: VerifierLimits, workers: int | None):
+        self._timeout, self._memory, self._workers = limits.timeout_seconds, limits.memory_mb, workers
         self._known: dict[tuple[str, str], Outcome] = {}
         files = (Path(module.__file__ or "") for module in (math_answers, math_units, math_worker))
         self.fingerprint = fingerprint(version("math-verify"), self._timeout, self._memory, Path(__file__), *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `base.Scorer`. Equal questions are decided once."""
+        """One score an item, in order; see `scorer.Scorer`. Equal questions are decided once."""
         pairs = [self._pair(item) for item in items]
         hard: list[tuple[str, str]] = []
         for pair in pairs:

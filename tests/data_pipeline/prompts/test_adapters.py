@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.config import CodeScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.prompts.adapters import ADAPTERS, Rejected
 from data_pipeline.prompts.adapters.topics import refuse_code_and_math
 from data_pipeline.scoring.code.scorer import CodeScorer
@@ -184,7 +184,7 @@ def test_the_tests_judge_programs():
     """The reference passes the tests that its own statement gave, and another program does not."""
     prompt = adapt("greengerong/leetcode", **leetcode(TWO_SUM))
     answers = [TWO_SUM_PYTHON.replace("    ```", "```"), "```python\ndef twoSum(nums, target):\n    return [0, 1]\n```"]
-    scores = CodeScorer(CodeScorerConfig(), workers=1).score([Item(prompt=prompt, text=text) for text in answers])
+    scores = CodeScorer(VerifierLimits(), workers=1).score([Item(prompt=prompt, text=text) for text in answers])
     assert [score.verdict for score in scores] == ["correct", "wrong"]
 
 

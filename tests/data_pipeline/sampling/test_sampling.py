@@ -350,7 +350,7 @@ def test_refusals_alone_end_the_run(stage: Any, tmp_path: Path):
     assert not (tmp_path / "out/samples/s.parquet").exists()
 
 
-def test_an_answer_is_recorded_with_its_circumstances(stage: Any, checkpoint: Path):
+def test_an_answer_is_recorded_with_its_parameters(stage: Any, checkpoint: Path):
     row = stage(FakeSampler(), temperature=0.5).row(0, named=True)
     prompt = ChatTokenizer("s", checkpoint, None).encode([{"role": "user", "content": "q0"}])
     expected = {

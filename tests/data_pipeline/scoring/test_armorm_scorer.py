@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipeline.__main__ import main
-from data_pipeline.config import RewardModelConfig, ScorersConfig
+from data_pipeline.config import PipelineConfig
+from data_pipeline.domains import RewardModelConfig
 from data_pipeline.scoring.armorm import conversation
 from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
 from data_pipeline.scoring.armorm.transformers_backend import batches
@@ -230,7 +231,14 @@ def test_a_model_that_is_no_armorm_or_a_backend_that_is_not_there(
 
 def test_domains_share_a_model_and_its_fingerprint_follows_what_decides_the_score(armorm: Path, tmp_path: Path):
     section = {"model": str(armorm)}
-    config = ScorersConfig.model_validate({"math": {"reward": section}, "code": {"reward": section}})
+    config = PipelineConfig.model_validate(
+        {
+            "output_dir": "unused",
+            "prompts": [{"path": "unused.jsonl", "dataset": "d", "domain": "math"}],
+            "sources": [{"name": "s", "model": "s"}],
+            "scorers": {"math": {"reward": section}, "code": {"reward": section}},
+        }
+    )
     built = build(config, ["math", "code", "chinese"])
     assert built["math"][0] is built["code"][0] is not None and built["chinese"] == (None, None)
     other = change(armorm, tmp_path / "other", "gating.logit_scale", np.ones(1, np.float32))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.code_tests import read
 from data_pipeline.scoring.code.scorer import CodeScorer, analyse, extract
 from data_pipeline.scoring.sandbox.judge import Job, Sandbox
@@ -28,7 +28,7 @@ os._exit(0)
 
 
 def judge(code: str, tests: list[str] | None = None, *, fenced: bool = True, **config: float) -> Score:
-    scorer = CodeScorer(ScorerConfig(correctness="code", **{"timeout_seconds": 1, **config}), workers=1)
+    scorer = CodeScorer(VerifierLimits(**{"timeout_seconds": 1, **config}), workers=1)
     text = f"Here:\n```python\n{code}\n```\nDone." if fenced else code
     return scorer.score([Item({"tests": TESTS if tests is None else tests}, text)])[0]
 
@@ -172,7 +172,7 @@ def test_the_block_that_defines_what_is_tested():
     helper = "```python\nfrom math import floor\n```\n"
     solution = "```python\ndef add(a, b):\n    return floor(a + b)\n```\n"
     demonstration = "```python\nfrom solution import add\ndef test_add():\n    assert add(1, 2) == 4\ntest_add()\n```\n"
-    scorer = CodeScorer(ScorerConfig(correctness="code"), workers=1)
+    scorer = CodeScorer(VerifierLimits(), workers=1)
     (score,) = scorer.score([Item({"tests": TESTS}, helper + solution + demonstration)])
     assert score == Score(
         None, "correct", "from math import floor\n\ndef add(a, b):\n    return floor(a + b)\n", "passed"
@@ -201,7 +201,7 @@ def test_equal_programs_run_once(monkeypatch: pytest.MonkeyPatch):
     calls: list[Job] = []
     run = Sandbox.run
     monkeypatch.setattr(Sandbox, "run", lambda sandbox, job: calls.append(job) or run(sandbox, job))
-    scorer = CodeScorer(ScorerConfig(correctness="code"), workers=2)
+    scorer = CodeScorer(VerifierLimits(), workers=2)
     calls.clear()  # Of the probe.
     items = [Item({"tests": TESTS}, f"```python\n{GOOD}```")] * 3
     assert [score.verdict for score in [*scorer.score(items), *scorer.score(items)]] == ["correct"] * 6

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.math import math_worker
 from data_pipeline.scoring.math.scorer import LONGEST, MathScorer
 from data_pipeline.scoring.scorer import Item
@@ -43,9 +43,7 @@ OTHER = {
 
 
 def test_stalling_and_hungry_answers_are_unknown_and_the_next_is_judged():
-    scorer = MathScorer(
-        ScorerConfig(correctness="math_verify", timeout_seconds=TIMEOUT, memory_mb=MEMORY_MB), workers=2
-    )
+    scorer = MathScorer(VerifierLimits(timeout_seconds=TIMEOUT, memory_mb=MEMORY_MB), workers=2)
     bombs = {**STALLING, **OTHER}
     items = [Item({"answer": r"\sqrt{2}+x"}, rf"\boxed{{{bomb}}}") for bomb in bombs.values()]
     items.append(Item({"answer": STALLING["tower"]}, r"\boxed{\pi}"))
@@ -61,7 +59,7 @@ def test_stalling_and_hungry_answers_are_unknown_and_the_next_is_judged():
 
 
 def test_a_number_too_big_for_the_memory_is_unknown():
-    config = ScorerConfig(correctness="math_verify", timeout_seconds=60.0, memory_mb=100)
+    config = VerifierLimits(timeout_seconds=60.0, memory_mb=100)
     items = [Item({"answer": r"\sqrt{2}+x"}, r"\boxed{\frac{1}{9^{9^{9}}!}}"), Item({"answer": "2x"}, r"\boxed{x+x}")]
     found = [(score.verdict, score.detail) for score in MathScorer(config, workers=1).score(items)]
     assert found == [("unknown", "out_of_memory"), ("correct", "math_verify")]

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.math import math_answers, math_units, math_worker
 from data_pipeline.scoring.math.scorer import MathScorer, compare_exactly
 from data_pipeline.scoring.scorer import Item
@@ -175,7 +175,7 @@ def test_unknown(gold: str, found: str):
 
 
 def test_scorer_asks_the_worker_only_where_needed():
-    scorer = MathScorer(ScorerConfig(correctness="math_verify", timeout_seconds=20), workers=1)
+    scorer = MathScorer(VerifierLimits(timeout_seconds=20), workers=1)
     pairs = [("7", r"\boxed{7}"), ("A: 7", "A: 8"), (r"\sqrt{8}", r"\boxed{2\sqrt{2}}"), ("7", "no idea")]
     scores = scorer.score([Item({"answer": gold}, text) for gold, text in pairs])
     assert [(score.verdict, score.detail) for score in scores] == [
@@ -188,7 +188,7 @@ def test_scorer_asks_the_worker_only_where_needed():
 
 
 def test_a_mismatch_counts_only_where_the_answer_is_clear():
-    scorer = MathScorer(ScorerConfig(correctness="math_verify"), workers=1)
+    scorer = MathScorer(VerifierLimits(), workers=1)
     cases = {
         ("7", "There are 8 left."): "wrong",
         ("7", "Of 15 he gave away 7, so 8 are left."): "unknown",
@@ -212,7 +212,7 @@ def test_gsm8k_labels():
                 if isinstance(solution, dict):
                     items.append(Item({"answer": problem["ground_truth"]}, solution["solution"]))
                     labels.append(solution["is_correct"])
-    scores = MathScorer(ScorerConfig(correctness="math_verify"), workers=2).score(items)
+    scores = MathScorer(VerifierLimits(), workers=2).score(items)
     agreed = sum((score.verdict == "correct") == label for score, label in zip(scores, labels, strict=True))
     assert len(labels) == 2636
     assert agreed / len(labels) >= 0.99

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.sandbox import judge, tiers
 from data_pipeline.scoring.sandbox.values import Decoder, Encoder, Malformed
@@ -61,7 +61,7 @@ def tier(request: pytest.FixtureRequest) -> tiers.Tier:
 
 @pytest.fixture(scope="module")
 def scorer(tier: tiers.Tier) -> CodeScorer:
-    return CodeScorer(ScorerConfig(correctness="code", timeout_seconds=1, memory_mb=512), 1, tier=tier)
+    return CodeScorer(VerifierLimits(timeout_seconds=1, memory_mb=512), 1, tier=tier)
 
 
 class Bait:
@@ -160,12 +160,12 @@ def test_nothing_is_left_for_the_next_program(scorer: CodeScorer):
 
 LONG_RUN = r"""
 import sys
-from data_pipeline.config import ScorerConfig
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.scorer import Item
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.sandbox import tiers
 tier = next(tier for tier in tiers.tiers(allow_unsafe=False) if tier.name == sys.argv[1])
-scorer = CodeScorer(ScorerConfig(correctness="code", timeout_seconds=60), 1, tier=tier)
+scorer = CodeScorer(VerifierLimits(timeout_seconds=60), 1, tier=tier)
 print("ready", flush=True)
 scorer.score([Item({"tests": ["assert f(1) == 1"]}, f"```python\n{sys.argv[2]}\n```")])
 """

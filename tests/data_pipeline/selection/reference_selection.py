@@ -2,10 +2,11 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.config import SelectionConfig
+from data_pipeline.selection.rules import Parameters
 
 MASK = 2**64 - 1
 Row = dict[str, Any]
@@ -39,12 +40,12 @@ def name_number(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big") // 2
 
 
-def select(prompts: list[Row], answers: list[Row], config: SelectionConfig, seed: int) -> Outcome:
+def select(prompts: list[Row], answers: list[Row], rules: Mapping[str, Parameters], seed: int) -> Outcome:
     """Goes through the prompts one by one."""
     outcome = Outcome(set(), set(), {}, [])
     for prompt in prompts:
         mine = [answer for answer in answers if answer["prompt_id"] == prompt["id"]]
-        Prompt(prompt, mine, config, seed, outcome).decide()
+        Prompt(prompt, mine, rules, seed, outcome).decide()
     known = {prompt["id"] for prompt in prompts}
     for answer in answers:
         if answer["prompt_id"] not in known:
@@ -55,9 +56,9 @@ def select(prompts: list[Row], answers: list[Row], config: SelectionConfig, seed
 class Prompt:
     """One prompt's way to an example, a pair, or the discarded."""
 
-    def __init__(self, prompt: Row, answers: list[Row], config: SelectionConfig, seed: int, outcome: Outcome):
-        self.id, self.domain, self.seed, self.outcome = prompt["id"], prompt["domain"], seed, outcome
-        self.rule: Any = getattr(config, self.domain)
+    def __init__(self, prompt: Row, answers: list[Row], rules: Mapping[str, Parameters], seed: int, outcome: Outcome):
+        self.id, self.seed, self.outcome = prompt["id"], seed, outcome
+        self.rule: Any = rules[prompt["domain"]]
         self.answers, self.usable = answers, []
         for answer in answers:
             reason = self.unusable(answer)
@@ -84,7 +85,7 @@ class Prompt:
         if answer["degenerate"]:
             return "degenerate"
         if reward is None:
-            return None if self.domain == "chinese" else "no_reward"
+            return None if self.rule.name == "one_source" else "no_reward"
         return None if math.isfinite(reward) else "non_finite_reward"
 
     def decide(self) -> None:
@@ -96,15 +97,15 @@ class Prompt:
                 self.discard("score", "no_usable_reward")
             else:
                 self.discard("sample", "no_usable_answer")
-        elif self.domain == "instruction":
-            self.decide_instruction()
-        elif self.domain == "chinese":
+        elif self.rule.name == "margin":
+            self.decide_by_margin()
+        elif self.rule.name == "one_source":
             wanted = [answer for answer in self.usable if self.rule.source in (None, answer["source"])]
             self.example(wanted) if wanted else self.discard("select", "no_answer_of_the_source")
         else:
             self.decide_by_verdict()
 
-    def decide_instruction(self) -> None:
+    def decide_by_margin(self) -> None:
         pairs, problems = self.pairs(self.usable, self.usable, one_source=True)
         if not pairs:
             order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
@@ -119,11 +120,11 @@ class Prompt:
         wrong = [answer for answer in self.usable if answer["verdict"] == "wrong"]
         if not correct:
             return self.discard("select", "no_correct_answer")
-        one_source = self.domain == "math" or self.rule.same_source
+        one_source = self.rule.name == "verdict_pairs" or self.rule.same_source
         pairs, _ = self.pairs(correct, wrong, one_source=one_source)
         if pairs:
             self.pair(pairs)
-        if self.domain == "code" or not pairs:
+        if self.rule.name == "verdict_both" or not pairs:
             self.example(correct)
         return None
 

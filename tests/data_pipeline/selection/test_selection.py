@@ -7,14 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipeline.config import (
-    ChineseSelection,
-    CodeSelection,
-    InstructionSelection,
-    MathSelection,
-    SelectionConfig,
-)
+from data_pipeline.domains import DEFAULTS
 from data_pipeline.selection import rules as selection
+from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, VerdictPairs
+
+RULES = {name: domain.rule for name, domain in DEFAULTS.items()}
 
 NAMES = ["source", "reward", "verdict", "finish_reason", "text"]
 
@@ -46,7 +43,7 @@ def candidates(rows: list[tuple[Any, ...]], domain: str, prompt: str = "p", data
 
 def select(frame: pl.DataFrame, seed: int = 0, **rules: Any) -> selection.Selected:
     prompts = frame.select(pl.col("prompt_id").alias("id"), "dataset", "domain").unique("id")
-    return selection.select(prompts, frame, SelectionConfig(**rules), seed)
+    return selection.select(prompts, frame, RULES | rules, seed)
 
 
 def many_prompts(count: int) -> pl.DataFrame:
@@ -68,8 +65,8 @@ def reasons(selected: selection.Selected) -> list[tuple[str, str]]:
     return list(selected.discarded.select("stage", "reason").iter_rows())
 
 
-ALL_DPO = {"instruction": InstructionSelection(sft_fraction=0.0)}
-ALL_SFT = {"instruction": InstructionSelection(sft_fraction=1.0)}
+ALL_DPO = {"instruction": Margin(sft_fraction=0.0)}
+ALL_SFT = {"instruction": Margin(sft_fraction=1.0)}
 
 
 class TestInstruction:
@@ -106,7 +103,7 @@ class TestInstruction:
         frame = candidates(rows, "instruction")
 
         def chosen(pair_source: str, seed: int = 0) -> str:
-            rule = InstructionSelection(sft_fraction=0.0, pair_source=pair_source)
+            rule = Margin(sft_fraction=0.0, pair_source=pair_source)
             found = pair(select(frame, seed, instruction=rule))
             assert found is not None
             return found[0]
@@ -139,7 +136,7 @@ class TestInstruction:
         assert {row[4] for row in seen} == set("abc")
 
     def test_of_equal_rewards_throughout_two_different_answers_make_the_pair(self):
-        rule = InstructionSelection(sft_fraction=0.0, min_margin=0.0)
+        rule = Margin(sft_fraction=0.0, min_margin=0.0)
         for seed in range(10):
             found = pair(select(candidates([("a", 0.1), ("a", 0.1)], "instruction"), seed, instruction=rule))
             assert found is not None and {found[1], found[2]} == {0, 1}
@@ -237,7 +234,7 @@ class TestMath:
         rows = [("a", 0.15, "correct"), ("a", 0.14, "wrong"), ("b", 0.14, "correct"), ("b", 0.05, "wrong")]
         frame = candidates(rows, "math")
         assert pair(select(frame)) == ("a", 0, 1)
-        assert pair(select(frame, math=MathSelection(pair_source="widest"))) == ("b", 0, 1)
+        assert pair(select(frame, math=VerdictPairs(pair_source="widest"))) == ("b", 0, 1)
 
 
 class TestCode:
@@ -249,14 +246,14 @@ class TestCode:
 
     def test_margin_when_asked_for(self):
         rows = [("a", 0.9, "correct"), ("a", 0.2, "wrong")]
-        selected = select(candidates(rows, "code"), code=CodeSelection(min_margin=0.01, max_margin=0.1))
+        selected = select(candidates(rows, "code"), code=VerdictBoth(min_margin=0.01, max_margin=0.1))
         assert (len(selected.sft), len(selected.dpo)) == (1, 0)
 
     def test_same_source_is_a_switch(self):
         frame = candidates([("a", 0.12, "correct"), ("b", 0.11, "wrong"), ("b", 0.1, "wrong")], "code")
         assert select(frame).dpo.is_empty()
         columns = ["chosen_source", "rejected_source", "rejected_sample_index"]
-        crossed = select(frame, code=CodeSelection(same_source=False)).dpo
+        crossed = select(frame, code=VerdictBoth(same_source=False)).dpo
         assert crossed.select(columns).rows() == [("a", "b", 1)]
 
     def test_all_fail(self):
@@ -270,7 +267,7 @@ class TestCode:
 class TestChinese:
     def test_one_source_sft_only(self):
         frame = candidates([("a", 0.9), ("b", 0.1)], "chinese")
-        selected = select(frame, chinese=ChineseSelection(source="b"))
+        selected = select(frame, chinese=OneSource(source="b"))
         assert selected.sft["source"].to_list() == ["b"] and selected.dpo.is_empty()
         assert select(frame).sft["source"].to_list() == ["a"]
 
@@ -278,7 +275,7 @@ class TestChinese:
         assert len(select(candidates([("a", None)], "chinese")).sft) == 1
 
     def test_source_without_answer(self):
-        selected = select(candidates([("a", 0.9)], "chinese"), chinese=ChineseSelection(source="b"))
+        selected = select(candidates([("a", 0.9)], "chinese"), chinese=OneSource(source="b"))
         assert reasons(selected) == [("select", "no_answer_of_the_source")]
 
 
@@ -324,7 +321,7 @@ class TestUnusable:
             ]
         )
         prompts = pl.DataFrame({"id": ["cut", "nan", "wrong", "fine", "unasked"], "dataset": "d", "domain": "math"})
-        selected = selection.select(prompts, frame, SelectionConfig(), 0)
+        selected = selection.select(prompts, frame, RULES, 0)
         assert selected.discarded.select("prompt_id", "stage", "reason").rows() == [
             ("cut", "sample", "no_usable_answer"),
             ("nan", "score", "no_usable_reward"),
@@ -336,4 +333,4 @@ class TestUnusable:
     def test_nothing_at_all(self):
         frame = candidates([("a", 0.1)], "math").clear()
         prompts = pl.DataFrame({"id": ["p"], "dataset": "d", "domain": "math"})
-        assert reasons(selection.select(prompts, frame, SelectionConfig(), 0)) == [("sample", "no_answer")]
+        assert reasons(selection.select(prompts, frame, RULES, 0)) == [("sample", "no_answer")]

@@ -7,15 +7,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import (
-    DOMAINS,
-    ChineseSelection,
-    CodeSelection,
-    InstructionSelection,
-    MathSelection,
-    SelectionConfig,
-)
 from data_pipeline.selection import rules as selection
+from data_pipeline.selection.rules import Margin, OneSource, Parameters, VerdictBoth, VerdictPairs
 from tests.data_pipeline.selection import reference_selection as reference
 
 SCHEMA = {
@@ -55,22 +48,30 @@ def rules(draw: st.DrawFn, kind: Any, **more: st.SearchStrategy[Any]) -> Any:
     return kind(min_margin=low, max_margin=high, pair_source=draw(pair_sources), **values)
 
 
-configs = st.builds(
-    SelectionConfig,
-    instruction=rules(InstructionSelection, sft_fraction=st.sampled_from([0.0, 0.4, 1.0])),
-    math=rules(MathSelection),
-    code=rules(CodeSelection, same_source=st.booleans()),
-    chinese=st.builds(ChineseSelection, source=st.sampled_from([None, "a", "b"])),
+margins = rules(Margin, sft_fraction=st.sampled_from([0.0, 0.4, 1.0]))
+boths = rules(VerdictBoth, same_source=st.booleans())
+# Two domains may have the same rule with other parameters.
+configs = st.fixed_dictionaries(
+    {
+        "instruction": margins,
+        "math": rules(VerdictPairs),
+        "code": boths,
+        "chinese": st.builds(OneSource, source=st.sampled_from([None, "a", "b"])),
+        "law": st.one_of(margins, boths),
+    }
 )
 repeats = st.sampled_from([0] * 11 + [1])
 strangers = st.lists(answers, max_size=2)
-tables = st.lists(st.tuples(st.sampled_from(DOMAINS), st.lists(answers, max_size=8)), max_size=6)
+tables = st.lists(
+    st.tuples(st.sampled_from(["instruction", "math", "code", "chinese", "law"]), st.lists(answers, max_size=8)),
+    max_size=6,
+)
 
 
 @settings(max_examples=300, deadline=None)
 @given(tables, strangers, repeats, configs, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_agrees_with_the_reference(
-    table: Any, unasked: Any, repeated: int, config: SelectionConfig, seed: int, shuffler: Any
+    table: Any, unasked: Any, repeated: int, config: dict[str, Parameters], seed: int, shuffler: Any
 ):
     prompts, rows = [], []
     for number, (domain, answered) in enumerate(table):
