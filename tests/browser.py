@@ -7,6 +7,7 @@ library and no port for it. Nothing is asked of the network.
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
+HANGS = 120
+"""Seconds without a word after which it is given up."""
 _MEASURE = """(() => {
   const page = document.documentElement, within = 0.5;
   document.querySelectorAll("details").forEach(part => part.open = true);
@@ -137,9 +140,10 @@ class Browser:
     def _read(self) -> dict[str, Any]:
         """The next message; events are kept."""
         while b"\0" not in self._rest:
-            more = os.read(self._answers, 1 << 20)
+            ready, _, _ = select.select([self._answers], [], [], HANGS)
+            more = os.read(self._answers, 1 << 20) if ready else b""
             if not more:
-                raise RuntimeError("Chromium has ended")
+                raise RuntimeError("Chromium has ended" if ready else f"Chromium says nothing for {HANGS} seconds")
             self._rest += more
         line, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(line)

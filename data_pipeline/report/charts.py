@@ -32,9 +32,9 @@ _SVG: dict[Any, Any] = {
 }
 _WIDTH = 4.4
 """Inches, 422 pixels: letters nearly keep their size on a phone."""
-_ROOM = 0.14
-"""Share of a bar that holds a number of six digits on a phone."""
-_LABEL = 40
+_ROOM = 0.0175
+"""Share of a bar that a character of a number inside takes on a phone."""
+_LABEL = 36
 """Letters of a name inside an SVG: there, nothing goes over to a second line."""
 
 
@@ -128,8 +128,9 @@ def stacked_bars(
         for name, count in row.items():
             share = count / total if total else 0
             if share:
-                text = f"{count:,}" if share >= _ROOM else ""
-                parts.append(Part(share, palette[name], text, f"{name}: {count:,} ({share:.1%})"))
+                text = f"{count:,}"
+                fits = share >= _ROOM * (len(text) + 1)
+                parts.append(Part(share, palette[name], text if fits else "", f"{name}: {count:,} ({share:.1%})"))
         drawn.append(Bar(label, (labels or {}).get(label, f"{total:,}"), parts))
     legend = {name: color for name, color in palette.items() if name in seen}
     return Chart(title, drawn, legend=legend, words={name: (words or {}).get(name, "") for name in legend})

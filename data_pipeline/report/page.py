@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 import polars as pl
-from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 30
@@ -71,8 +70,8 @@ def render(title: str, opening: Section, sections: Iterable[Section], templates:
     """
     environment = _environment(templates)
 
-    def body(section: Section) -> Markup:
-        return Markup(environment.get_template(section.template).render(section.data))
+    def body(section: Section) -> str:
+        return environment.get_template(section.template).render(section.data)
 
     shown = [(section.title, section.title.lower().replace(" ", "-"), body(section)) for section in sections]
     return environment.get_template("page.html").render(title=title, opening=body(opening), sections=shown)
