@@ -305,8 +305,8 @@ def _answer(sample: Sample, prefix: str, text: str) -> dict[str, str]:
     said = ["no reward" if reward is None else f"reward {reward:.4f}"]
     if found.get("verdict"):
         said.append(found["verdict"])
-    # An extracted program is in the answer anyway.
-    if sample.prompt["domain"] == "math" and found.get("extracted"):
+    # Of several lines, it is a program, and in the answer anyway.
+    if found.get("extracted") and "\n" not in found["extracted"]:
         said.append(_short(f"read as {found['extracted']}"))
     if found.get("detail"):
         said.append(_short(found["detail"]))
