@@ -12,7 +12,7 @@ CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or new
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
-	@echo "make test         run the tests, but for the slowest"
+	@echo "make test         run the tests, but for the slowest; those of the reports want Chromium"
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
 	@echo "make test-vllm    run the tests of sampling with vLLM, in an environment of its own, .venv-vllm (2.5 GB)"
 	@echo "make lint types   what CI checks besides"

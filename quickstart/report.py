@@ -1,6 +1,5 @@
 """One page with the quickstart's story: what was made, who is good at what, how training went, what came of it."""
 
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -10,27 +9,15 @@ import polars as pl
 from data_pipeline.config import PipelineConfig
 from data_pipeline.report import charts
 from data_pipeline.report.facts import Facts, read
-from data_pipeline.report.page import page, table
+from data_pipeline.report.page import Section, Table, render
+from data_pipeline.report.sections import left_out
 from fusejax.common.cli import load_config
 from fusejax.common.files import write_text
 from fusejax.evaluation.results import Results, standard_error
 
 STAGES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
-_COLORS = dict(zip(STAGES, ("#9aa5b1", charts.COLORS[4], charts.COLORS[0]), strict=True))
-_STYLE = f"""<style>
-.lead {{ font-size: 1.1rem; max-width: 46rem; }}
-.results td, .results th {{ padding: .3rem .8rem; }}
-.results .average td {{ font-weight: 600; border-top: 2px solid #222; }}
-.meter {{ width: 22rem; padding-left: 1.2rem !important; }}
-.bar {{ height: .55rem; margin: 2px 0; border-radius: 2px; }}
-{"".join(f".{stage} {{ background: {color}; }} " for stage, color in _COLORS.items())}
-.key {{ display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; vertical-align: -1px; }}
-.yes {{ color: #00755a; }} .no {{ color: #b34700; }}
-.steps {{ display: flex; flex-wrap: wrap; gap: .4rem; align-items: stretch; margin: 1rem 0; }}
-.step {{ flex: 1 1 7rem; border: 1px solid #cbd2d9; border-radius: 6px; padding: .5rem .7rem; background: #f8fafc; }}
-.step b {{ display: block; font-size: 1.35rem; line-height: 1.3; }} .step span {{ color: #555; font-size: .85rem; }}
-.answers pre {{ margin: 0; padding: .2rem .5rem; }} .answers td {{ vertical-align: top; }}
-</style>"""
+COLORS = dict(zip(STAGES, (charts.GREY, charts.COLORS[4], charts.COLORS[0]), strict=True))
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(output: Path, data_config: Path = Path("configs/quickstart/data.yaml")) -> Path:
@@ -40,26 +27,19 @@ def write_report(output: Path, data_config: Path = Path("configs/quickstart/data
       output: the quickstart's folder, complete up to `results.json`.
       data_config: the data pipeline's configuration of this run.
     """
-    config = load_config(PipelineConfig, data_config, [])
-    facts = read(config)
+    facts = read(load_config(PipelineConfig, data_config, []))
     results: Results = json.loads((output / "results.json").read_text())
     scores = {stage: _judged(output / "answers", stage) for stage in STAGES}
-    parts = [
-        _STYLE,
-        _summary(results, scores),
-        "<h2>From prompts to preferences</h2>",
-        _flow(facts),
-        "<h2>Who is good at what</h2>",
-        _sources(facts),
-        "<h2>What the rewards say</h2>",
-        _rewards(facts),
-        "<h2>Training</h2>",
-        _training(output),
-        "<h2>Answers to held-out prompts</h2>",
-        _answers(scores),
+    opening = Section("", "results.html", _results(results, scores))
+    sections = [
+        Section("From prompts to preferences", "counts.html", _counts(facts)),
+        Section("Who is good at what", "sources.html", _sources(facts)),
+        Section("What the rewards say", "charts.html", {"charts": _rewards(facts)}),
+        Section("Training", "charts.html", {"charts": _training(output)}),
+        Section("Answers to held-out prompts", "answers.html", {"prompts": _answers(scores)}),
     ]
     path = output / "report.html"
-    write_text(path, page("Four small models, fused into one", parts))
+    write_text(path, render("Four small models, fused into one", opening, sections, TEMPLATES))
     return path
 
 
@@ -70,64 +50,45 @@ def _judged(answers: Path, stage: str) -> pl.DataFrame:
     return prompts.join(scores, left_on="id", right_on="prompt_id", how="left", maintain_order="left")
 
 
-def _summary(results: Results, scores: dict[str, pl.DataFrame]) -> str:
-    """The headline and the table of results."""
-    average = {stage: 100 * results[stage]["average"] for stage in STAGES}
-    heldout = len(scores["base"])
-    lead = (
-        "Four source models of four architectures, with four tokenizers, answered the same prompts. A target model "
-        "learned from their best answers (SFT), then from pairs of a better and a worse answer (DPO). On "
-        f"{heldout:,} held-out prompts its accuracy went from <b>{average['base']:.1f} %</b> to "
-        f"<b>{average['sft']:.1f} %</b> to <b>{average['dpo']:.1f} %</b>."
-    )
-    rows = []
-    for domain, name in [*((name, name) for name in results["base"] if name != "average"), ("average", "average")]:
-        cells = ""
-        for stage in STAGES:
-            error = f" ± {100 * standard_error(scores[stage]):.1f}" if domain == "average" else ""
-            cells += f"<td class=number>{100 * results[stage][domain]:.1f}{error}</td>"
-        bars = "".join(f'<div class="bar {s}" style="width: {100 * results[s][domain]:.1f}%"></div>' for s in STAGES)
-        kind = " class=average" if domain == "average" else ""
-        rows.append(f"<tr{kind}><td>{html.escape(name)}</td>{cells}<td class=meter>{bars}</td></tr>")
-    head = "".join(f'<th><i class="key {stage}"></i> {label}</th>' for stage, label in STAGES.items())
-    return (
-        f"<p class=lead>{lead}</p><table class=results><thead><tr><th>accuracy, %</th>{head}<th></th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-        "<p class=note>Greedy answers, judged as the training data was; ± is the standard error of the average.</p>"
-    )
+def _results(results: Results, scores: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """The headline and the table of results: accuracies in percent, by domain and stage."""
+    domains = [*(name for name in results["base"] if name != "average"), "average"]
+    return {
+        "heldout": len(scores["base"]),
+        "stages": STAGES,
+        "colors": COLORS,
+        "accuracy": {name: {stage: 100 * results[stage][name] for stage in STAGES} for name in domains},
+        "errors": {stage: 100 * standard_error(frame) for stage, frame in scores.items()},
+    }
 
 
-def _flow(facts: Facts) -> str:
+def _counts(facts: Facts) -> dict[str, Any]:
     """The counts along the way, in all and by domain."""
     funnel = facts.funnel()
-    total = {name: count for name, count in funnel["total"].items() if name != "prompts discarded"}
-    boxes = "".join(f"<div class=step><b>{count:,}</b><span>{name}</span></div>" for name, count in total.items())
     rows = [[domain, *counts.values()] for domain, counts in funnel.items()]
-    left_out = ", ".join(f"{reason} {count:,}" for reason, count in facts.left_out().items())
-    note = f"<p class=note>Left out, with the reason: {html.escape(left_out)}.</p>" if left_out else ""
-    return f"<div class=steps>{boxes}</div>" + table(["domain", *funnel["total"]], rows) + note
+    return {
+        "tiles": {name: count for name, count in funnel["total"].items() if name != "prompts discarded"},
+        "table": Table(["domain", *funnel["total"]], rows, total=True),
+        "left_out": left_out(facts),
+    }
 
 
-def _sources(facts: Facts) -> str:
+def _sources(facts: Facts) -> dict[str, Any]:
     """How often each source was right, and how often its answer was chosen."""
-    names = facts.sources
     verdicts = {(row["domain"], row["source"]): row["correct"] for row in facts.verdicts().iter_rows(named=True)}
-    rows = [[domain, *(_percent(verdicts.get((domain, name))) for name in names)] for domain in facts.domains]
+    rows = [[domain, *(_percent(verdicts.get((domain, name))) for name in facts.sources)] for domain in facts.domains]
     wins = {"Best answers, for SFT": facts.wins("sft"), "Pairs, for DPO": facts.wins("dpo")}
-    drawn = "".join(charts.stacked_bars(counts, title=title) for title, counts in wins.items() if counts)
-    return (
-        "<p>Right answers of each source, in percent of all that it sampled; no source is best everywhere. Of equally "
-        "good answers, the one of the source that comes first by name is taken.</p>"
-        + table(["domain", *names], rows)
-        + f"<div class=charts>{drawn}</div>"
-    )
+    return {
+        "table": Table(["domain", *facts.sources], rows),
+        "charts": [charts.stacked_bars(counts, title=title) for title, counts in wins.items() if counts],
+    }
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}"
+def _percent(share: float | None) -> int | None:
+    return None if share is None else round(100 * share)
 
 
-def _rewards(facts: Facts) -> str:
+def _rewards(facts: Facts) -> list[charts.Chart]:
     """Reward distributions by source in each domain, and the margins of the pairs."""
     names = facts.sources
     drawn = []
@@ -138,15 +99,15 @@ def _rewards(facts: Facts) -> str:
     pairs = facts.selected["dpo"]
     margins = {name: pairs.filter(pl.col("domain") == name)["margin"].to_numpy() for name in facts.domains}
     drawn.append(charts.histograms(margins, title="Margins of the pairs", xlabel="chosen minus rejected reward"))
-    return f"<div class=charts>{''.join(drawn)}</div>"
+    return drawn
 
 
-def _training(output: Path) -> str:
+def _training(output: Path) -> list[charts.Chart]:
     """Curves from every run's `metrics.jsonl`."""
     runs = {folder.parent.name: folder for folder in sorted((output / "models").glob("*/run"))}
     before = {name: _curve(folder, "loss") for name, folder in runs.items()}
     sft, dpo = output / "sft", output / "dpo"
-    drawn = [
+    return [
         charts.lines(before, title="Before the fusion", xlabel="step", ylabel="loss"),
         charts.lines(
             {"training": _curve(sft, "loss"), "evaluation": _curve(sft, "eval_loss")},
@@ -165,7 +126,6 @@ def _training(output: Path) -> str:
             title="DPO: chosen above rejected", xlabel="step", ylabel="share of pairs",
         ),
     ]  # fmt: skip
-    return f"<div class=charts>{''.join(drawn)}</div>"
 
 
 def _curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
@@ -175,7 +135,7 @@ def _curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _answers(scores: dict[str, pl.DataFrame]) -> str:
+def _answers(scores: dict[str, pl.DataFrame]) -> list[dict[str, Any]]:
     """Of each domain one prompt that was learned on the way: the first that base fails and DPO masters."""
     shown = []
     for domain in sorted(set(scores["base"]["domain"])):
@@ -189,13 +149,11 @@ def _answers(scores: dict[str, pl.DataFrame]) -> str:
             if base["verdict"] != "correct" and dpo["verdict"] == "correct"
         ]
         index = learned[0] if learned else 0
+        answers = [
+            {"stage": label, "text": row["text"] or "", "right": row["verdict"] == "correct"}
+            for stage, label in STAGES.items()
+            for row in [rows[stage][index]]
+        ]
         prompt = rows["base"][index]["messages"][-1]["content"]
-        shown.append(f"<h3>{html.escape(domain)}</h3><p>{html.escape(prompt)}</p>")
-        shown.append(f"<table class=answers>{''.join(_answer(stage, rows[stage][index]) for stage in STAGES)}</table>")
-    return "".join(shown)
-
-
-def _answer(stage: str, row: dict[str, Any]) -> str:
-    right = row["verdict"] == "correct"
-    mark = "<b class=yes>right</b>" if right else "<b class=no>wrong</b>"
-    return f"<tr><td>{STAGES[stage]}</td><td><pre>{html.escape(row['text'] or '')}</pre></td><td>{mark}</td></tr>"
+        shown.append({"domain": domain, "prompt": prompt, "answers": answers})
+    return shown

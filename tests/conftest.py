@@ -9,7 +9,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+from tests.browser import browser
 from tests.gcs_server import gcs, gcs_server
 from tests.tiny_runs import world
 
-__all__ = ["gcs", "gcs_server", "world"]
+__all__ = ["browser", "gcs", "gcs_server", "world"]

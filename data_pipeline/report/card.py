@@ -7,6 +7,7 @@ import polars as pl
 from etils import epath
 
 from data_pipeline.report.facts import Facts
+from data_pipeline.report.sections import left_out, scored
 from data_pipeline.selection.rules import Parameters
 
 
@@ -22,8 +23,7 @@ def card(facts: Facts) -> str:
         "`python -m data_pipeline`; `report.html` beside this file has the pictures.",
         "## Contents",
         table(["data set", "domain", *total], [*flow, ["total", "", *total.values()]]),
-        "## Beside FuseChat-3.0",
-        _recipe(facts),
+        *_recipe(facts),
         "## Prompts",
         _prompts(facts),
         "## Sources",
@@ -52,7 +52,7 @@ def card(facts: Facts) -> str:
         "## Cost",
         _cost(facts),
         "## Left out",
-        table(["what: reason", "count"], facts.left_out().items()) if facts.left_out() else "Nothing.",
+        table(lost.header, lost.rows) if (lost := left_out(facts)) else "Nothing.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -74,17 +74,18 @@ def _rule(rule: Parameters) -> str:
     return f"`{rule.name}` ({shown})"
 
 
-def _recipe(facts: Facts) -> str:
+def _recipe(facts: Facts) -> list[str]:
+    """Nothing where none of the data sets is one of the recipe's."""
     rows = [
         [name, domain, ours.total, theirs.total, ours.total - theirs.total, ours.sft, theirs.sft, ours.sft - theirs.sft,
          ours.dpo, theirs.dpo, ours.dpo - theirs.dpo]
         for name, (domain, ours, theirs) in facts.beside_recipe().items() if theirs
     ]  # fmt: skip
     if not rows:
-        return "None of these data sets is one of the recipe's."
+        return []
     sums = [sum(column) for column in zip(*(row[2:] for row in rows), strict=True)]
     parts = [f"{name}{part}" for name in ("total", "SFT", "DPO") for part in ("", ", recipe", ", difference")]
-    return table(["data set", "domain", *parts], [*rows, ["total", "", *sums]])
+    return ["## Beside FuseChat-3.0", table(["data set", "domain", *parts], [*rows, ["total", "", *sums]])]
 
 
 def _prompts(facts: Facts) -> str:
@@ -106,10 +107,10 @@ def _prompts(facts: Facts) -> str:
 
 
 def _verdicts(facts: Facts) -> str:
-    frame, reasons = facts.verdicts().with_columns(pl.col(pl.Float64).round(4)), facts.reasons()
+    frame = facts.verdicts().with_columns(pl.col(pl.Float64).round(4))
     tables = [table(frame.columns, frame.iter_rows())]
-    if not reasons.is_empty():
-        tables += ["What scoring said of the answers:", table(reasons.columns, reasons.iter_rows())]
+    if said := scored(facts):
+        tables += ["What scoring said of the answers:", table(said.header, said.rows)]
     return "\n\n".join(tables)
 
 

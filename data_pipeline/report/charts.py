@@ -1,12 +1,12 @@
-"""Charts as HTML that needs nothing else: bars of styled elements, distributions and lines as inline SVG.
+"""Charts as plain data for the templates: bars as shares and colours, distributions and lines as inline SVG.
 
-Titles and legends are HTML, so they wrap on a narrow screen and cover no data. `STYLE` belongs on the page.
+Titles, legends and the numbers of bars become HTML, so they wrap on a narrow screen and cover no data.
 """
 
-import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -21,21 +21,6 @@ COLORS = (
     "#332288", "#AA4499",
 )  # fmt: skip
 GREY = "#9AA5B1"
-STYLE = """
-figure { margin: 0 0 1.2rem; max-width: 30rem; min-width: 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: .6rem 2.5rem; }
-svg { display: block; width: 100%; height: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: .05rem .8rem; font-size: .82rem; margin-bottom: .35rem; }
-.legend i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .3rem;
-  vertical-align: -1px; }
-.measure { margin: .35rem 0 .55rem; font-size: .85rem; font-variant-numeric: tabular-nums; }
-.measure > div:first-child { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere; }
-.measure > div:first-child span + span { white-space: nowrap; }
-.track { display: flex; height: 1.15rem; background: #eef1f4; border-radius: 2px; overflow: hidden; }
-.track i { font-style: normal; font-size: .74rem; line-height: 1.15rem; text-align: center; overflow: hidden;
-  min-width: 2px; }
-.track i + i { border-left: 1px solid #fff; }
-"""
 # Text stays text, so it can be found and copied; ids do not change from run to run.
 _SVG: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -47,24 +32,74 @@ _SVG: dict[Any, Any] = {
 }
 _WIDTH = 4.4
 """Inches, 422 pixels: letters nearly keep their size on a phone."""
-_ROOM = 0.14
-"""Share of a bar that holds a number of six digits on a phone."""
+_ROOM = 0.0175
+"""Share of a bar that a character of a number inside takes on a phone."""
+_LABEL = 36
+"""Letters of a name inside an SVG: there, nothing goes over to a second line."""
 
 
-def bars(values: Mapping[str, float], *, title: str, colors: Mapping[str, str] | None = None) -> str:
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar."""
+
+    share: float
+    """Of the whole width."""
+    color: str
+    text: str = ""
+    """Inside, where there is room."""
+    hint: str = ""
+    """Shown when pointed at."""
+
+    @property
+    def ink(self) -> str:
+        """Of the text inside."""
+        return _ink(self.color)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar with a line of text above it."""
+
+    label: str
+    number: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a template draws; without bars and SVG, there were no values."""
+
+    title: str
+    bars: Sequence[Bar] = ()
+    svg: str = ""
+    """Trusted markup, with all texts escaped."""
+    legend: Mapping[str, str] = field(default_factory=dict)
+    """Series -> colour."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Series or label of a bar -> what it means, for those that do not say it themselves."""
+
+
+def bars(
+    values: Mapping[str, float],
+    *,
+    title: str,
+    colors: Mapping[str, str] | None = None,
+    words: Mapping[str, str] | None = None,
+) -> Chart:
     """Horizontal bars on one scale, the first on top, with their numbers.
 
     Args:
       values: label -> length.
       title: above the chart.
       colors: of bars that are not to have the common colour.
+      words: label -> what it means.
     """
     most = max(values.values(), default=0)
-    rows = [
-        _row(name, f"{value:,}", [(value / most, (colors or {}).get(name, COLORS[0]), "", "")] if value else [])
+    drawn = [
+        Bar(name, f"{value:,}", [Part(value / most, (colors or {}).get(name, COLORS[0]))] if value else [])
         for name, value in values.items()
     ]
-    return _figure(title, "".join(rows))
+    return Chart(title, drawn, words=words or {})
 
 
 def stacked_bars(
@@ -73,7 +108,8 @@ def stacked_bars(
     title: str,
     colors: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
-) -> str:
+    words: Mapping[str, str] | None = None,
+) -> Chart:
     """One bar a row of `table`, as shares of the row's sum; the numbers inside are counts.
 
     Args:
@@ -81,21 +117,23 @@ def stacked_bars(
       title: above the chart.
       colors: of the series; others take those of `COLORS` by their place.
       labels: row -> what stands at its right instead of the sum.
+      words: series -> what it means.
     """
     palette = _palette([name for row in table.values() for name in row], colors)
     seen = {name for row in table.values() for name, count in row.items() if count}
-    rows = []
+    drawn = []
     for label, row in table.items():
         total = sum(row.values())
         parts = []
         for name, count in row.items():
             share = count / total if total else 0
             if share:
-                parts.append(
-                    (share, palette[name], f"{count:,}" if share >= _ROOM else "", f"{name}: {count:,} ({share:.1%})")
-                )
-        rows.append(_row(label, (labels or {}).get(label, f"{total:,}"), parts))
-    return _figure(title, "".join(rows), {name: color for name, color in palette.items() if name in seen})
+                text = f"{count:,}"
+                fits = share >= _ROOM * (len(text) + 1)
+                parts.append(Part(share, palette[name], text if fits else "", f"{name}: {count:,} ({share:.1%})"))
+        drawn.append(Bar(label, (labels or {}).get(label, f"{total:,}"), parts))
+    legend = {name: color for name, color in palette.items() if name in seen}
+    return Chart(title, drawn, legend=legend, words={name: (words or {}).get(name, "") for name in legend})
 
 
 def histograms(
@@ -106,7 +144,7 @@ def histograms(
     colors: Mapping[str, str] | None = None,
     filled: str | None = None,
     band: tuple[float | None, float | None] = (None, None),
-) -> str:
+) -> Chart:
     """Outlined histograms, as shares of each series, over common bins.
 
     A few values far from all others do not stretch the axis: they are counted in the outermost bins, and it says so.
@@ -124,7 +162,7 @@ def histograms(
     drawn = {name: data for name, data in values.items() if data.size}
     palette = _palette(series, colors)
     if not drawn:
-        return _figure(title, "<p class=note>No values.</p>")
+        return Chart(title)
     edges, clipped = _edges(list(drawn.values()))
     with matplotlib.rc_context(_SVG):
         figure, axes = _axes(2.3)
@@ -143,12 +181,12 @@ def histograms(
         axes.yaxis.set_major_locator(MaxNLocator(4))
         _plain_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-        return _figure(title, _svg(figure, title), {name: palette[name] for name in drawn})
+        return Chart(title, svg=_svg(figure), legend={name: palette[name] for name in drawn})
 
 
 def ranges(
     series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, colors: Mapping[str, str] | None = None
-) -> str:
+) -> Chart:
     """A box a series: line from 5 to 95 %, box from 25 to 75 %, mark at the median.
 
     Args:
@@ -158,7 +196,7 @@ def ranges(
       colors: of the series; others take those of `COLORS` by their place.
     """
     if not series:
-        return _figure(title, "<p class=note>No values.</p>")
+        return Chart(title)
     palette = _palette(series, colors)
     with matplotlib.rc_context(_SVG):
         figure, axes = _axes(0.55 + 0.4 * len(series))
@@ -167,7 +205,8 @@ def ranges(
             axes.barh(place, p75 - p25, left=p25, height=0.34, color=palette[name])
             axes.plot([p50, p50], [place - 0.23, place + 0.23], color="#1f2933", linewidth=1.8)
             # Above its box: beside it, a long name would leave no room for the box.
-            axes.text(0, place - 0.27, name, transform=axes.get_yaxis_transform(), va="bottom")
+            label = name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
+            axes.text(0, place - 0.27, label, transform=axes.get_yaxis_transform(), va="bottom")
             axes.text(1, place - 0.27, _plain(p50), transform=axes.get_yaxis_transform(), va="bottom", ha="right")
         axes.set_ylim(len(series) - 0.6, -0.95)
         axes.set_yticks([])
@@ -175,12 +214,12 @@ def ranges(
         axes.set_xlabel(xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _plain_numbers(axes.xaxis)
-        return _figure(title, _svg(figure, title))
+        return Chart(title, svg=_svg(figure))
 
 
 def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
-) -> str:
+) -> Chart:
     """Name -> (x, y), each a line."""
     palette = _palette(series, None)
     with matplotlib.rc_context(_SVG):
@@ -190,26 +229,7 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        return _figure(title, _svg(figure, title), palette)
-
-
-def _figure(title: str, body: str, legend: Mapping[str, str] | None = None) -> str:
-    entries = "".join(
-        f'<span><i style="background:{c}"></i>{html.escape(name)}</span>' for name, c in (legend or {}).items()
-    )
-    key = f"<div class=legend>{entries}</div>" if entries else ""
-    return f"<figure><figcaption>{html.escape(title)}</figcaption>{key}{body}</figure>"
-
-
-def _row(label: str, number: str, parts: Iterable[tuple[float, str, str, str]]) -> str:
-    """A bar of (share of the width, colour, text inside, text when pointed at)."""
-    segments = "".join(
-        f'<i style="width:{100 * share:.3f}%;background:{color};color:{_ink(color)}" title="{html.escape(hint)}">'
-        f"{text}</i>"
-        for share, color, text, hint in parts
-    )
-    head = f"<div><span>{html.escape(label)}</span><span>{number}</span></div>"
-    return f"<div class=measure>{head}<div class=track>{segments}</div></div>"
+        return Chart(title, svg=_svg(figure), legend=palette)
 
 
 def _palette(names: Iterable[str], colors: Mapping[str, str] | None) -> dict[str, str]:
@@ -257,8 +277,8 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    return text[text.index("<svg") :]

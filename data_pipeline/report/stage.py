@@ -9,10 +9,11 @@ from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import FUNNEL
 from data_pipeline.report.card import card
 from data_pipeline.report.facts import paths, read
-from data_pipeline.report.page import report
+from data_pipeline.report.page import TEMPLATES
+from data_pipeline.report.sections import report
 from fusejax.common.files import write_text
 
-CODE = ("facts.py", "recipe.py", "page.py", "card.py", "charts.py")
+CODE = sorted([*Path(__file__).parent.glob("*.py"), *TEMPLATES.iterdir()])
 """What the pages depend on besides the tables."""
 
 
@@ -25,10 +26,9 @@ def run(config: PipelineConfig) -> None:
     output = epath.Path(config.output_dir)
     files = paths(config)
     funnel = output / FUNNEL
-    code = [Path(__file__).parent / name for name in CODE]
     inputs = stage_files.fingerprint(
         config.model_dump(mode="json"), list(config.domains), output.name,
-        *files, *([funnel] if funnel.exists() else []), *code,
+        *files, *([funnel] if funnel.exists() else []), *CODE,
     )  # fmt: skip
     page, data_card = output / "report.html", output / "data_card.md"
 

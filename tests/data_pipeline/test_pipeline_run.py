@@ -62,7 +62,8 @@ def test_run_from_prompts_to_shards_and_again(
             assert record.rejected == [{"role": "assistant", "content": row["rejected"]}]
             assert record.chosen_score - record.rejected_score == pytest.approx(row["margin"], abs=1e-6)
     page = (out / "report.html").read_text()
-    assert "<td>no_prompt</td>" in page and "<td>over_limit</td>" in page
+    for reason, said in (("no_prompt", "has no prompt, or a blank one"), ("over_limit", "more than the configuration")):
+        assert f">{reason} <small>{said}" in page
     assert page.count("<svg") >= 6
     assert not any(tag in page for tag in ("<script", "<link", "<img", "src=", 'href="http'))  # One file, no network.
     assert "| total |" in (out / "data_card.md").read_text()

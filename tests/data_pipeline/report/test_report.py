@@ -11,9 +11,8 @@ import pytest
 from data_pipeline.__main__ import main
 from data_pipeline.config import PipelineConfig, PromptsConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
-from data_pipeline.report import card
+from data_pipeline.report import card, sections
 from data_pipeline.report import facts as report_facts
-from data_pipeline.report import page as report_html
 from data_pipeline.report.recipe import RECIPE, Counts, published
 from tests.data_pipeline.helpers import write_config
 
@@ -48,6 +47,7 @@ def made(tmp_path: Path, answers: list[Answer] = ANSWERS, domains: str = "imcz",
     ]
     pl.DataFrame(prompts, schema=PROMPTS_SCHEMA).write_parquet(out / "prompts.parquet")
     more = {"completion_tokens": 10, "prompt_tokens": 5, "engine": "vllm 1", "truncated": False, "degenerate": False}
+    more |= {"extracted": "4", "detail": "same_number: 4 and 4"}
     columns = more | changes.pop("columns", {})
     frame = pl.DataFrame(answers, schema=["prompt_id", "source", "reward", "verdict"], orient="row").with_columns(
         pl.col("reward").cast(pl.Float64),
@@ -55,8 +55,6 @@ def made(tmp_path: Path, answers: list[Answer] = ANSWERS, domains: str = "imcz",
         sample_index=pl.int_range(pl.len()).over("prompt_id", "source"),
         text=pl.format("{} by {}, {}", pl.lit(HOSTILE), "source", pl.int_range(pl.len())),
         finish_reason=pl.lit("stop"),
-        extracted=pl.lit("4"),
-        detail=pl.lit("same_number: 4 and 4"),
         **{name: pl.lit(value) for name, value in columns.items() if value is not None},
     )
     sources = changes.pop("sources", ["a", "b"])
@@ -146,7 +144,7 @@ def test_cost(tmp_path: Path):
     measured = facts.costs()
     assert measured["a"].measured and measured["a"].gpu_hours == pytest.approx(2)
     assert measured["b"].gpu_hours is None
-    page = report_html.report(facts)
+    page = sections.report(facts)
     assert "Sampling took 2.0 GPU-hours, besides those of b, which are not known." in page
     assert "| b | 8 | 40 | 80 | not known |" in card.card(facts)
 
@@ -245,7 +243,7 @@ def test_corner_cases(answers: list[Answer], domains: str, changes: dict[str, An
 
 def test_many_reasons_are_fewer_than_the_colours():
     table = {"x": {"kept": 5, **{f"reason {n}": n for n in range(1, 13)}}, "y": {"kept": 1, "reason 1": 3}}
-    few, colors = report_html._few_reasons(table)
+    few, colors = sections.few_reasons(table)
     assert {label: sum(row.values()) for label, row in few.items()} == {"x": 5 + 78, "y": 4}
     shown = list(few["x"])
     assert len(shown) == 9 and "other reasons" in shown and "reason 12" in shown
