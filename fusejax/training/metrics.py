@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl` (one object a step), TensorBoard, and a progress bar with the time left."""
+"""What a run reports: `metrics.jsonl` (one object a step), TensorBoard, and the progress with the time left."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from typing import Any
 from etils import epath
 from etils.epath.typing import PathLike
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from fusejax.common.cli import UserError
 from fusejax.common.files import is_remote, write_text
+from fusejax.common.progress import Progress
 from fusejax.training.mirror import Mirror
 
 
@@ -26,7 +26,7 @@ class MetricsLog:
         write_text(folder / "metrics.jsonl", _logged(target / "metrics.jsonl", start_step))
         self._file = (folder / "metrics.jsonl").open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        self._progress = tqdm(total=num_steps, initial=start_step, desc=title, unit="step", dynamic_ncols=True)
+        self._progress = Progress(title, num_steps, "step", done=start_step)
         self._last_write = time.perf_counter()
 
     def __enter__(self) -> "MetricsLog":
@@ -58,8 +58,7 @@ class MetricsLog:
         for name, value in metrics.items():
             if name != "step":
                 self._board.add_scalar(name, value, metrics["step"])
-        self._progress.set_postfix_str(_postfix(metrics), refresh=False)
-        self._progress.update()
+        self._progress.add(text=_figures(metrics))
 
     def flush(self) -> None:
         """Returns when all logged steps are in `output_dir`.
@@ -95,7 +94,7 @@ def _logged(path: epath.Path, last_step: int) -> str:
     return "".join(kept)
 
 
-def _postfix(metrics: dict[str, Any]) -> str:
+def _figures(metrics: dict[str, Any]) -> str:
     parts = [f"loss {metrics['loss']:.4f}"]
     if "reward_accuracy" in metrics:
         parts.append(f"accuracy {metrics['reward_accuracy']:.2f}")
