@@ -123,8 +123,9 @@ def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
             for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
         ]
-        paths += [f"{name}.{path}" for kind in sections for path in _key_paths(kind)] or [name]
-    return paths
+        models = [each for kind in sections for each in (kind, *kind.__subclasses__())]
+        paths += [f"{name}.{path}" for each in models for path in _key_paths(each)] or [name]
+    return list(dict.fromkeys(paths))
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
