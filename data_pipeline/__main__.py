@@ -1,11 +1,9 @@
-"""python -m data_pipeline {prompts|sample|score|select|write|run|report} --config FILE [key.path=value ...]
-
-`sample --dry-run` only tells what it will ask. With `--allow-unsafe`, `score` and `run` run programs even where no
-sandbox holds.
-"""
+# PYTHON_ARGCOMPLETE_OK
+"""`python -m data_pipeline STAGE --config FILE [key.path=value ...]`: from prompts to the shards that trainers read."""
 
 import argparse
 import importlib
+import os
 import sys
 
 from data_pipeline.config import PipelineConfig
@@ -21,19 +19,36 @@ STAGES = {
     "report": "report",
 }
 """Name of a stage -> its folder, in order."""
+SUMMARIES = {
+    "prompts": "read, check and deduplicate the prompts",
+    "sample": "ask the source models for answers",
+    "score": "judge the answers: rewards and verdicts",
+    "select": "choose the best answers, and pairs of a better and a worse one",
+    "write": "write the shards that `fusejax train` reads",
+    "report": "tell what became of every prompt and answer, as a page and a data card",
+    "run": "all of them in order",
+}
+EXAMPLE = """\
+`{program} STAGE --help` tells what a stage reads and writes, all in output_dir. A stage that is done is not done again.
+exit status: 0 done, 2 a mistake of yours, told in one line, 130 interrupted: the same command goes on."""
+STAGE_EXAMPLE = """\
+example:
+  {program} --config configs/fusechat3/data.yaml"""
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_pipeline", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "run"], help="`run` is all of them in order")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="--config FILE [key.path=value ...]")
-    stage = parser.parse_args(arguments[:1]).stage
-    rest = cli.config_parser(f"data_pipeline {stage}", f"stage {stage} of the data pipeline")
-    if stage == "sample":
-        rest.add_argument("--dry-run", action="store_true", help="only tell what will be asked, and what it will take")
-    if stage in ("score", "run"):
-        rest.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
-    options = rest.parse_intermixed_args(arguments[1:])
+    program = "python -m data_pipeline"
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(make_parser(program))
+    if not arguments or arguments[0] not in SUMMARIES:
+        make_parser(program).parse_args(arguments)
+        return
+    stage = arguments[0]
+    parser = cli.command_parser(f"{program} {stage}", _description(stage), STAGE_EXAMPLE)
+    _add_options(parser, stage)
+    options = parser.parse_intermixed_args(arguments[1:])
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
     config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe], rename=todays_key)
     if getattr(options, "dry_run", False):
@@ -52,6 +67,33 @@ def main(arguments: list[str]) -> None:
     for name in STAGES if stage == "run" else [stage]:
         # Only now: the environment in which vLLM samples has not all that the other stages need.
         importlib.import_module(f"data_pipeline.{STAGES[name]}.stage").run(config)
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """All stages with their options, for the list of stages and for completion."""
+    parser = cli.command_parser(program, "Makes the data that fusejax trains on, stage by stage.", EXAMPLE)
+    stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for name, summary in SUMMARIES.items():
+        _add_options(stages.add_parser(name, help=summary), name)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, stage: str) -> None:
+    cli.add_config_options(parser, PipelineConfig)
+    if stage == "sample":
+        parser.add_argument("--dry-run", action="store_true", help="only tell what will be asked, what it will take")
+    if stage in ("score", "run"):
+        parser.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
+
+
+def _description(stage: str) -> str:
+    """What a stage does, and what its folder says that it reads and writes."""
+    summary = SUMMARIES[stage]
+    text = f"{summary[0].upper()}{summary[1:]}."
+    if stage == "run":
+        return f"{text} {', '.join(STAGES)}: each goes on where an earlier attempt ended."
+    files = importlib.import_module(f"data_pipeline.{STAGES[stage]}").__doc__ or ""
+    return "\n\n".join([text, *files.split("\n\n")[1:2]])
 
 
 if __name__ == "__main__":

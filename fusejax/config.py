@@ -78,6 +78,12 @@ class CheckpointConfig(ConfigModel):
     keep: PositiveInt = 2
 
 
+class ProfileConfig(ConfigModel):
+    start_step: PositiveInt
+    """The first step to trace, from 1; not one of the first two, which compile."""
+    steps: PositiveInt = 3
+
+
 class TrainConfig(ConfigModel):
     task: Literal["sft", "dpo"]
     model: Location
@@ -103,6 +109,8 @@ class TrainConfig(ConfigModel):
     """What the backward pass recomputes of each layer: nothing; all but products with parameters and attention (that
     too on GPUs); everything."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    profile: ProfileConfig | None = None
+    """Writes a trace of some steps to `OUTPUT_DIR/profile`, for TensorBoard's profiler and XProf."""
 
     @property
     def row_length(self) -> int:

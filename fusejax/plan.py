@@ -1,4 +1,4 @@
-"""`python -m fusejax.plan --config FILE --topology v5p-16`: does a run fit a TPU slice, and how long will it take?
+"""`fusejax plan --config FILE --topology v5p-16`: does a run fit a TPU slice, and how long will it take?
 
 No TPU, weights or data are needed: the programs are compiled for the slice from their shapes. Exits with 0 also where
 the run does not fit; `fits` says so.
@@ -9,12 +9,24 @@ import json
 import os
 from pathlib import Path
 
-from fusejax.common.cli import config_parser, load_config, run
+from fusejax.common.cli import add_config_options, command_parser, load_config, run
 from fusejax.config import TrainConfig
 
+DESCRIPTION = """\
+Tells whether a training run fits a TPU slice, how long it will take and what takes the memory.
 
-def main() -> None:
-    parser = config_parser("fusejax.plan", "Compiles a training run for a TPU slice, and tells what it will take.")
+Reads   the configuration and the model's architecture; the data, where they are there, to count
+Writes  a table, or JSON, to standard output
+
+The run's own programs are compiled for the slice: no TPU and no weights are needed, but the extra `tpu`."""
+
+EXAMPLE = """\
+example:
+  {program} --config configs/fusechat3/llama3.1-8b-sft.yaml --topology v5p-16 --search"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, TrainConfig)
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e-16, v5p-128, 2xv6e-256")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--search", action="store_true", help="find the fastest remat and rows_per_device that fit")
@@ -22,8 +34,13 @@ def main() -> None:
     parser.add_argument(
         "--tokens-per-example", type=_positive, metavar="N", help="on average; of both answers of a pair"
     )
-    arguments = parser.parse_intermixed_args()
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+
+
+def main(arguments: list[str] | None = None, program: str = "python -m fusejax.plan") -> None:
+    parser = command_parser(program, DESCRIPTION, EXAMPLE)
+    add_options(parser)
+    options = parser.parse_intermixed_args(arguments)
+    config = load_config(TrainConfig, options.config, options.overrides)
 
     # JAX itself works on this machine's CPU, and leaves alone whatever accelerator there is.
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -34,15 +51,15 @@ def main() -> None:
     from fusejax.planning.topology import parse_topology
     from fusejax.planning.workload import workload
 
-    topology = parse_topology(arguments.topology)
-    model, source = find_architecture(config.model, Path(arguments.config))
-    work = workload(config, examples=arguments.examples, tokens_per_example=arguments.tokens_per_example)
+    topology = parse_topology(options.topology)
+    model, source = find_architecture(config.model, Path(options.config))
+    work = workload(config, examples=options.examples, tokens_per_example=options.tokens_per_example)
     planner = Planner(topology, model, work)
-    searched = search(planner, config) if arguments.search else None
+    searched = search(planner, config) if options.search else None
     if searched and searched.best:
         config = choose(config, searched.best.remat, searched.best.rows_per_device)
     plans = planner.plan(config)
-    if arguments.json:
+    if options.json:
         print(json.dumps(plan_json(planner, config, plans, source, searched), indent=2))
         return
     if searched:

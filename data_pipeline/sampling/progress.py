@@ -3,9 +3,7 @@
 import time
 
 from fusejax.common.cli import note
-
-INTERVAL = 10.0
-"""Seconds between lines."""
+from fusejax.common.progress import INTERVAL, clock
 
 
 class Progress:
@@ -31,6 +29,5 @@ def line(step: str, done: int, new: int, total: int, tokens: int, seconds: float
     >>> line("sample s", 100, 50, 250, 6000, 60.0)
     'sample s: 150 of 250 answers, 100 tokens/s, 0:02:00 left'
     """
-    left = round(seconds / new * (total - done - new)) if new else 0
-    clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-    return f"{step}: {done + new:,} of {total:,} answers, {tokens / seconds:,.0f} tokens/s, {clock} left"
+    left = seconds / new * (total - done - new) if new else 0
+    return f"{step}: {done + new:,} of {total:,} answers, {tokens / seconds:,.0f} tokens/s, {clock(left)} left"

@@ -12,7 +12,6 @@ from typing import Any
 
 import polars as pl
 from etils import epath
-from tqdm import tqdm
 
 from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
@@ -23,6 +22,7 @@ from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item, Score, Scorer
 from fusejax.common.cli import UserError
 from fusejax.common.files import write_text
+from fusejax.common.progress import Progress
 
 COLUMNS = pl.Schema(
     [
@@ -97,11 +97,11 @@ class _Work:
         if samples.is_empty():
             raise UserError(f"{self._file}: empty data set")
         parts = {start: self._parts / f"{start:010d}.parquet" for start in range(0, len(samples), CHUNK)}
-        progress = tqdm(total=len(samples), desc=f"score {self._file.stem}", unit="answer", disable=None)
-        progress.update(sum(len(samples[start : start + CHUNK]) for start, part in parts.items() if part.exists()))
+        done = sum(len(samples[start : start + CHUNK]) for start, part in parts.items() if part.exists())
+        progress = Progress(f"score {self._file.stem}", len(samples), "answer", done=done)
         for start, scores in self._judged(samples, parts):
             stage_files.write_parquet(scores, parts[start])
-            progress.update(len(scores))
+            progress.add(len(scores))
         progress.close()
         scores = pl.concat([stage_files.read_parquet(part, list(COLUMNS), made_by="score") for part in parts.values()])
         tiers = {pair[1].sandbox for pair in self._judges.values() if isinstance(pair[1], CodeScorer)}

@@ -1,21 +1,27 @@
 """What every command shares: a YAML file checked against a typed model, and mistakes told in one line.
 
 A user's mistake (config, path, data, checkpoint) is raised as `UserError` wherever it is found, and `run` turns it
-into `error: ...` on stderr with exit status 2. Any other exception is a bug and keeps its traceback.
+into `error: ...` on stderr with exit status 2. Ctrl-C ends a command with one line and status 130. Any other exception
+is a bug and keeps its traceback.
 """
 
 import argparse
 import difflib
+import importlib.metadata
 import json
+import platform
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
 from etils import epath
+
+import fusejax
 
 
 class UserError(Exception):
@@ -56,12 +62,70 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 Config = TypeVar("Config", bound=pydantic.BaseModel)
 
 
-def config_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser for `--config FILE [key.path=value ...]`; the caller may add more."""
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="replaces one value of the file")
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C: 130, as shells have it."""
+
+_VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "transformers", "torch", "vllm", "ray")
+
+
+def versions() -> dict[str, str]:
+    """fusejax, Python, and what is installed of that which decides how a run goes -> version. Imports none of it."""
+    found = {"fusejax": fusejax.__version__, "python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class _ShowVersions(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="print versions and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = versions()
+        print(f"fusejax {found.pop('fusejax')} ({', '.join(f'{name} {version}' for name, version in found.items())})")
+        parser.exit()
+
+
+def command_parser(program: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser with `--version`, whose help keeps the line breaks of its texts.
+
+    Args:
+      program: how the user calls it; stands in `example` as `{program}`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=example.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_ShowVersions)
     return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser, model: type[pydantic.BaseModel]) -> None:
+    """Adds `--config FILE [key.path=value ...]`; `model` is what `load_config` will check, for a shell's completion."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file")
+    overrides = parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="replaces one value of the file"
+    )
+    overrides.completer = lambda **_: [f"{path}=" for path in _key_paths(model)]  # type: ignore[attr-defined]
+
+
+def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
+    """`key.path` of every value, sections opened."""
+    paths = []
+    for name, field in model.model_fields.items():
+        sections = [
+            kind
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+        ]
+        models = [each for kind in sections for each in (kind, *kind.__subclasses__())]
+        paths += [f"{name}.{path}" for each in models for path in _key_paths(each)] or [name]
+    return list(dict.fromkeys(paths))
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
@@ -113,12 +177,15 @@ def load_config(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Calls `main`; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and status 130."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        note("interrupted")
+        sys.exit(INTERRUPTED)
 
 
 def note(text: str) -> None:

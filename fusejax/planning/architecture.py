@@ -13,10 +13,8 @@ from etils import epath
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fusejax.common.cli import UserError, one_line
+from fusejax.configs import configs_folder
 from fusejax.models.decoder.config import DecoderConfig
-
-# In a clone, and where a wheel puts them.
-_KNOWN = (Path(__file__).parents[2] / "configs" / "models", Path(__file__).parent / "models")
 
 
 def find_architecture(model: str, config_file: Path) -> tuple[DecoderConfig, str]:
@@ -51,12 +49,12 @@ def find_architecture(model: str, config_file: Path) -> tuple[DecoderConfig, str
     )
 
 
-_REMEDY = "name its architecture instead, for example model=configs/models/llama3.1-8b.json"
+_REMEDY = f"name its architecture instead, for example model={configs_folder()}/models/llama3.1-8b.json"
 
 
 def known_architectures() -> dict[str, Path]:
     """Hub id -> its `config.json` among those that come with this project."""
-    files = [file for folder in _KNOWN for file in sorted(folder.glob("*.json"))]
+    files = sorted((configs_folder() / "models").glob("*.json"))
     return {json.loads(file.read_text())["_name_or_path"]: file for file in files}
 
 

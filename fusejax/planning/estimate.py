@@ -72,23 +72,6 @@ def _pairs(length: int, window: int | None) -> int:
     return sum(min(i, back) + 1 for i in range(blocks)) * block**2
 
 
-def model_flops(model: DecoderConfig, parameters: int, length: int, *, training: bool) -> float:
-    """FLOPs a token that the model itself needs, whatever is recomputed: as in PaLM (arXiv:2204.02311), appendix B.
-
-    `6 N + 12 H Q T` summed over layers for training and a third of it for a forward pass, with heads H of width Q and
-    rows of T tokens, or a window if that is shorter. N leaves an input embedding out that is not the output projection
-    too: looking a row up takes no products.
-
-    Args:
-      parameters: of the model, all of them.
-      length: tokens a row.
-    """
-    if not model.tie_embeddings:
-        parameters -= model.vocab_size * model.hidden_size
-    seen = sum(min(length, window or length) for window in model.windows)
-    return (6 if training else 2) * (parameters + 2 * model.num_heads * model.head_dim * seen)
-
-
 def seconds(costs: Sequence[Cost], chip: Chip) -> tuple[list[float], str]:
     """Of each program, and how they were found: all by the compiler's own estimate, or all as a roofline.
 

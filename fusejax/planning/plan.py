@@ -21,6 +21,7 @@ from fusejax.planning.compile import Cost, DoesNotFit, Memory, cost, memory, tre
 from fusejax.planning.topology import Topology
 from fusejax.planning.workload import Workload
 from fusejax.training.programs import Programs
+from fusejax.training.throughput import model_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Speed:
     flops: float
     """Over all chips, what is computed twice included."""
     model_flops: float
-    """Over all chips, as `estimate.model_flops` of the step's tokens, padding left out."""
+    """Over all chips, as `model_flops` of the step's tokens, padding left out."""
     step_seconds: float
     mfu: float
     """`model_flops` by what all chips could do in `step_seconds`."""
@@ -174,7 +175,7 @@ class Planner:
         if task == "reference":
             examples = self.work.examples / self.work.passes(programs.rows)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
-        a_token = estimate.model_flops(self.model, parameters, config.attention_length, training=task != "reference")
+        a_token = model_flops(self.model, parameters, config.attention_length, training=task != "reference")
         # What a pair's sequences share is needed once.
         useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
         return Speed(

@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from fusejax.common.cli import UserError
+from fusejax.distributed.chips import PEAK_FLOPS
 
 GIB = 2**30
 
@@ -60,9 +61,9 @@ _CUBES = {
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 819e9, int(15.75 * GIB), False, 1, _SQUARES),
-        Chip("v5p", 459e12, 2765e9, int(95.74 * GIB), True, 2, _CUBES),
-        Chip("v6e", 918e12, 1638e9, int(31.25 * GIB), False, 1, _SQUARES),
+        Chip("v5e", PEAK_FLOPS["TPU v5 lite"], 819e9, int(15.75 * GIB), False, 1, _SQUARES),
+        Chip("v5p", PEAK_FLOPS["TPU v5"], 2765e9, int(95.74 * GIB), True, 2, _CUBES),
+        Chip("v6e", PEAK_FLOPS["TPU v6 lite"], 1638e9, int(31.25 * GIB), False, 1, _SQUARES),
     )
 }
 _NAME = re.compile(r"(?:(?P<slices>[1-9]\d*)x)?(?P<chip>v\w+?)-(?P<size>\d+)")

@@ -14,7 +14,15 @@ from fusejax.common.files import write_text
 from fusejax.config import TrainConfig
 
 # Keys that change neither what is computed nor its order.
-_FREE_KEYS = ("output_dir", "mesh", "checkpoint.keep", "packing.rows_per_device", "remat", "preference.reference")
+_FREE_KEYS = (
+    "output_dir",
+    "mesh",
+    "checkpoint.keep",
+    "packing.rows_per_device",
+    "remat",
+    "preference.reference",
+    "profile",
+)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

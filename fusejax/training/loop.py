@@ -7,17 +7,19 @@ never died, because the data order is a function of the step number alone and ev
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.common.cli import UserError, note
+from fusejax.common.cli import UserError, note, versions
 from fusejax.common.files import absolute, check_writable, copy, is_remote, write_text
 from fusejax.config import TrainConfig
 from fusejax.data.chat import load_tokenizer
@@ -35,11 +37,13 @@ from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.optimizer import make_schedule
+from fusejax.training.profile import Profile
 from fusejax.training.programs import Programs
 from fusejax.training.reference import Reference, references
 from fusejax.training.start import StartingModel, fingerprint
 from fusejax.training.state import Params, TrainState
 from fusejax.training.step import Microbatch, means
+from fusejax.training.throughput import Throughput, model_flops
 
 
 def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
@@ -65,6 +69,8 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     model = huggingface.read_config(output_dir / "model")
     steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
     steps = min(steps, config.max_steps or steps)
+    if config.profile and config.profile.start_step > steps:
+        raise UserError(f"profile.start_step {config.profile.start_step} is beyond the run's {steps} steps")
 
     def is_regular(step: int) -> bool:
         return step % config.checkpoint.every_steps == 0 or step == steps
@@ -119,7 +125,8 @@ class _Steps:
         )
         accumulator = self.programs.zeros()
         first_step = int(state.step)
-        with self._log(first_step) as log:
+        profile = Profile(self.config.profile, epath.Path(self.config.output_dir))
+        with self._log(first_step) as log, profile:
             pending: tuple[StepBatch, Any] | None = None
 
             def write(batch: StepBatch, metrics: Any, extra: dict[str, float] | None = None) -> None:
@@ -144,11 +151,14 @@ class _Steps:
                 step = batch.step + 1
                 stops = self.hosts.stops_after(step)
                 self.checkpoints.check()
-                with jax.transfer_guard("disallow"):  # what is copied, is copied on purpose
+                profile.before(step)
+                # What is copied, is copied on purpose; and a trace knows its steps.
+                with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                     for rows in batch.microbatches:
                         accumulator = self.programs.accumulate(state.params, accumulator, self._put("train", rows))
                     state, metrics = self.programs.apply(state, accumulator)
                     accumulator = self.programs.zeroed(accumulator)
+                profile.after(step, metrics)
                 # Metrics are fetched a step late: the devices already work on the next step while the host waits. But
                 # not later, or `stops_after` would not know how far the other hosts have come.
                 if pending:
@@ -169,7 +179,14 @@ class _Steps:
     def _log(self, first_step: int) -> contextlib.AbstractContextManager[MetricsLog | None]:
         if self.hosts.index > 0:
             return contextlib.nullcontext()
-        return MetricsLog(self.config.output_dir, start_step=first_step, num_steps=self.count, title=self.config.task)
+        return MetricsLog(
+            self.config.output_dir,
+            start_step=first_step,
+            num_steps=self.count,
+            title=self.config.task,
+            throughput=_throughput(self.config, self.programs),
+            texts=_texts(self.config),
+        )
 
     def _put(self, split: str, rows: Mapping[str, np.ndarray]) -> Microbatch:
         return self.batches.put({**rows, **self.references[split].at(rows["pair_ids"])} if self.references else rows)
@@ -181,6 +198,20 @@ class _Steps:
         sums = [self.programs.evaluate(params, self._put("eval", rows)) for rows in self.batches.once("eval")]
         totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
         return {f"eval_{name}": value for name, value in means(totals).items()}
+
+
+def _throughput(config: TrainConfig, programs: Programs) -> Throughput:
+    """With the FLOPs that the plan of the run counts: what a pair's sequences share is needed once."""
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
+    a_token = model_flops(programs.model, parameters, config.attention_length, training=True)
+    return Throughput(a_token * config.row_length / config.attention_length, list(programs.mesh.devices.flat))
+
+
+def _texts(config: TrainConfig) -> dict[str, str]:
+    """What TensorBoard shows beside the curves, as Markdown."""
+    values = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    found = "\n".join(f"- {name} {version}" for name, version in versions().items())
+    return {"configuration": f"```yaml\n{values}```", "versions": found}
 
 
 def _prepare(config: TrainConfig) -> dict[str, str]:

@@ -1,33 +1,58 @@
-"""What a run reports: `metrics.jsonl` (one object a step), TensorBoard, and a progress bar with the time left."""
+"""What a run reports: `metrics.jsonl` (one object a step), TensorBoard, and the progress with the time left."""
 
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 from etils.epath.typing import PathLike
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from fusejax.common.cli import UserError
 from fusejax.common.files import is_remote, write_text
+from fusejax.common.progress import Progress
 from fusejax.training.mirror import Mirror
+from fusejax.training.throughput import Throughput
+
+MEASURED = frozenset({"step_time", "tokens_per_second", "mfu", "hbm_peak_bytes", "seconds_left"})
+"""What a step's line says of the machine: it differs from attempt to attempt, where all else is the same."""
 
 
 class MetricsLog:
-    """Writes the steps' metrics; a resumed run goes on as if it had never stopped."""
+    """Writes the steps' metrics; a resumed run goes on as if it had never stopped.
 
-    def __init__(self, output_dir: PathLike, *, start_step: int, num_steps: int, title: str):
+    Args:
+      start_step: the last step that is already logged.
+      title: of the progress.
+      throughput: adds what depends on the model and the devices; see there.
+      texts: name -> Markdown, for TensorBoard.
+    """
+
+    def __init__(
+        self,
+        output_dir: PathLike,
+        *,
+        start_step: int,
+        num_steps: int,
+        title: str,
+        throughput: Throughput | None = None,
+        texts: Mapping[str, str] | None = None,
+    ):
         target = epath.Path(output_dir)
         self._mirror = Mirror(target) if is_remote(target) else None
         folder = self._mirror.folder if self._mirror else Path(target)
         write_text(folder / "metrics.jsonl", _logged(target / "metrics.jsonl", start_step))
         self._file = (folder / "metrics.jsonl").open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        self._progress = tqdm(total=num_steps, initial=start_step, desc=title, unit="step", dynamic_ncols=True)
-        self._last_write = time.perf_counter()
+        for name, text in (texts or {}).items():
+            self._board.add_text(name, text, start_step)
+        self._throughput = throughput
+        self._num_steps, self._first = num_steps, start_step + 1
+        self._progress = Progress(title, num_steps, "step", done=start_step)
+        self._first_write = self._last_write = time.perf_counter()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -38,14 +63,22 @@ class MetricsLog:
     def write(self, metrics: dict[str, Any]) -> None:
         """Logs one step: `step` (from 1), `loss`, `tokens`, and numbers of the task's own.
 
-        `step_time`, the seconds since the last step was logged, is added. It includes the step's evaluation and the
-        start of its checkpoint, and for the first step the compilation.
+        `MEASURED` are added. `step_time`, the seconds since the last step was logged, includes the step's evaluation
+        and the start of its checkpoint, and for the first step the compilation; `seconds_left`, at the mean of this
+        attempt's steps after its first, is told from the second on; the others are those of `Throughput`.
 
         Raises:
           UserError: a metric is not a finite number: the run diverged.
         """
         now = time.perf_counter()
         metrics = {**metrics, "step_time": now - self._last_write}
+        if self._throughput is not None:
+            metrics |= self._throughput.measured(metrics["tokens"], metrics["step_time"])
+        if metrics["step"] > self._first:
+            mean = (now - self._first_write) / (metrics["step"] - self._first)
+            metrics["seconds_left"] = mean * (self._num_steps - metrics["step"])
+        else:
+            self._first_write = now
         self._last_write = now
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -58,8 +91,7 @@ class MetricsLog:
         for name, value in metrics.items():
             if name != "step":
                 self._board.add_scalar(name, value, metrics["step"])
-        self._progress.set_postfix_str(_postfix(metrics), refresh=False)
-        self._progress.update()
+        self._progress.add(text=_figures(metrics))
 
     def flush(self) -> None:
         """Returns when all logged steps are in `output_dir`.
@@ -95,7 +127,7 @@ def _logged(path: epath.Path, last_step: int) -> str:
     return "".join(kept)
 
 
-def _postfix(metrics: dict[str, Any]) -> str:
+def _figures(metrics: dict[str, Any]) -> str:
     parts = [f"loss {metrics['loss']:.4f}"]
     if "reward_accuracy" in metrics:
         parts.append(f"accuracy {metrics['reward_accuracy']:.2f}")

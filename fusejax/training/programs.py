@@ -38,7 +38,7 @@ class Programs:
     """
 
     def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int, unroll: bool = False):
-        self.mesh = mesh
+        self.mesh, self.model = mesh, model
         self.rows = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
         dtypes = {"param_dtype": jnp.dtype(config.dtype.params), "compute_dtype": jnp.dtype(config.dtype.compute)}

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy, replacing
+from fusejax.common.progress import Progress
 from fusejax.training.batches import Batches
 from fusejax.training.programs import Programs
 from fusejax.training.state import Params
@@ -74,12 +74,11 @@ def references(
     params = load_params()
     found = {split: Reference.empty(size) for split, size in sizes.items()}
     for split, reference in found.items():
-        desc, quiet = f"reference, {split}", jax.process_index() > 0
-        with tqdm(total=sizes[split], desc=desc, unit="pair", dynamic_ncols=True, disable=quiet) as progress:
+        with Progress(f"reference, {split}", sizes[split], "pair", quiet=jax.process_index() > 0) as progress:
             for rows in batches.once(split):
                 pair_ids, chosen, rejected = jax.device_get(programs.reference(params, batches.put(rows)))
                 reference.fill(pair_ids, chosen, rejected)
-                progress.update(int((pair_ids >= 0).sum()))
+                progress.add(int((pair_ids >= 0).sum()))
         broken = int((~np.isfinite(reference.chosen + reference.rejected)).sum())
         if broken:
             raise UserError(

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.kill_and_resume import Bench
 from fusejax.distributed.hosts import STOPPED
 from fusejax.training.checkpoints import complete_steps
+from fusejax.training.metrics import MEASURED
 from tests.distributed.processes import Processes, on_hosts
 from tests.tiny_runs import train_command
 
@@ -24,7 +25,7 @@ def start(world: Path, output: Path, task: str, count: int, devices: int, **chan
 
 def curves(output: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "step_time"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from fusejax.planning.compile import Cost
 from fusejax.planning.estimate import (
     attention_flops,
     extrapolate,
-    model_flops,
     seconds,
     shallow_depths,
     with_layers,
 )
 from fusejax.planning.topology import CHIPS
+from fusejax.training.throughput import model_flops
 
 
 def model(*windows: int | None, **changes) -> DecoderConfig:

@@ -15,7 +15,7 @@ import pytest
 
 from fusejax.distributed.hosts import STOPPED
 from fusejax.training.checkpoints import Checkpoints, complete_steps
-from fusejax.training.metrics import MetricsLog
+from fusejax.training.metrics import MEASURED, MetricsLog
 from fusejax.training.state import TrainState
 from tests.tiny_runs import train_command
 
@@ -39,7 +39,7 @@ def final_arrays(output_dir: Path) -> dict[str, np.ndarray]:
 
 def logged(output_dir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "step_time"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 @pytest.mark.slow

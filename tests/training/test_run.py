@@ -10,6 +10,7 @@ import sys
 from datetime import datetime
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
@@ -41,7 +42,16 @@ def test_metrics_hold_every_step(runs):
     assert [line["step"] for line in lines] == list(range(1, 13))
     for line in lines:
         assert line["examples"] == 8
-        assert {"epoch", "loss", "grad_norm", "learning_rate", "tokens", "target_tokens", "step_time"} <= line.keys()
+        assert {
+            "epoch",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "tokens",
+            "target_tokens",
+            "step_time",
+            "tokens_per_second",
+        } <= line.keys()
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["epoch"] == 2.0
     assert [line["step"] for line in lines if "eval_loss" in line] == [4, 8, 12]
@@ -78,7 +88,15 @@ def test_tensorboard_has_the_curves(runs):
     board = EventAccumulator(str(runs / "dpo" / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
-    assert "eval_reward_accuracy" in board.Tags()["scalars"]
+    assert {"eval_reward_accuracy", "tokens_per_second", "seconds_left"} <= set(board.Tags()["scalars"])
+    (configuration,) = board.Tensors("configuration/text_summary")
+    assert b"length_normalized: true" in configuration.tensor_proto.string_val[0]
+    (versions,) = board.Tensors("versions/text_summary")
+    assert f"- jax {jax.__version__}".encode() in versions.tensor_proto.string_val[0]
+
+
+def test_what_this_machine_does_not_know_is_left_out(runs):
+    assert all({"mfu", "hbm_peak_bytes"}.isdisjoint(line) for line in metrics(runs / "sft"))
 
 
 def test_the_last_checkpoints_are_kept_and_the_best_of_them_found(runs):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
-from tqdm import tqdm
 
+from fusejax.common.progress import Progress
 from fusejax.models.attention.dispatch import Tokens
 from fusejax.models.decoder.decoder import Cache, Decoder
 
@@ -52,7 +52,8 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     # Prompts of similar length share a batch; the longest come first, so that too big a batch fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in tqdm(range(0, len(order), rows), desc="generate", unit="batch", disable=None):
+    progress = Progress("generate", len(prompts), "answer")
+    for start in range(0, len(order), rows):
         members = order[start : start + rows]
         width = _power_of_two(max(_SHORTEST, len(prompts[members[0]])))
         tokens = np.full((rows, width), pad_id, np.int32)
@@ -63,6 +64,8 @@ def generate(
         new, counts = _decode(graphdef, params, tokens, lengths, stops, max_new_tokens=max_new_tokens)
         for member, row_tokens, count in zip(members, np.asarray(new), np.asarray(counts), strict=False):
             answers[member] = row_tokens[:count].tolist()
+        progress.add(len(members))
+    progress.close()
     return answers
 
 

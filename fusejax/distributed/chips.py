@@ -1,0 +1,25 @@
+"""Published peaks of accelerators, by the name that JAX gives a device (`jax.Device.device_kind`)."""
+
+import jax
+
+PEAK_FLOPS = {
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Products of dense bfloat16 matrices, in FLOP/s of one device.
+
+From Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}) and NVIDIA's
+data sheets of the A100, H100 SXM and H200 SXM, without sparsity.
+"""
+
+
+def peak_hbm_bytes(devices: list[jax.Device]) -> int | None:
+    """The most memory that any of these devices has had in use since this process began; None where none can tell."""
+    stats = [device.memory_stats() or {} for device in devices]
+    found = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    return max(found, default=None)
