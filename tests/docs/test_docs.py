@@ -12,7 +12,7 @@ import yaml
 
 from data_pipeline.config import PipelineConfig
 from fusejax.common.cli import load_config
-from fusejax.config import TrainConfig
+from fusejax.config import EvaluateConfig, TrainConfig
 from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +145,12 @@ def test_own_data_is_a_data_configuration(tmp_path: Path):
     (tmp_path / "data.yaml").write_text(config + given)
     loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
     assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_the_evaluation_guide_shows_a_configuration(tmp_path: Path):
+    (config,) = blocks("docs/evaluation.md", "yaml")
+    (tmp_path / "evaluate.yaml").write_text(config)
+    assert load_config(EvaluateConfig, tmp_path / "evaluate.yaml", []).models["mine"] == "runs/mine"
 
 
 def test_the_readme_configuration_is_one(tmp_path: Path):
