@@ -10,6 +10,7 @@ import inspect
 import textwrap
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,13 @@ def page() -> str:
     parts = [INTRODUCTION]
     for title, where, root in ROOTS:
         parts.append(f"## {title}\n\n{where}\n")
-        for model, paths in sections(root).items():
+        found = sections(root)
+        taken = Counter(path for paths in found.values() for path in paths)
+        for model, paths in found.items():
             if paths != [""]:
-                parts.append("### " + ", ".join(f"`{path}`" for path in paths) + "\n")
+                # Of several models for one key, a `name` says which.
+                name = f", {model.model_fields['name'].default}" if any(taken[path] > 1 for path in paths) else ""
+                parts.append("### " + ", ".join(f"`{path}`" for path in paths) + name + "\n")
             if text := meaning_of_model(model):
                 parts.append(f"{text}\n")
             parts.append(table(model))
@@ -105,7 +110,7 @@ def spelled(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     if origin is typing.Literal:
         text = ", ".join(f"`{value}`" for value in arguments)
     elif origin in (typing.Union, types.UnionType):
-        text = " or ".join(spelled(each) for each in arguments)
+        text = " or ".join(dict.fromkeys(spelled(each) for each in arguments))
     elif origin in (list, tuple):
         text = f"list of {PLURALS.get(arguments[0]) or spelled(arguments[0]).replace('section', 'sections')}"
     elif origin is dict:
