@@ -5,7 +5,7 @@ VLLM := .venv-vllm/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test test-slow test-vllm lint types
+.PHONY: help setup quickstart test test-slow test-vllm lint types docs
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
 	@echo "make test-vllm    run the tests of sampling with vLLM, in an environment of its own, .venv-vllm (2.5 GB)"
 	@echo "make lint types   what CI checks besides"
+	@echo "make docs         build the documentation into build/site; a broken link fails"
 
 setup: .venv/installed
 
@@ -56,3 +57,6 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/zensical build --clean --strict

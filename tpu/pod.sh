@@ -61,7 +61,7 @@ tpus() {
       *FAILED_PRECONDITION* | *INVALID_ARGUMENT* | *"unrecognized arguments"*) return 6 ;;
       *"per minute"* | *RATE_LIMIT_EXCEEDED* | *"no more capacity"*) ;;
       *RESOURCE_EXHAUSTED* | *"Quota limit"* | *"Quota '"*)
-        die "No quota for $CAPACITY $TOPOLOGY in $ZONE; ask for it (README, \"Quota\") or delete other requests," \
+        die "No quota for $CAPACITY $TOPOLOGY in $ZONE; ask for it (docs/tpu.md, \"Quota\") or delete other requests," \
           "also suspended ones: $(<"$scratch/error")" ;;
     esac
     ((try < TRIES)) || die "gcloud failed $TRIES times in a row: $(<"$scratch/error")"

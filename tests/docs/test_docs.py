@@ -1,0 +1,159 @@
+"""The documentation beside the code: what it names exists, what exists is named, its examples run."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.config import PipelineConfig
+from fusejax.common.cli import load_config
+from fusejax.config import EvaluateConfig, TrainConfig
+from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tpu/README.md", ROOT / "benchmarks/README.md"]
+)
+PACKAGES = ("fusejax", "data_pipeline")
+FOLDERS = (*PACKAGES, "quickstart", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
+FILES = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|qwen3|commonsense|poetry|my_reward")
+"""Names of what a guide tells to write."""
+
+
+def tree() -> set[str]:
+    """The files of the tree in docs/architecture.md, as paths."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    block = text.split("## The tree")[1].split("```")[1]
+    folders: list[str] = []
+    found = set()
+    for line in block.splitlines():
+        if not line.strip():
+            continue
+        name, _, comment = line.strip().partition(" ")
+        assert comment.strip(), f"{name} has no comment"
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            found.add("".join(folders) + name)
+    return found
+
+
+def test_the_tree_names_every_file():
+    files = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert tree() == {file for file in files if not file.endswith("__init__.py")}
+
+
+def code(page: Path) -> str:
+    """What a page has between backticks, a span or a block a line."""
+    text = page.read_text()
+    blocks = re.findall(r"^ *```.*?^ *```", text, re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        text = text.replace(block, "")
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", text)])
+
+
+def paths(page: Path) -> Iterator[str]:
+    """The paths into the repository that a page names."""
+    folders = "|".join(map(re.escape, FOLDERS))
+    for path in re.findall(rf"(?<![\w/.~$-])(?:{folders})/[\w./-]*", code(page)):
+        if not EXAMPLE.search(path):
+            yield path.rstrip(".")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_modules_that_a_page_names_exist(page: Path):
+    assert [path for path in paths(page) if not (ROOT / path).exists()] == []
+    modules = re.findall(r"python -m ([\w.]+)", code(page))
+    assert [each for each in modules if not EXAMPLE.search(each) and importlib.util.find_spec(each) is None] == []
+    # Inside a paragraph about one folder, its name need not be repeated.
+    scripts = {script for script in re.findall(r"[\w./-]+\.py\b", code(page)) if not EXAMPLE.search(script)}
+    assert {script for script in scripts if not any(f"/{file}".endswith(f"/{script}") for file in FILES)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(page: Path):
+    """`make docs` checks those within docs/, and their anchors; this the others."""
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    def files(entry) -> Iterator[str]:
+        for value in entry if isinstance(entry, list) else entry.values() if isinstance(entry, dict) else [entry]:
+            yield from [value] if isinstance(value, str) else files(value)
+
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(files(navigation)) == sorted(
+        str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
+    )
+
+
+def test_the_configuration_reference_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/configuration.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs/configuration.md").read_text() == module.page(), "run: python docs/configuration.py"
+    assert "learning_rate" in module.page()
+
+
+def test_readme_is_short_and_names_the_families():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    table = text.split("| family |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == FAMILIES.keys()
+
+
+def test_the_tpu_guide_has_the_figures_of_the_configurations():
+    guide = (ROOT / "docs/tpu.md").read_text()
+    planned = re.compile(r"^# Fits (\S+): (\S+) of (\S+) GB", re.MULTILINE)
+    for path in sorted((ROOT / "configs/fusechat3").glob("*-*.yaml")):
+        (found,) = planned.findall(path.read_text())
+        assert f"| `{path.name}` | {' | '.join(found)} |" in guide
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_own_data_trains(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The fifteen lines, as they stand, with a tiny model."""
+    line = '{"messages": [{"role": "user", "content": "what is 1"}, {"role": "assistant", "content": "one"}]}\n'
+    (tmp_path / "conversations.jsonl").write_text(line * 60)
+    monkeypatch.chdir(tmp_path)
+    program, pairs, _ = blocks("docs/own-data.md", "python")
+    config, *_ = blocks("docs/own-data.md", "yaml")
+    assert len((program.replace("\n\n", "\n") + config).splitlines()) <= 15
+    exec(compile(program, "own-data.md", "exec"), {})
+    exec(compile(pairs, "own-data.md", "exec"), {})
+    (tmp_path / "mine.yaml").write_text(config)
+    settings = [f"model={world / 'model'}", "max_length=64", "dtype.compute=float32"]
+    command = [sys.executable, "-m", "fusejax.train", "--config", "mine.yaml", *settings]
+    subprocess.run(command, check=True, env=None)
+    assert (tmp_path / "runs/mine/checkpoints/3").is_dir()
+
+
+def test_own_data_is_a_data_configuration(tmp_path: Path):
+    _, config, given = blocks("docs/own-data.md", "yaml")
+    (tmp_path / "data.yaml").write_text(config + given)
+    loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
+    assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_the_evaluation_guide_shows_a_configuration(tmp_path: Path):
+    (config,) = blocks("docs/evaluation.md", "yaml")
+    (tmp_path / "evaluate.yaml").write_text(config)
+    assert load_config(EvaluateConfig, tmp_path / "evaluate.yaml", []).models["mine"] == "runs/mine"
+
+
+def test_the_readme_configuration_is_one(tmp_path: Path):
+    (config,) = blocks("README.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(config)
+    assert load_config(TrainConfig, tmp_path / "mine.yaml", []).task == "sft"
