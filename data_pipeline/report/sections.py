@@ -11,6 +11,7 @@ from data_pipeline.report import charts
 from data_pipeline.report.facts import EXAMPLES, Facts, Sample
 from data_pipeline.report.page import Reason, Section, Table, render
 from data_pipeline.report.reasons import words
+from data_pipeline.selection.rules import Margins
 
 PART_COLORS = {"all": charts.GREY, "SFT": "#0072B2", "chosen": "#009E73", "rejected": "#D55E00"}
 ANSWER_COLORS = PART_COLORS | {"SFT and chosen": "#56B4E9", "not selected": charts.GREY, "unusable": "#E69F00"}
@@ -219,7 +220,7 @@ def _margins(facts: Facts) -> dict[str, Any]:
     drawn = []
     for domain in facts.domains:
         rule = facts.config.domains[domain].rule
-        if not hasattr(rule, "min_margin"):
+        if not isinstance(rule, Margins):
             continue
         margins = facts.margins(domain)
         if any(values.size for values in margins.values()):

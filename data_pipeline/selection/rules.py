@@ -69,7 +69,9 @@ class Part:
     """prompt, reason."""
 
 
-class _Margins(ConfigModel):
+class Margins(ConfigModel):
+    """Parameters of every rule that makes pairs."""
+
     min_margin: float | None = Field(0.01, ge=0)
     max_margin: float | None = Field(0.1, ge=0)
     """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
@@ -77,13 +79,13 @@ class _Margins(ConfigModel):
     """Which source's pair, of those valid: with the best chosen answer, a seeded random one, or the widest margin."""
 
     @pydantic.model_validator(mode="after")
-    def _ordered(self) -> "_Margins":
+    def _ordered(self) -> "Margins":
         if self.min_margin is not None and self.max_margin is not None and self.min_margin > self.max_margin:
             raise ValueError(f"min_margin {self.min_margin} exceeds max_margin {self.max_margin}")
         return self
 
 
-class Margin(_Margins):
+class Margin(Margins):
     """Parameters of `margin`."""
 
     name: Literal["margin"] = "margin"
@@ -92,13 +94,13 @@ class Margin(_Margins):
     the share is met to chance (51,098 prompts: to 0.4 points), and prompts added later move no other prompt."""
 
 
-class VerdictPairs(_Margins):
+class VerdictPairs(Margins):
     """Parameters of `verdict_pairs`."""
 
     name: Literal["verdict_pairs"] = "verdict_pairs"
 
 
-class VerdictBoth(_Margins):
+class VerdictBoth(Margins):
     """Parameters of `verdict_both`."""
 
     name: Literal["verdict_both"] = "verdict_both"
