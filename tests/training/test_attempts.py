@@ -236,7 +236,8 @@ def test_data_of_the_other_task(world, tmp_path, task, other):
         {"train": str(world / task / "train"), "eval": str(world / other / "eval")},
     ):
         split = "train" if len(data) == 1 else "eval"
-        with pytest.raises(UserError, match=rf"data\.{split} .* holds examples for {other}, but the task is {task}"):
+        named = {"dpo": "preference"}.get(task, task)
+        with pytest.raises(UserError, match=rf"data\.{split} .* holds examples for {other}, but the task is {named}"):
             train(run_config(world, tmp_path / "run", task, data=data))
 
 
