@@ -15,7 +15,7 @@ from fusejax.objectives.preference import PairLosses, Pairs
 
 
 class DPO(PairLoss):
-    """`-(1 - e) log sigmoid(r_w - r_l) - e log sigmoid(r_l - r_w)` with `r = beta log(p / q)` and e `label_smoothing`."""
+    """`-(1 - e) log sigmoid(r_w - r_l) - e log sigmoid(r_l - r_w)`; `r = beta log(p / q)`, e is `label_smoothing`."""
 
     needs_reference: ClassVar[bool] = True
 
