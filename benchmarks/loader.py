@@ -35,9 +35,10 @@ from etils import epath
 from benchmarks.packing_fill import train_tokenizer
 from benchmarks.process import about, alone, forget_peak
 from benchmarks.training.worker import peak_of_process
+from fusejax.data.batch import max_examples_per_row
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import Tokenized, tokenize
-from fusejax.data.loader import StepBatch, eval_batches, max_examples_per_row, train_batches
+from fusejax.data.loader import StepBatch, eval_batches, train_batches
 from fusejax.data.packing import PackingPlan, num_steps, plan_eval
 from fusejax.data.records import Kind, Message, PreferencePair, Record, SFTExample, open_shards, write_shards
 from fusejax.training import tokens

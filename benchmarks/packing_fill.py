@@ -18,8 +18,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from fusejax.data.batch import max_examples_per_row
 from fusejax.data.examples import tokenize
-from fusejax.data.loader import max_examples_per_row
 from fusejax.data.packing import PackingPlan, num_steps
 from fusejax.data.records import SFTExample, Shards, encode
 

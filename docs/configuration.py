@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from data_pipeline.config import PipelineConfig
 from fusejax.common.cli import ConfigModel, location
 from fusejax.config import EvaluateConfig, TrainConfig
+from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
 
 OUTPUT = Path(__file__).with_suffix(".md")
 INTRODUCTION = """\
@@ -51,8 +52,9 @@ def page() -> str:
         taken = Counter(path for paths in found.values() for path in paths)
         for model, paths in found.items():
             if paths != [""]:
-                # Of several models for one key, a `name` says which.
-                name = f", {model.model_fields['name'].default}" if any(taken[path] > 1 for path in paths) else ""
+                # Of several models for one key, a `name` or `loss` says which.
+                choice = model.model_fields.get("name") or model.model_fields.get("loss")
+                name = f", {choice.default}" if choice and any(taken[path] > 1 for path in paths) else ""
                 parts.append("### " + ", ".join(f"`{path}`" for path in paths) + name + "\n")
             if text := meaning_of_model(model):
                 parts.append(f"{text}\n")
@@ -77,7 +79,9 @@ def sections(root: type[ConfigModel]) -> dict[type[ConfigModel], list[str]]:
 
 def models(annotation: Any) -> Iterator[tuple[type[ConfigModel], str]]:
     """The models in a type, and what stands behind the key of each: `[]` in lists, `.NAME` in dictionaries."""
-    if inspect.isclass(annotation) and issubclass(annotation, ConfigModel):
+    if annotation is PairLoss:
+        yield from ((find_loss(name), "") for name in LOSSES)
+    elif inspect.isclass(annotation) and issubclass(annotation, ConfigModel):
         yield annotation, ""
     origin = typing.get_origin(annotation)
     suffix = {list: "[]", tuple: "[]", dict: ".NAME"}.get(origin, "")

@@ -4,12 +4,16 @@ A run goes on under a later release, which reads its `run.yaml`. So the default 
 done before there was one; and a key or value that goes must still be read as what takes its place, in a validator.
 """
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from fusejax.common.cli import ConfigModel, Location
+from fusejax.data.batch import BatchShape
+from fusejax.data.records import Kind
+from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
 
 
 class DataConfig(ConfigModel):
@@ -30,14 +34,14 @@ class OptimizerConfig(ConfigModel):
     max_grad_norm: PositiveFloat = 1.0
 
 
-class PreferenceConfig(ConfigModel):
-    loss: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = 0.1
-    length_normalized: bool = False
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    reference: Location | None = None
-    """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
-    start from the same model on the same data can share one."""
+def _by_its_loss(section: Any) -> Any:
+    """The section `preference` as the model of the loss that it names."""
+    if not isinstance(section, dict):
+        return section
+    name = section.get("loss", "dpo")
+    if name not in list(LOSSES):
+        raise ValueError(f"loss {name!r} is none of {', '.join(LOSSES)}")
+    return find_loss(name).model_validate_json(json.dumps(section, default=str), strict=True)
 
 
 class MeshConfig(ConfigModel):
@@ -64,7 +68,7 @@ class DtypeConfig(ConfigModel):
 
 class PackingConfig(ConfigModel):
     row_length: PositiveInt | None = None
-    """Tokens a row computes. Default: `max_length` for sft, twice that for dpo, so that every pair fits one row."""
+    """Tokens a row computes. Default: `max_length` for sft, twice that for pairs, so that each fits one row."""
     attention_length: PositiveInt | None = None
     """Tokens a row attends over. Default: `row_length`. If it is more, what both sequences of a pair begin with is
     computed once: it counts once for `row_length`, and twice here."""
@@ -85,23 +89,25 @@ class ProfileConfig(ConfigModel):
 
 
 class TrainConfig(ConfigModel):
-    task: Literal["sft", "dpo"]
+    task: Annotated[Literal["sft", "preference"], BeforeValidator(lambda name: {"dpo": "preference"}.get(name, name))]
+    """Train on single conversations, or on pairs of a better and a worse answer; `dpo` is `preference`, too."""
     model: Location
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
     output_dir: Location
     max_length: PositiveInt = 2048
-    """Tokens of a conversation (sft) or of prompt and response (dpo); responses are cut there."""
+    """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
     """Longer prompts are rejected. Default: `max_length - 1`."""
     batch_size: PositiveInt = 128
-    """Examples (sft) or pairs (dpo) an optimizer step, over all hosts."""
+    """Examples (sft) or pairs (preference) an optimizer step, over all hosts."""
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
     """Ends the run early; the schedule then ends there too."""
     seed: NonNegativeInt = 0
     optimizer: OptimizerConfig
-    preference: PreferenceConfig | None = None
+    preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
+    """`loss` names one of `fusejax.objectives.losses.LOSSES`, `dpo` by default; what else stands here is its own."""
     mesh: MeshConfig = MeshConfig()
     dtype: DtypeConfig = DtypeConfig()
     packing: PackingConfig = PackingConfig()
@@ -113,15 +119,34 @@ class TrainConfig(ConfigModel):
     """Writes a trace of some steps to `OUTPUT_DIR/profile`, for TensorBoard's profiler and XProf."""
 
     @property
+    def record_kind(self) -> Kind:
+        """Of the shards that the task trains on."""
+        return "dpo" if self.task == "preference" else "sft"
+
+    @property
+    def sequences_per_example(self) -> int:
+        return 2 if self.task == "preference" else 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss needs log-probabilities under the starting model."""
+        return self.preference is not None and self.preference.needs_reference
+
+    @property
     def row_length(self) -> int:
-        return self.packing.row_length or self.max_length * (2 if self.task == "dpo" else 1)
+        return self.packing.row_length or self.max_length * self.sequences_per_example
 
     @property
     def attention_length(self) -> int:
         return self.packing.attention_length or self.row_length
 
+    def batch_shape(self, rows: int) -> BatchShape:
+        """Of a microbatch with `rows` rows."""
+        lengths = (self.row_length, self.attention_length)
+        return BatchShape(rows, *lengths, pairs=self.task == "preference", reference=self.needs_reference)
+
     @property
-    def shares_tokens(self) -> bool:
+    def shares_prefixes(self) -> bool:
         """Whether what the sequences of a pair begin with is computed once."""
         return self.attention_length > self.row_length
 
@@ -131,25 +156,27 @@ class TrainConfig(ConfigModel):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        if self.task == "dpo" and self.preference is None:
-            raise ValueError("task dpo needs the section 'preference'")
+        if self.task == "preference" and self.preference is None:
+            raise ValueError("task preference (or dpo) needs the section 'preference'")
         if self.task == "sft" and self.preference is not None:
             raise ValueError("task sft has no use for the section 'preference'")
+        if self.preference is not None and self.preference.reference is not None and not self.needs_reference:
+            raise ValueError(f"preference.reference: the loss {self.preference.loss} needs no reference")
         if self.attention_length < self.row_length:
             raise ValueError(
                 f"packing.attention_length {self.attention_length} is less than packing.row_length, {self.row_length}"
             )
-        if self.shares_tokens and self.task == "sft":
-            raise ValueError("packing.attention_length is for task dpo: only the sequences of a pair share tokens")
-        each = 2 if self.task == "dpo" else 1
+        if self.shares_prefixes and self.task == "sft":
+            raise ValueError("packing.attention_length is for task preference: only pairs share tokens")
+        each = self.sequences_per_example
         # Two sequences of a pair that share tokens may take fewer, but how many is the data's matter.
-        limits = {"row_length": 1 if self.shares_tokens else each, "attention_length": each}
+        limits = {"row_length": 1 if self.shares_prefixes else each, "attention_length": each}
         for name, sequences in limits.items():
             length, needed = getattr(self, name), sequences * self.max_length
             if length >= needed:
                 continue
             raise ValueError(
-                f"packing.{name} {length} cannot hold a whole example: {self.task} with "
+                f"packing.{name} {length} cannot hold a whole example: task {self.task} with "
                 f"max_length {self.max_length} needs {needed}"
             )
         if self.prompt_limit >= self.max_length:

@@ -6,7 +6,6 @@ the run does not fit; `fits` says so.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from fusejax.common.cli import add_config_options, command_parser, load_config, run
@@ -42,8 +41,10 @@ def main(arguments: list[str] | None = None, program: str = "python -m fusejax.p
     options = parser.parse_intermixed_args(arguments)
     config = load_config(TrainConfig, options.config, options.overrides)
 
+    import jax
+
     # JAX itself works on this machine's CPU, and leaves alone whatever accelerator there is.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     from fusejax.planning.architecture import find_architecture
     from fusejax.planning.plan import Planner
     from fusejax.planning.report import plan_json, plan_table, search_table

@@ -9,6 +9,7 @@ from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, Verdic
 from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
+from fusejax.objectives.dpo import DPO
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -28,8 +29,8 @@ def test_training_figures(target):
     sft = load_config(TrainConfig, CONFIGS / "fusechat3" / f"{target}-sft.yaml", [])
     dpo = load_config(TrainConfig, CONFIGS / "fusechat3" / f"{target}-dpo.yaml", [])
     assert (sft.task, sft.model, sft.optimizer.learning_rate, sft.epochs) == ("sft", hub_id, sft_rate, 3)
-    assert (dpo.task, dpo.model, dpo.optimizer.learning_rate, dpo.epochs) == ("dpo", sft.output_dir, dpo_rate, 1)
-    assert dpo.preference is not None
+    assert (dpo.task, dpo.model, dpo.optimizer.learning_rate, dpo.epochs) == ("preference", sft.output_dir, dpo_rate, 1)
+    assert isinstance(dpo.preference, DPO)
     assert (dpo.preference.beta, dpo.preference.length_normalized) == (beta, length_normalized)
     assert dpo.preference.label_smoothing == 0
     assert (dpo.prompt_limit, dpo.checkpoint.every_steps, dpo.checkpoint.keep) == (1800, 100, 2)

@@ -51,7 +51,7 @@ def main() -> None:
         report.losses.append(float(jax.device_get(metrics["loss"])))
         report.seconds.append(report.lap())
     report.note = f"remat {config.remat}, {programs.rows} rows of {config.row_length} at once"
-    if config.shares_tokens:
+    if config.shares_prefixes:
         report.note += f", for {config.attention_length} with what pairs share"
     device = jax.local_devices()[0]
     # On CPUs there are no statistics, on others no need of Tokamax.

@@ -235,7 +235,8 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
     key = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(model), n=1)
+        last = str(problem["loc"][-1])
+        near = difflib.get_close_matches(last, _keys(model) - {last}, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{key}: unknown key{hint}{more}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -244,10 +245,11 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
 
 
 def _keys(model: Any) -> set[str]:
-    """Every key at any depth of a model, for suggestions."""
+    """Every key at any depth of a model, for suggestions; a field may hold any subclass of its model."""
     keys: set[str] = set()
     for name, field in getattr(model, "model_fields", {}).items():
         keys.add(name)
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            keys |= _keys(kind)
+            for each in (kind, *(kind.__subclasses__() if hasattr(kind, "model_fields") else ())):
+                keys |= _keys(each)
     return keys

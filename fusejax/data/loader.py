@@ -15,25 +15,9 @@ import grain.python as grain
 import numpy as np
 
 from fusejax.common.cli import UserError
+from fusejax.data.batch import BatchShape, max_examples_per_row
 from fusejax.data.examples import Tokenized
-from fusejax.data.packing import PackingPlan, Row, plan_eval
-
-Microbatch = dict[str, np.ndarray]
-"""Arrays of R rows by L tokens:
-
-    tokens       int32 [R, L]; 0 where there is padding
-    positions    int32 [R, L]; from 0 in each sequence
-    segment_ids  int32 [R, L]; counts the sequences of a row from 1; 0 is padding
-    loss_mask    bool [R, L]; True where `tokens` is a target, so never at the first token of a sequence
-    pair_ids     int32 [R, P]; dpo only: the examples of the row, -1 where there are no more. The k-th of them (from 0)
-                 has segment 2k + 1 for chosen and 2k + 2 for rejected
-
-L is `attention_length`. Where that is more than `row_length`, what a pair's sequences begin with is shared, so that no
-more than C = `row_length` tokens are computed (`fusejax.models.decoder.prefix_sharing`):
-
-    first, second  int32 [R, C]
-    source         int32 [R, L]
-"""
+from fusejax.data.packing import PackedRow, PackingPlan, plan_eval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +28,10 @@ class StepBatch:
     """From 0."""
     epoch: float
     """Passes over the data set when this step is done."""
-    microbatches: list[Microbatch]
+    microbatches: list[dict[str, np.ndarray]]
     examples: int
     tokens: int
     target_tokens: int
-
-
-def max_examples_per_row(row_length: int) -> int:
-    """P: bounds the size of `pair_ids`, which costs a little packing only where examples average under 16 tokens."""
-    return max(1, row_length // 16)
 
 
 def train_batches(
@@ -73,8 +52,8 @@ def train_batches(
       tokenized: the data set.
       batch_size: examples (pairs) a step, over all hosts.
       row_length: tokens a row computes.
-      attention_length: tokens a row attends over, where those count twice that a pair's sequences share; see
-        `Microbatch`. With `row_length`, the default, nothing is shared.
+      attention_length: tokens a row attends over, where what a pair's sequences begin with counts twice. With
+        `row_length`, the default, nothing is shared.
       seed: of the order of examples.
       rows: R of a microbatch over all hosts: rows a device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
@@ -112,7 +91,7 @@ def eval_batches(
     attention_length: int | None = None,
     rows: int,
     mine: Sequence[int] | None = None,
-) -> Iterator[Microbatch]:
+) -> Iterator[dict[str, np.ndarray]]:
     """Microbatches that hold every example exactly once, in an order of their own: arguments as in `train_batches`."""
     attention_length = attention_length or row_length
     packed = plan_eval(**_sizes(tokenized, row_length, attention_length))
@@ -153,7 +132,7 @@ def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
             yield next(iterator)
 
 
-def _microbatch_rows(packed: list[Row], rows: int, mine: Sequence[int] | None) -> list[list[Row]]:
+def _microbatch_rows(packed: list[PackedRow], rows: int, mine: Sequence[int] | None) -> list[list[PackedRow]]:
     """This host's rows of each microbatch; what the last one lacks is filled up with empty rows."""
     filled = packed + [[]] * (-len(packed) % rows)
     return [
@@ -162,51 +141,42 @@ def _microbatch_rows(packed: list[Row], rows: int, mine: Sequence[int] | None) -
     ]
 
 
-def assemble(tokenized: Tokenized, rows: list[Row], row_length: int, attention_length: int | None = None) -> Microbatch:
-    """The arrays of the given rows of examples; lengths as in `train_batches`."""
-    length = attention_length or row_length
-    shape = (len(rows), length)
-    tokens = np.zeros(shape, np.int32)
-    positions = np.zeros(shape, np.int32)
-    segment_ids = np.zeros(shape, np.int32)
-    loss_mask = np.zeros(shape, bool)
-    pair_ids = np.full((len(rows), max_examples_per_row(row_length)), -1, np.int32)
+def assemble(
+    tokenized: Tokenized, rows: list[PackedRow], row_length: int, attention_length: int | None = None
+) -> dict[str, np.ndarray]:
+    """The microbatch of the given rows of examples, all but a reference's values; lengths as in `train_batches`."""
+    each = tokenized.sequences_per_example
+    shape = BatchShape(len(rows), row_length, attention_length or row_length, pairs=each == 2)
+    microbatch = shape.empty()
     for r, examples in enumerate(rows):
-        pair_ids[r, : len(examples)] = examples
-        each = tokenized.sequences_per_example
+        row = {name: array[r] for name, array in microbatch.items()}
         sequences = [example * each + i for example in examples for i in range(each)]
         start = 0
         for segment, sequence in enumerate(sequences, 1):
             ids, mask = tokenized.sequence(sequence)
             span = slice(start, start + len(ids))
-            tokens[r, span] = ids
-            positions[r, span] = np.arange(len(ids))
-            segment_ids[r, span] = segment
-            loss_mask[r, span] = mask
+            row["tokens"][span] = ids
+            row["positions"][span] = np.arange(len(ids))
+            row["segment_ids"][span] = segment
+            row["loss_mask"][span] = mask
             start += len(ids)
-    microbatch = {"tokens": tokens, "positions": positions, "segment_ids": segment_ids, "loss_mask": loss_mask}
-    if tokenized.kind == "dpo":
-        microbatch["pair_ids"] = pair_ids
-    if length > row_length:
-        microbatch |= _sharing(tokenized, rows, row_length, length)
+        if shape.pairs:
+            row["pair_ids"][: len(examples)] = examples
+        if shape.shares_prefixes:
+            _share_prefixes(tokenized, examples, row)
     return microbatch
 
 
-def _sharing(tokenized: Tokenized, rows: list[Row], row_length: int, attention_length: int) -> dict[str, np.ndarray]:
-    """The fields of `fusejax.models.decoder.prefix_sharing.Sharing`."""
-    first = np.full((len(rows), row_length), attention_length, np.int32)
-    second = first.copy()
-    source = np.full((len(rows), attention_length), row_length, np.int32)
-    for r, pairs in enumerate(rows):
-        token = slot = 0
-        for pair in pairs:
-            chosen, rejected = np.diff(tokenized.offsets[2 * pair : 2 * pair + 3]).tolist()
-            shared = int(tokenized.shared_lengths[pair])
-            slots = np.arange(slot, slot + chosen + rejected)
-            computed = np.arange(token, token + chosen + rejected - shared)
-            again = slice(chosen, chosen + shared)
-            first[r, computed] = np.delete(slots, again)
-            second[r, computed[:shared]] = slots[again]
-            source[r, slots] = np.insert(computed, chosen, computed[:shared])
-            token, slot = token + len(computed), slot + len(slots)
-    return {"first": first, "second": second, "source": source}
+def _share_prefixes(tokenized: Tokenized, pairs: PackedRow, row: dict[str, np.ndarray]) -> None:
+    """Fills a row's `first`, `second` and `source`."""
+    token = slot = 0
+    for pair in pairs:
+        chosen, rejected = np.diff(tokenized.offsets[2 * pair : 2 * pair + 3]).tolist()
+        shared = int(tokenized.shared_lengths[pair])
+        slots = np.arange(slot, slot + chosen + rejected)
+        computed = np.arange(token, token + chosen + rejected - shared)
+        again = slice(chosen, chosen + shared)
+        row["first"][computed] = np.delete(slots, again)
+        row["second"][computed[:shared]] = slots[again]
+        row["source"][slots] = np.insert(computed, chosen, computed[:shared])
+        token, slot = token + len(computed), slot + len(slots)

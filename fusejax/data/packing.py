@@ -29,7 +29,7 @@ from jaxtyping import Int
 
 from fusejax.common.cli import UserError
 
-Row = list[int]
+PackedRow = list[int]
 """Indices of the examples that lie in one row, in order."""
 
 WINDOW = 32
@@ -82,7 +82,7 @@ class PackingPlan:
         self._permutation = functools.lru_cache(maxsize=2)(self._permutation)  # type: ignore[method-assign]
         self._plan_window = functools.lru_cache(maxsize=2)(self._plan_window)  # type: ignore[method-assign]
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedRow]:
         """The rows of step `step` (from 0, without end): `batch_size` examples in all."""
         epoch = step * self._batch_size // len(self._lengths)
         first = math.ceil(epoch * len(self._lengths) / self._batch_size)
@@ -105,10 +105,10 @@ class PackingPlan:
     def _permutation(self, epoch: int) -> Int[np.ndarray, "N"]:
         return _shuffled(len(self._lengths), self._seed, epoch)
 
-    def _pack(self, examples: Iterable[int]) -> list[Row]:
+    def _pack(self, examples: Iterable[int]) -> list[PackedRow]:
         return best_fit_decreasing(self._lengths, examples, self._limits.tolist(), self._max_examples)
 
-    def _plan_window(self, start: int, stop: int) -> list[list[Row]]:
+    def _plan_window(self, start: int, stop: int) -> list[list[PackedRow]]:
         """The rows of steps `start` to `stop`, which lie in one epoch."""
         rows = self._pack(self._stream(start, stop))
         # Shuffled, or steps of equal standing would be dealt rows in order of length.
@@ -120,7 +120,7 @@ class PackingPlan:
         alone = [self._pack(self._stream(step, step + 1)) for step in range(start, stop)]
         return min(together, alone, key=lambda steps: sum(map(len, steps)))
 
-    def _settle(self, steps: list[list[Row]]) -> None:
+    def _settle(self, steps: list[list[PackedRow]]) -> None:
         """Exchanges rows between steps until each holds exactly `batch_size` examples."""
         excess = [sum(map(len, rows)) - self._batch_size for rows in steps]
         while any(excess):
@@ -132,7 +132,7 @@ class PackingPlan:
             excess[giver] -= moved
             excess[taker] += moved
 
-    def _move_shortest(self, giver: list[Row], taker: list[Row]) -> None:
+    def _move_shortest(self, giver: list[PackedRow], taker: list[PackedRow]) -> None:
         """Moves one example, into the fullest row that has room for it, or else a row of its own."""
         row = min(giver, key=lambda row: self._lengths[row, 0].min())
         example = min(row, key=lambda i: self._lengths[i, 0])
@@ -151,7 +151,7 @@ class PackingPlan:
 
 def plan_eval(
     lengths: Int[np.ndarray, "N *K"], *, row_length: int | Sequence[int], max_examples_per_row: int
-) -> list[Row]:
+) -> list[PackedRow]:
     """Rows that hold every example exactly once, for evaluation and the reference pass. Arguments as in `PackingPlan`.
 
     Raises:
@@ -166,7 +166,7 @@ def best_fit_decreasing(
     examples: Iterable[int],
     row_length: int | Sequence[int],
     max_examples_per_row: int,
-) -> list[Row]:
+) -> list[PackedRow]:
     """Packs examples, the longest first, each into the row where it leaves the least room (Johnson, 1974).
 
     Of several lengths the first decides, and the others need to fit. Examples of about equal length keep their order,
@@ -175,7 +175,7 @@ def best_fit_decreasing(
     lengths = lengths.reshape(len(lengths), -1)
     limit, *other_limits = np.atleast_1d(row_length).tolist()
     grain = max(1, limit // 64)
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     open_rows: list[tuple[int, int]] = []  # (room, index of the row), sorted
     other_rooms: list[list[int]] = []  # by row
     for example in sorted(examples, key=lambda i: -(lengths[i, 0] // grain)):
@@ -196,13 +196,13 @@ def best_fit_decreasing(
     return rows
 
 
-def _deal(rows: Sequence[Row], num_steps: int) -> list[list[Row]]:
+def _deal(rows: Sequence[PackedRow], num_steps: int) -> list[list[PackedRow]]:
     """Deals rows to steps, those of many examples first, each to the step with the fewest examples so far.
 
     Rows come sorted, so the steps get about equally many rows too, and the rows of one example that come last even
     the counts out: what is left for `_settle` is small.
     """
-    steps: list[list[Row]] = [[] for _ in range(num_steps)]
+    steps: list[list[PackedRow]] = [[] for _ in range(num_steps)]
     counts = [(0, step) for step in range(num_steps)]  # a heap
     for row in sorted(rows, key=len, reverse=True):
         count, step = counts[0]
@@ -211,7 +211,7 @@ def _deal(rows: Sequence[Row], num_steps: int) -> list[list[Row]]:
     return steps
 
 
-def _exchange(giver: list[Row], taker: list[Row], limit: int) -> int:
+def _exchange(giver: list[PackedRow], taker: list[PackedRow], limit: int) -> int:
     """Swaps a row against one with up to `limit` fewer examples, or gives one away; returns how many that moved."""
     mine = {len(row): i for i, row in enumerate(giver)}
     theirs = {len(row): i for i, row in enumerate(taker)}

@@ -229,7 +229,8 @@ class Planner:
 
 
 def tasks(config: TrainConfig) -> list[str]:
-    return ["reference", "dpo"] if config.task == "dpo" else [config.task]
+    """What there is to plan: the reference pass, if the loss needs one, and training, named by its kind of records."""
+    return [*(["reference"] if config.needs_reference else []), config.record_kind]
 
 
 def _all_that_matters(config: TrainConfig, name: str) -> TrainConfig:
@@ -245,9 +246,7 @@ def _all_that_matters(config: TrainConfig, name: str) -> TrainConfig:
 def _arguments(config: TrainConfig, programs: Programs, task: str) -> dict[str, tuple[Any, ...]]:
     """The programs that a task runs, each with the shapes of its arguments."""
     if task == "reference":
-        known = ("reference_chosen", "reference_rejected")  # not yet
-        rows = {name: array for name, array in programs.microbatch.items() if name not in known}
-        return {"reference": (programs.params, rows)}
+        return {"reference": (programs.params, programs.reference_microbatch)}
     arguments: dict[str, tuple[Any, ...]] = {
         "accumulate": (programs.params, programs.accumulator, programs.microbatch),
         "apply": (programs.state, programs.accumulator),

@@ -53,12 +53,12 @@ def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_exa
     if examples is None:
         examples = _count(config.data.train)
     if examples is None:
-        examples = EXAMPLES[config.task]
+        examples = EXAMPLES[config.record_kind]
         assumed.append("examples")
     if tokens_per_example is None:
-        tokens_per_example = min(TOKENS[config.task], config.attention_length)
+        tokens_per_example = min(TOKENS[config.record_kind], config.attention_length)
         assumed.append("tokens_per_example")
-    if config.shares_tokens:
+    if config.shares_prefixes:
         assumed.append("shared_tokens")
     steps = num_steps(examples, config.batch_size, config.epochs)
     return Workload(

@@ -8,10 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusejax.config import TrainConfig
+from fusejax.data.batch import Microbatch
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import StepBatch, check_fits, eval_batches, train_batches
 from fusejax.distributed.sharding import batch_sharding
-from fusejax.training.step import Microbatch
 
 
 class Batches:
@@ -52,10 +52,10 @@ class Batches:
         """Microbatches that hold every example of a split exactly once."""
         return eval_batches(self._data[split], **self._layout)
 
-    def put(self, rows: Mapping[str, np.ndarray]) -> Microbatch:
+    def put(self, microbatch: Microbatch) -> Microbatch:
         """This host's rows as part of global arrays."""
         with jax.transfer_guard("allow"):  # with several hosts, JAX takes this copy for one that was not meant
             return {
                 name: jax.make_array_from_process_local_data(self._sharding, array, (self._rows, *array.shape[1:]))
-                for name, array in rows.items()
+                for name, array in microbatch.items()
             }

@@ -5,15 +5,13 @@ never died, because the data order is a function of the step number alone and ev
 """
 
 import contextlib
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import yaml
 from etils import epath
 from jax.sharding import Mesh
@@ -22,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from fusejax.common.cli import UserError, note, versions
 from fusejax.common.files import absolute, check_writable, copy, is_remote, write_text
 from fusejax.config import TrainConfig
+from fusejax.data.batch import Microbatch
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import Tokenized, tokenize
 from fusejax.data.loader import StepBatch
@@ -42,7 +41,7 @@ from fusejax.training.programs import Programs
 from fusejax.training.reference import Reference, references
 from fusejax.training.start import StartingModel, fingerprint
 from fusejax.training.state import Params, TrainState
-from fusejax.training.step import Microbatch, means
+from fusejax.training.step import means
 from fusejax.training.throughput import Throughput, model_flops
 
 
@@ -95,109 +94,112 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
             params = _load_start(config, mesh, hosts)
             found = _references(config, identity, programs, lambda: params, batches, data, hosts)
             state = programs.init_state(params)
-        _Steps(config, programs, batches, found, checkpoints, hosts, steps, is_regular).run(state)
+        run_steps(state, config, programs, batches, found, checkpoints, hosts, steps, is_regular)
         checkpoints.wait()
         hosts.note(f"{output_dir}: {steps} steps done, best checkpoint {checkpoints.best_step()}")
 
 
-@dataclasses.dataclass
-class _Steps:
-    """The optimizer steps of a run, with all that they need."""
+def run_steps(
+    state: TrainState,
+    config: TrainConfig,
+    programs: Programs,
+    batches: Batches,
+    reference: dict[str, Reference],
+    checkpoints: Checkpoints,
+    hosts: Hosts,
+    last_step: int,
+    is_regular: Callable[[int], bool],
+) -> None:
+    """Takes `state` from its step to `last_step`, logging every step, and saving where `is_regular` says so.
 
-    config: TrainConfig
-    programs: Programs
-    batches: Batches
-    references: dict[str, Reference]
-    checkpoints: Checkpoints
-    hosts: Hosts
-    count: int
-    is_regular: Callable[[int], bool]
-    """Whether a checkpoint is due after a step."""
+    Raises:
+      UserError: as `train`.
+      Stopped: SIGTERM came, and a checkpoint was saved.
+    """
 
-    def run(self, state: TrainState) -> None:
-        """Takes `state` from its step to the last one, logging every step and saving as configured.
+    def put(split: str, microbatches: Iterable[Microbatch]) -> Iterator[Microbatch]:
+        for microbatch in microbatches:
+            known = reference[split].at(microbatch["pair_ids"]) if reference else {}
+            yield batches.put({**microbatch, **known})
 
-        Raises:
-          Stopped: SIGTERM came, and a checkpoint was saved.
-        """
-        learning_rates = jax.device_get(
-            jax.vmap(make_schedule(self.config.optimizer, self.count))(jnp.arange(self.count))
-        )
-        accumulator = self.programs.zeros()
-        first_step = int(state.step)
-        profile = Profile(self.config.profile, epath.Path(self.config.output_dir))
-        with self._log(first_step) as log, profile:
-            pending: tuple[StepBatch, Any] | None = None
+    learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, last_step))(jnp.arange(last_step)))
+    accumulator = programs.zeros()
+    first_step = int(state.step)
+    profile = Profile(config.profile, epath.Path(config.output_dir))
+    with _open_log(config, programs, hosts, first_step, last_step) as log, profile:
+        pending: tuple[StepBatch, Any] | None = None
 
-            def write(batch: StepBatch, metrics: Any, extra: dict[str, float] | None = None) -> None:
-                """Waits for a step's metrics and logs them."""
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                if log is None:
-                    return
-                log.write(
-                    {
-                        "step": batch.step + 1,
-                        "epoch": batch.epoch,
-                        **values,
-                        "learning_rate": float(learning_rates[batch.step]),
-                        "examples": batch.examples,
-                        "tokens": batch.tokens,
-                        "target_tokens": batch.target_tokens,
-                    }
-                    | (extra or {})
-                )
+        def write(batch: StepBatch, metrics: Any, scores: Mapping[str, float] | None = None) -> None:
+            """Waits for a step's metrics and logs them."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if log is not None:
+                log.write({**_entry(batch, values, float(learning_rates[batch.step])), **(scores or {})})
 
-            for batch in self.batches.train(first_step, self.count):
-                step = batch.step + 1
-                stops = self.hosts.stops_after(step)
-                self.checkpoints.check()
-                profile.before(step)
-                # What is copied, is copied on purpose; and a trace knows its steps.
-                with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    for rows in batch.microbatches:
-                        accumulator = self.programs.accumulate(state.params, accumulator, self._put("train", rows))
-                    state, metrics = self.programs.apply(state, accumulator)
-                    accumulator = self.programs.zeroed(accumulator)
-                profile.after(step, metrics)
-                # Metrics are fetched a step late: the devices already work on the next step while the host waits. But
-                # not later, or `stops_after` would not know how far the other hosts have come.
-                if pending:
-                    write(*pending)
-                pending = batch, metrics
-                if stops or self.is_regular(step):
-                    # An evaluation where none is due would take time that there may not be, and stay in the log.
-                    scores = self._evaluate(state.params) if self.is_regular(step) else {}
-                    write(*pending, scores)
-                    pending = None
-                    if log is not None:
-                        log.flush()
-                    self.checkpoints.save(state, scores)
-                if stops and step < self.count:
-                    self.checkpoints.wait()
-                    raise Stopped(f"stopped by SIGTERM after step {step} of {self.count}; the same command goes on")
+        for batch in batches.train(first_step, last_step):
+            step = batch.step + 1
+            stops = hosts.stops_after(step)
+            checkpoints.check()
+            profile.before(step)
+            # What is copied, is copied on purpose; and a trace knows its steps.
+            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+                for microbatch in put("train", batch.microbatches):
+                    accumulator = programs.accumulate(state.params, accumulator, microbatch)
+                state, metrics = programs.apply(state, accumulator)
+                accumulator = programs.zeroed(accumulator)
+            profile.after(step, metrics)
+            # Metrics are fetched a step late: the devices already work on the next step while the host waits. But
+            # not later, or `stops_after` would not know how far the other hosts have come.
+            if pending:
+                write(*pending)
+            pending = batch, metrics
+            if stops or is_regular(step):
+                # No evaluation where none is due: there may be no time for it, and it would stay in the log.
+                evaluates = is_regular(step) and config.data.eval is not None
+                scores = _evaluate(programs, state.params, put("eval", batches.once("eval"))) if evaluates else {}
+                write(*pending, scores)
+                pending = None
+                if log is not None:
+                    log.flush()
+                checkpoints.save(state, scores)
+            if stops and step < last_step:
+                checkpoints.wait()
+                raise Stopped(f"stopped by SIGTERM after step {step} of {last_step}; the same command goes on")
 
-    def _log(self, first_step: int) -> contextlib.AbstractContextManager[MetricsLog | None]:
-        if self.hosts.index > 0:
-            return contextlib.nullcontext()
-        return MetricsLog(
-            self.config.output_dir,
-            start_step=first_step,
-            num_steps=self.count,
-            title=self.config.task,
-            throughput=_throughput(self.config, self.programs),
-            texts=_texts(self.config),
-        )
 
-    def _put(self, split: str, rows: Mapping[str, np.ndarray]) -> Microbatch:
-        return self.batches.put({**rows, **self.references[split].at(rows["pair_ids"])} if self.references else rows)
+def _open_log(
+    config: TrainConfig, programs: Programs, hosts: Hosts, first_step: int, last_step: int
+) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    """The log of a run, which host 0 writes."""
+    if hosts.index > 0:
+        return contextlib.nullcontext()
+    return MetricsLog(
+        config.output_dir,
+        start_step=first_step,
+        num_steps=last_step,
+        title=config.preference.loss if config.preference else config.task,
+        throughput=_throughput(config, programs),
+        texts=_texts(config),
+    )
 
-    def _evaluate(self, params: Params) -> dict[str, float]:
-        """The means of the losses and rewards over the evaluation data, each named `eval_*`; {} without such data."""
-        if self.config.data.eval is None:
-            return {}
-        sums = [self.programs.evaluate(params, self._put("eval", rows)) for rows in self.batches.once("eval")]
-        totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
-        return {f"eval_{name}": value for name, value in means(totals).items()}
+
+def _entry(batch: StepBatch, metrics: dict[str, float], learning_rate: float) -> dict[str, float]:
+    """A step's line in the log."""
+    return {
+        "step": batch.step + 1,
+        "epoch": batch.epoch,
+        **metrics,
+        "learning_rate": learning_rate,
+        "examples": batch.examples,
+        "tokens": batch.tokens,
+        "target_tokens": batch.target_tokens,
+    }
+
+
+def _evaluate(programs: Programs, params: Params, microbatches: Iterable[Microbatch]) -> dict[str, float]:
+    """The means of the losses and rewards over the evaluation data, each named `eval_*`."""
+    sums = [programs.evaluate(params, microbatch) for microbatch in microbatches]
+    totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
+    return {f"eval_{name}": value for name, value in means(totals).items()}
 
 
 def _throughput(config: TrainConfig, programs: Programs) -> Throughput:
@@ -257,7 +259,7 @@ def _check_folders(config: TrainConfig) -> None:
 
 def _open(config: TrainConfig, split: str, path: str) -> Shards:
     records = open_shards(path)
-    if records.kind != config.task:
+    if records.kind != config.record_kind:
         raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}")
     return records
 
@@ -270,7 +272,7 @@ def _note_long(config: TrainConfig, model: StartingModel) -> None:
 
 def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
     share = tokenized.shared_lengths.sum() / tokenized.lengths.sum()
-    if share >= 0.05 and not config.shares_tokens:
+    if share >= 0.05 and not config.shares_prefixes:
         length = round(config.row_length / (1 - share))
         length += -length % (512 if length > 512 else 128)  # blocks of fused kernels
         hosts.note(
@@ -310,8 +312,8 @@ def _references(
     data: dict[str, Tokenized],
     hosts: Hosts,
 ) -> dict[str, Reference]:
-    """The reference pass, or its sidecar; nothing for a task without preferences."""
-    if config.preference is None:
+    """The reference pass, or its sidecar; nothing for a loss that needs no reference."""
+    if config.preference is None or not config.needs_reference:
         return {}
     output_dir = epath.Path(config.output_dir)
     path = epath.Path(config.preference.reference or output_dir / "reference.npz")

@@ -1,7 +1,7 @@
 """A decoder spread over the mesh, forward and backward, as one device sees it.
 
-The functions here run inside a `jax.shard_map` over all mesh axes, on this device's rows and its parts of the
-parameters. A layer's parameters are gathered over `fsdp` just before they are needed and dropped after.
+All but the passes themselves runs inside a `jax.shard_map` over all mesh axes, on this device's rows and its parts of
+the parameters. A layer's parameters are gathered over `fsdp` just before they are needed and dropped after.
 
 The backward pass is written out, layer by layer in reverse, so that each layer's gradient is added to the accumulated
 one in place as soon as it is known: all gradients of one microbatch never exist at once. Each layer's own derivative is
@@ -9,7 +9,6 @@ JAX's. The loss is any function of log-probabilities, and its derivative JAX's t
 """
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
+from fusejax.data.batch import Microbatch
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient, sum_unsplit
-from fusejax.distributed.sharding import parameter_specs
+from fusejax.distributed.sharding import BATCH, parameter_specs, with_replicas
 from fusejax.models.attention import block_attention, splash
 from fusejax.models.attention.dispatch import Kernel, Tokens
 from fusejax.models.decoder.config import DecoderConfig
@@ -28,16 +28,21 @@ from fusejax.models.decoder.layers import rms_norm
 from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
 from fusejax.models.decoder.rotary import rotation
 from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
+from fusejax.objectives.microbatch_loss import Loss, Sums, pair_sums
 
 Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
 """A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
-Rows = Mapping[str, Array]
-"""`tokens, positions, segment_ids` int32 and `loss_mask` bool, all [R, L], and whatever the loss needs. Rows that share
-tokens (`models.sharing`) have its `first, second` int32 [R, C] and `source` int32 [R, L] too; C is L in others."""
-Sums = dict[str, Float32[Array, ""]]
-Loss = Callable[[Float32[Array, "R L"], Rows], Sums]
-"""From log-probabilities of the target tokens (0 elsewhere) to what is added up; the entry `loss` is differentiated."""
+
+
+class Accumulator(NamedTuple):
+    """What gradient accumulation adds up over the microbatches of a step."""
+
+    gradients: Params
+    """float32; a leading axis has one entry for each replica of the parameters."""
+    sums: dict[str, Float32[Array, "devices"]]
+    """What the loss returns; one entry for each part that the rows are split into."""
+
 
 _RECOMPUTED = ("all_gather", "all_gather_invariant", "convert_element_type", "transpose", "reshape", "name")
 
@@ -66,10 +71,11 @@ class _Trace(NamedTuple):
 
 
 class Network:
-    """The passes of a decoder.
+    """The passes of a decoder and its loss: `accumulate`, `evaluate` and `pair_logprobs`, functions of whole arrays.
 
     Args:
       config: of the decoder.
+      loss: the summed loss of a microbatch.
       mesh: its axes of size 1 cost nothing.
       compute_dtype: see `Decoder`.
       remat: what the backward pass computes again of each layer: nothing; all but products with parameters and
@@ -82,6 +88,7 @@ class Network:
         self,
         config: DecoderConfig,
         mesh: Mesh,
+        loss: Loss,
         *,
         param_dtype: jnp.dtype,
         compute_dtype: jnp.dtype,
@@ -89,16 +96,17 @@ class Network:
         kernel: Kernel = "xla",
         unroll: bool = False,
     ):
-        self.config, self.compute_dtype, self.unroll = config, compute_dtype, unroll
+        self.config, self.mesh, self.loss, self.compute_dtype, self.unroll = config, mesh, loss, compute_dtype, unroll
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
         # Written out, few large chunks: they cost the same.
         chunks = {"chunk_tokens": 2**16, "chunk_words": 2**16} if unroll else {}
         self.projection = Projection(config.logits_softcap, self.fsdp, self.tensor, **chunks, unroll=unroll)
         _, shapes = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
-        blocks = parameter_specs(shapes, mesh)["blocks"]
+        self._params = parameter_specs(shapes, mesh)
+        self._accumulator = Accumulator(jax.tree.map(with_replicas, self._params), BATCH)  # type: ignore[arg-type]
         # In the layers' own trees there is no axis of the stack.
-        specs = jax.tree.map(lambda spec: jax.sharding.PartitionSpec(*spec[1:]), blocks)
+        specs = jax.tree.map(lambda spec: jax.sharding.PartitionSpec(*spec[1:]), self._params["blocks"])
         policy = _POLICIES[remat]
         # A scan's body is compiled apart from the rest, so what is recomputed cannot be merged back.
         self._layers = {
@@ -133,20 +141,51 @@ class Network:
 
         return layer
 
-    def logprobs(self, params: Params, rows: Rows) -> Float32[Array, "R L"]:
-        """Log-probabilities of this device's target tokens, 0 elsewhere."""
-        return self._forward(params, rows)[0]
+    def accumulate(self, params: Params, accumulator: Accumulator, microbatch: Microbatch) -> Accumulator:
+        """The accumulator with one microbatch's gradients and sums added."""
 
-    def add_gradients(self, params: Params, gradients: Params, rows: Rows, loss: Loss) -> tuple[Params, Sums]:
+        def local(params: Params, accumulator: Accumulator, microbatch: Microbatch) -> Accumulator:
+            own = jax.tree.map(lambda x: x[0], accumulator)
+            gradients, sums = self._add_gradients(params, own.gradients, microbatch)
+            return jax.tree.map(lambda x: x[None], Accumulator(gradients, jax.tree.map(jnp.add, own.sums, sums)))
+
+        return self._mapped(local, self._params, self._accumulator, BATCH, out=self._accumulator)(
+            params, accumulator, microbatch
+        )
+
+    def evaluate(self, params: Params, microbatch: Microbatch) -> Sums:
+        """The sums of the loss over a microbatch."""
+
+        def local(params: Params, microbatch: Microbatch) -> Sums:
+            sums = self.loss(self._forward(params, microbatch)[0], microbatch)
+            return jax.tree.map(lambda x: x[None], sums)
+
+        return jax.tree.map(jnp.sum, self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch))
+
+    def pair_logprobs(
+        self, params: Params, microbatch: Microbatch
+    ) -> tuple[Int[Array, "R P"], Float32[Array, "R P"], Float32[Array, "R P"]]:
+        """`pair_ids`, and the summed log-probabilities of the chosen and the rejected responses."""
+
+        def local(params: Params, microbatch: Microbatch):
+            return microbatch["pair_ids"], *pair_sums(self._forward(params, microbatch)[0], microbatch)
+
+        return self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch)
+
+    def _mapped(self, function: Any, *specs: Any, out: Any) -> Any:
+        """A function of one device's parts as one of whole arrays, laid out over the mesh as `sharding.RULES` says."""
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+    def _add_gradients(self, params: Params, gradients: Params, microbatch: Microbatch) -> tuple[Params, Sums]:
         """Adds this device's gradients of the loss to `gradients`, in place; also returns what the loss sums up.
 
         `gradients` has the shapes of `params`, in float32. The gradient of a part of a parameter is the sum over all
         devices along `fsdp` and `tensor`; replicas have sums of their own.
         """
-        logprobs, trace = self._forward(params, rows)
+        logprobs, trace = self._forward(params, microbatch)
 
         def summed(logprobs: Float32[Array, "R L"]) -> tuple[Float32[Array, ""], Sums]:
-            sums = loss(logprobs, rows)
+            sums = self.loss(logprobs, microbatch)
             return sums["loss"], sums
 
         d_logprobs, sums = jax.grad(summed, has_aux=True)(logprobs)
@@ -158,14 +197,18 @@ class Network:
         gradients[head] = {"embedding": d_head}
         d_norm, dx = trace.hidden(d_hidden)
         gradients["final_norm"] = jax.tree.map(_added, gradients["final_norm"], d_norm)
-        gradients["blocks"], dx = self._layers_backward(params["blocks"], gradients["blocks"], trace.layers, dx, rows)
-        embedding = self._embed_backward(gradients["embedder"]["embedding"], dx, _computed(rows["tokens"], rows))
+        gradients["blocks"], dx = self._layers_backward(
+            params["blocks"], gradients["blocks"], trace.layers, dx, microbatch
+        )
+        embedding = self._embed_backward(
+            gradients["embedder"]["embedding"], dx, _computed(microbatch["tokens"], microbatch)
+        )
         gradients["embedder"] = {"embedding": embedding}
         return gradients, sums
 
-    def _forward(self, params: Params, rows: Rows) -> tuple[Float32[Array, "R L"], _Trace]:
-        x = self._embed(params["embedder"]["embedding"], _computed(rows["tokens"], rows))
-        places = self._places(rows)
+    def _forward(self, params: Params, microbatch: Microbatch) -> tuple[Float32[Array, "R L"], _Trace]:
+        x = self._embed(params["embedder"]["embedding"], _computed(microbatch["tokens"], microbatch))
+        places = self._places(microbatch)
 
         def block(x, params):
             params = self._as_stored(params)
@@ -179,13 +222,15 @@ class Network:
             return x, vjps
 
         x, layers = jax.lax.scan(block, x, params["blocks"], unroll=self.unroll)
-        hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _sharing(rows)), params["final_norm"], x)
+        hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _sharing(microbatch)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
-        logprobs, residuals = target_logprobs(hidden, head, rows["tokens"], rows["loss_mask"], self.projection)
+        logprobs, residuals = target_logprobs(
+            hidden, head, microbatch["tokens"], microbatch["loss_mask"], self.projection
+        )
         return logprobs, _Trace(layers, hidden_vjp, residuals)
 
-    def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, rows: Rows):
-        places = self._places(rows)
+    def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, microbatch: Microbatch):
+        places = self._places(microbatch)
 
         def block(carry, scanned):
             dx, gradients = carry
@@ -206,10 +251,14 @@ class Network:
     def _as_stored(self, params: Params) -> Params:
         return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
-    def _places(self, rows: Rows) -> tuple[Tokens, Any, Sharing | None]:
+    def _places(self, microbatch: Microbatch) -> tuple[Tokens, Any, Sharing | None]:
         """Where tokens stand, as attention and rotary embedding need it."""
-        positions = _computed(rows["positions"], rows)
-        return Tokens(rows["positions"], rows["segment_ids"]), rotation(self.config, positions), _sharing(rows)
+        positions = _computed(microbatch["positions"], microbatch)
+        return (
+            Tokens(microbatch["positions"], microbatch["segment_ids"]),
+            rotation(self.config, positions),
+            _sharing(microbatch),
+        )
 
     def _hidden(self, sharing: Sharing | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
         """What the loss sees of the last layer's output."""
@@ -250,12 +299,12 @@ class Network:
         return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
-def _sharing(rows: Rows) -> Sharing | None:
-    return Sharing(rows["first"], rows["second"], rows["source"]) if "source" in rows else None
+def _sharing(microbatch: Microbatch) -> Sharing | None:
+    return Sharing(microbatch["first"], microbatch["second"], microbatch["source"]) if "source" in microbatch else None
 
 
-def _computed(values: Int[Array, "R L"], rows: Rows) -> Int[Array, "R C"]:
-    sharing = _sharing(rows)
+def _computed(values: Int[Array, "R L"], microbatch: Microbatch) -> Int[Array, "R C"]:
+    sharing = _sharing(microbatch)
     return values if sharing is None else collect(values, sharing)
 
 

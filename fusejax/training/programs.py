@@ -3,6 +3,7 @@
 Training calls them with arrays, planning compiles them from the shapes alone: what is planned is what will run.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,30 +12,32 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from fusejax.config import TrainConfig
-from fusejax.data.loader import max_examples_per_row
+from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated, with_replicas
 from fusejax.models.attention.dispatch import kernel_for
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder
-from fusejax.training.network import Network
+from fusejax.objectives.microbatch_loss import make_loss
+from fusejax.training.network import Accumulator, Network
 from fusejax.training.optimizer import make_optimizer
 from fusejax.training.state import abstract_state, initializer
-from fusejax.training.step import Accumulator, Passes, apply, make_loss
+from fusejax.training.step import apply
 
 
 class Programs:
     """What a run compiles, each program a `jax.jit` of arrays that lie as the shapes here say.
 
     Attributes:
-      params: the parameters' shapes, dtypes and shardings; so, too, `state`, `accumulator` and `microbatch`.
+      params: the parameters' shapes, dtypes and shardings; so, too, `state`, `accumulator` and `microbatch`, and
+        `reference_microbatch`, which lacks what the reference pass finds.
       init_state: params -> state; takes the parameters over.
       zeros: () -> an accumulator of zeros.
       zeroed: accumulator -> zeros in its place.
       accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
       apply: state, accumulator -> state after the step, the step's metrics.
       evaluate: params, microbatch -> sums of the loss and its companions.
-      reference: params, microbatch of pairs -> pair_ids and log-probabilities of chosen and rejected, on every device.
+      reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
     """
 
     def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int, unroll: bool = False):
@@ -45,13 +48,15 @@ class Programs:
         _, shapes = abstract_decoder(model, **dtypes)
         optimizer = make_optimizer(config.optimizer, num_steps)
         kernel = kernel_for(mesh.devices.flat[0].platform)
-        network = Network(model, mesh, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
-        passes = Passes(network, make_loss(config.preference), shapes, mesh)
+        loss = make_loss(config.preference)
+        network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
 
         self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
         self.state = abstract_state(self.params, optimizer, mesh)
-        self.microbatch = self._microbatch(config)
-        sums = jax.eval_shape(passes.evaluate, self.params, self.microbatch)
+        shape = config.batch_shape(self.rows)
+        self.microbatch = self._microbatch(shape)
+        self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False))
+        sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(
             jax.tree.map(self._per_replica, self.params),
             jax.tree.map(lambda x: self._per_part(x.dtype), sums),
@@ -66,7 +71,7 @@ class Programs:
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
-        self.accumulate = jax.jit(passes.accumulate, donate_argnums=1, out_shardings=accumulator)
+        self.accumulate = jax.jit(network.accumulate, donate_argnums=1, out_shardings=accumulator)
         self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
         # A program of its own: as a part of `apply`, zeros are made elsewhere, and the sums copied out of their way.
         self.zeroed = jax.jit(
@@ -75,9 +80,9 @@ class Programs:
             keep_unused=True,
             out_shardings=accumulator,
         )
-        self.evaluate = jax.jit(passes.evaluate, out_shardings=everywhere)
+        self.evaluate = jax.jit(network.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.
-        self.reference = jax.jit(passes.pair_logprobs, out_shardings=everywhere)
+        self.reference = jax.jit(network.pair_logprobs, out_shardings=everywhere)
 
     def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.mesh, with_replicas(x.sharding.spec))
@@ -86,20 +91,11 @@ class Programs:
     def _per_part(self, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((axis_size(self.mesh, BATCH_AXES),), dtype, sharding=batch_sharding(self.mesh))
 
-    def _microbatch(self, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-        def rows(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((self.rows, width), dtype, sharding=batch_sharding(self.mesh))
-
-        length, pairs = config.attention_length, max_examples_per_row(config.row_length)
-        arrays = {name: rows(length, jnp.int32) for name in ("tokens", "positions", "segment_ids")}
-        arrays["loss_mask"] = rows(length, jnp.bool)
-        if config.shares_tokens:
-            arrays |= {name: rows(config.row_length, jnp.int32) for name in ("first", "second")}
-            arrays["source"] = rows(length, jnp.int32)
-        if config.task == "dpo":
-            arrays["pair_ids"] = rows(pairs, jnp.int32)
-            arrays |= {name: rows(pairs, jnp.float32) for name in ("reference_chosen", "reference_rejected")}
-        return arrays
+    def _microbatch(self, shape: BatchShape) -> dict[str, jax.ShapeDtypeStruct]:
+        sharding = batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(size, dtype, sharding=sharding) for name, (size, dtype) in shape.arrays().items()
+        }
 
 
 def _laid_out(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

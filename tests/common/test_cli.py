@@ -1,5 +1,6 @@
 """Configuration files, overrides, and how mistakes in them are told."""
 
+import json
 import subprocess
 import sys
 
@@ -32,6 +33,22 @@ def test_values_and_overrides(tmp_path):
     assert load(tmp_path).optimizer.learning_rate == 5e-6  # which YAML 1.1 reads as text
 
 
+@pytest.mark.parametrize("name", ["dpo", "preference"])
+def test_preference_and_dpo_are_one_task(tmp_path, name):
+    config = load(tmp_path, overrides=[f"task={name}", "preference.beta=0.2"])
+    assert (config.task, config.record_kind, config.needs_reference) == ("preference", "dpo", True)
+    kept = config.model_dump()
+    assert json.loads(config.model_dump_json()) == kept
+    assert kept["preference"] == {
+        "loss": "dpo",
+        "beta": 0.2,
+        "length_normalized": False,
+        "label_smoothing": 0.0,
+        "reference": None,
+    }
+    assert TrainConfig.model_validate(kept) == config
+
+
 def test_row_length_follows_the_task(tmp_path):
     assert load(tmp_path, overrides=["max_length=100"]).row_length == 100
     assert load(tmp_path, overrides=["max_length=100", "task=dpo", "preference.beta=1"]).row_length == 200
@@ -44,18 +61,21 @@ def test_row_length_follows_the_task(tmp_path):
         (["optimizer.learning_rat=1"], "optimizer.learning_rat: unknown key; did you mean 'learning_rate'?"),
         (["batch_size=many"], "batch_size: input should be a valid integer"),
         (["batch_size=0"], "batch_size: input should be greater than 0"),
-        (["task=dpo"], "task dpo needs the section 'preference'"),
+        (["task=dpo"], "task preference (or dpo) needs the section 'preference'"),
+        (["task=dpo", "preference.betta=1"], "preference.betta: unknown key; did you mean 'beta'?"),
+        (["task=dpo", "preference.loss=dop"], "preference: loss 'dop' is none of dpo"),
+        (["task=dpo", "preference.beta=-1"], "preference.beta: input should be greater than 0"),
         (["preference.beta=1"], "task sft has no use for the section 'preference'"),
         (["packing.row_length=100"], "packing.row_length 100 cannot hold a whole example"),
         (["packing.attention_length=2000"], "packing.attention_length 2000 is less than packing.row_length, 2048"),
-        (["packing.attention_length=4096"], "packing.attention_length is for task dpo"),
+        (["packing.attention_length=4096"], "packing.attention_length is for task preference"),
         (
             ["task=dpo", "preference.beta=1", "packing.row_length=3500", "packing.attention_length=4095"],
-            "packing.attention_length 4095 cannot hold a whole example: dpo with max_length 2048 needs 4096",
+            "packing.attention_length 4095 cannot hold a whole example: task preference with max_length 2048 needs",
         ),
         (
             ["task=dpo", "preference.beta=1", "packing.row_length=2047", "packing.attention_length=4096"],
-            "packing.row_length 2047 cannot hold a whole example: dpo with max_length 2048 needs 2048",
+            "packing.row_length 2047 cannot hold a whole example: task preference with max_length 2048 needs 2048",
         ),
         (["max_prompt_length=2048"], "max_prompt_length 2048 leaves no room in max_length 2048"),
         (["mesh.data=-1"], "only one axis can be -1"),

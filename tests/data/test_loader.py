@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fusejax.common.cli import UserError
 from fusejax.data import loader, packing
+from fusejax.data.batch import max_examples_per_row
 from fusejax.data.examples import Tokenized
-from fusejax.data.loader import eval_batches, max_examples_per_row, train_batches
+from fusejax.data.loader import eval_batches, train_batches
 from fusejax.data.packing import num_steps, plan_eval
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusejax.objectives.preference import Pairs, dpo, segment_sums
+from fusejax.objectives.dpo import DPO
+from fusejax.objectives.preference import Pairs, segment_sums
 from fusejax.objectives.sft import sft_loss
 
 torch = pytest.importorskip("torch")
@@ -97,11 +98,10 @@ def our_loss(beta, length_normalized, label_smoothing=0.0):
         sums = jnp.sum(logprobs, axis=1)
         lengths = mask.sum(1)
         pairs = Pairs(
-            sums[:PAIRS], sums[PAIRS:], reference[:PAIRS], reference[PAIRS:], lengths[:PAIRS], lengths[PAIRS:]
+            sums[:PAIRS], sums[PAIRS:], lengths[:PAIRS], lengths[PAIRS:], reference[:PAIRS], reference[PAIRS:]
         )
-        return jnp.mean(
-            dpo(pairs, beta=beta, length_normalized=length_normalized, label_smoothing=label_smoothing).losses
-        )
+        loss = DPO(beta=beta, length_normalized=length_normalized, label_smoothing=label_smoothing)
+        return jnp.mean(loss(pairs).losses)
 
     value, gradient = jax.value_and_grad(loss)(logprobs)
     return float(value), np.asarray(gradient)
@@ -126,10 +126,8 @@ def test_label_smoothing_with_length_normalization_is_the_same_mixture():
     smooth, _ = our_loss(2.0, True, 0.1)
     logprobs, reference, mask = numbers()
     sums, lengths = logprobs.sum(1), mask.sum(1)
-    flipped = dpo(
-        Pairs(sums[PAIRS:], sums[:PAIRS], reference[PAIRS:], reference[:PAIRS], lengths[PAIRS:], lengths[:PAIRS]),
-        beta=2.0,
-        length_normalized=True,
+    flipped = DPO(beta=2.0, length_normalized=True)(
+        Pairs(sums[PAIRS:], sums[:PAIRS], lengths[PAIRS:], lengths[:PAIRS], reference[PAIRS:], reference[:PAIRS])
     )
     assert smooth == pytest.approx(0.9 * plain + 0.1 * float(jnp.mean(flipped.losses)), rel=1e-5)
 
@@ -138,12 +136,8 @@ def test_label_smoothing_with_length_normalization_is_the_same_mixture():
 def test_the_loss_is_log_2_where_policy_and_reference_agree(length_normalized):
     values = jnp.array([-3.0, -40.0])
     lengths = jnp.array([2, 9])
-    result = dpo(
-        Pairs(values, values - 1, values, values - 1, lengths, lengths),
-        beta=10.0,
-        length_normalized=length_normalized,
-        label_smoothing=0.1,
-    )
+    loss = DPO(beta=10.0, length_normalized=length_normalized, label_smoothing=0.1)
+    result = loss(Pairs(values, values - 1, lengths, lengths, values, values - 1))
     np.testing.assert_allclose(result.losses, math.log(2), rtol=1e-6)
     np.testing.assert_array_equal(result.chosen_rewards, 0)
 
@@ -151,9 +145,8 @@ def test_the_loss_is_log_2_where_policy_and_reference_agree(length_normalized):
 def test_empty_slots_make_no_nan():
     zeros = jnp.zeros(3)
     empty = jnp.zeros(3, int)
-    gradient = jax.grad(
-        lambda x: jnp.sum(dpo(Pairs(x, x, zeros, zeros, empty, empty), beta=1.0, length_normalized=True).losses)
-    )(zeros)
+    loss = DPO(beta=1.0, length_normalized=True)
+    gradient = jax.grad(lambda x: jnp.sum(loss(Pairs(x, x, empty, empty, zeros, zeros)).losses))(zeros)
     assert np.isfinite(gradient).all()
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fusejax.data.loader import max_examples_per_row
+from fusejax.data.batch import max_examples_per_row
 from fusejax.data.packing import PackingPlan
 from fusejax.planning.workload import workload
 from tests.tiny_runs import run_config

@@ -29,9 +29,9 @@ from fusejax.models.decoder import decoder as decoders
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import Attention
 from fusejax.models.decoder.layers import RMSNorm
+from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training import network as networks
-from fusejax.training.network import Network
-from fusejax.training.step import Accumulator, Passes, make_loss
+from fusejax.training.network import Accumulator, Network
 
 TOLERANCE = 1e-5
 """Of a gradient, relative to the parameter's largest."""
@@ -103,7 +103,7 @@ def accumulated(
     config: DecoderConfig, mesh: Mesh, params: Any, rows: Any, loss: Any, sums: Any, **layout: Any
 ) -> Accumulator:
     """What two microbatches that are the same add up to: gradients are added to those of the one before."""
-    network = Network(config, mesh, **DTYPES, **layout)
+    network = Network(config, mesh, loss, **DTYPES, **layout)
     # Chunks that divide neither the words nor the tokens of a device.
     network.projection = dataclasses.replace(network.projection, chunk_words=20, chunk_tokens=17)
     replicas, parts = mesh.shape["data"], mesh.shape["data"] * mesh.shape["fsdp"]
@@ -121,7 +121,7 @@ def accumulated(
     params, rows = jax.device_put(params, shardings), jax.device_put(rows, sharding.batch_sharding(mesh))
     # Laid out as its result, so that it is compiled once.
     layouts = jax.tree.map(lambda x: x.sharding, accumulator)
-    accumulate = jax.jit(Passes(network, loss, params, mesh).accumulate, out_shardings=layouts)
+    accumulate = jax.jit(network.accumulate, out_shardings=layouts)
     for _ in range(2):
         accumulator = accumulate(params, accumulator, rows)
     return accumulator

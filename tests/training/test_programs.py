@@ -5,13 +5,17 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fusejax.config import OptimizerConfig, TrainConfig
+from fusejax.data.examples import Tokenized
+from fusejax.data.loader import assemble
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.topology import parse_topology
 from fusejax.training.programs import Programs
+from fusejax.training.reference import Reference
 
 MODEL = DecoderConfig(
     vocab_size=1024,
@@ -36,6 +40,30 @@ def programs(devices=None, **settings) -> Programs:
     }
     config = TrainConfig.model_validate(values | settings)
     return Programs(config, MODEL, make_mesh(config.mesh, devices), num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("task", "packing"),
+    [("sft", {}), ("preference", {}), ("preference", {"row_length": 768, "attention_length": 1024})],
+)
+def test_microbatches_are_what_programs_are_compiled_for(task, packing):
+    """Names, shapes and dtypes of what the loader makes, and of what the reference adds."""
+    settings = {"task": task, "packing": packing | {"rows_per_device": 3}}
+    made = programs(**settings, **({"preference": {}} if task == "preference" else {}))
+    length, each = 12, 2 if task == "preference" else 1
+    offsets = np.arange(0, (2 * each + 1) * length, length, dtype=np.int64)
+    tokens = np.arange(offsets[-1], dtype=np.int32)
+    data = Tokenized("dpo" if each == 2 else "sft", tokens, tokens % length > 5, offsets, ["a", "b"], [], 0)
+    lengths = (packing["row_length"], packing["attention_length"]) if packing else (512 * each,)
+    fed = assemble(data, [[1], [0], []], *lengths)
+    assert described(fed) == described(made.reference_microbatch)
+    if each == 2:
+        fed |= Reference.empty(2).at(fed["pair_ids"])
+    assert described(fed) == described(made.microbatch)
+
+
+def described(arrays) -> dict:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def products_of_attention(jaxpr) -> int:

@@ -9,17 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fusejax.config import OptimizerConfig, PreferenceConfig
+from fusejax.config import OptimizerConfig
 from fusejax.data.chat import load_tokenizer
 from fusejax.data.examples import tokenize
 from fusejax.data.loader import assemble
 from fusejax.data.records import open_shards
 from fusejax.distributed.mesh import one_device_mesh
-from fusejax.training.network import Network
+from fusejax.objectives.dpo import DPO
+from fusejax.objectives.microbatch_loss import make_loss
+from fusejax.training.network import Accumulator, Network
 from fusejax.training.optimizer import make_optimizer, make_schedule
 from fusejax.training.start import StartingModel
 from fusejax.training.state import TrainState, initializer
-from fusejax.training.step import Accumulator, Passes, apply, make_loss
+from fusejax.training.step import apply
 from tests.tiny_runs import run_config
 
 
@@ -29,18 +31,17 @@ class Setup:
         self.mesh = one_device_mesh()
         start = StartingModel(config.model)
         self.params = start.load(self.mesh, dtype="float32")
+        preference = DPO(**preference) if preference else config.preference
         self.network = Network(
             start.config,
             self.mesh,
+            make_loss(preference),
             param_dtype=jnp.dtype("float32"),
             compute_dtype=jnp.dtype("float32"),
             remat=remat,
         )
         tokenizer = load_tokenizer(start.directory)
         self.data = tokenize(open_shards(config.data.train), tokenizer, max_length=64)
-        if preference:
-            config = config.model_copy(update={"preference": PreferenceConfig(**preference)})
-        self.passes = Passes(self.network, make_loss(config.preference), self.params, self.mesh)
 
     def gradients(self, microbatches):
         """Mean gradients and sums of a batch given as microbatches: rows of examples, and the rows' lengths."""
@@ -53,9 +54,9 @@ class Setup:
                 batch["reference_chosen"] = np.where(filled, -20.0 - batch["pair_ids"] % 5, 0).astype(np.float32)
                 batch["reference_rejected"] = np.where(filled, -40.0 + batch["pair_ids"] % 3, 0).astype(np.float32)
             if total is None:
-                sums = jax.eval_shape(self.passes.evaluate, self.params, batch)
+                sums = jax.eval_shape(self.network.evaluate, self.params, batch)
                 total = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), Accumulator(self.params, sums))
-            total = jax.jit(self.passes.accumulate)(self.params, total, batch)
+            total = jax.jit(self.network.accumulate)(self.params, total, batch)
         return jax.tree.map(lambda x: x[0] / total.sums["count"][0], total)
 
 
@@ -99,7 +100,7 @@ def test_sft_loss_is_that_of_transformers(world):
 
 def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
     setup = Setup(world, "dpo")
-    pass_ = jax.jit(setup.passes.pair_logprobs)
+    pass_ = jax.jit(setup.network.pair_logprobs)
     alone = [pass_(setup.params, assemble(setup.data, [[i]], 128))[1:] for i in range(4)]
     packed = pass_(setup.params, assemble(setup.data, [[2, 0], [3, 1], []], 512))[1:]
     for side in range(2):
@@ -113,9 +114,9 @@ def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
 def test_dpo_starts_at_log_2(world, length_normalized):
     setup = Setup(world, "dpo", beta=10.0, length_normalized=length_normalized)
     batch = dict(assemble(setup.data, [[0, 1], [2]], 256))
-    _, chosen, rejected = setup.passes.pair_logprobs(setup.params, batch)
+    _, chosen, rejected = setup.network.pair_logprobs(setup.params, batch)
     batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
-    sums = setup.passes.evaluate(setup.params, batch)
+    sums = setup.network.evaluate(setup.params, batch)
     assert float(sums["count"]) == 3
     assert float(sums["loss"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
 

@@ -1,0 +1,111 @@
+"""The arrays of a microbatch, in one table. The loader fills them, programs and plans take their shapes from here.
+
+A *microbatch* is what a device program sees: a fixed number of rows, so that one compiled program serves all steps. A
+*row* holds the token sequences of several examples, one after the other. Imports no JAX.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+Microbatch = Mapping[str, Any]
+"""The arrays that are present, by their names in `ARRAYS`: NumPy's on the host, JAX's on devices."""
+
+Axis = Literal["L", "C", "P"]
+"""L: token slots that a row attends over. C: tokens that it computes; fewer than L where pairs share prefixes
+(`fusejax.models.decoder.prefix_sharing`). P: pairs that it holds at most."""
+Presence = Literal["always", "shared prefixes", "pairs", "reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchArray:
+    """One array [R, axis], R being the rows."""
+
+    axis: Axis
+    dtype: type[np.generic]
+    present: Presence
+    padding: int | Axis
+    """What stands where there is nothing. An axis stands for its size: an index just beyond the last."""
+    meaning: str
+
+
+ARRAYS = {
+    "tokens": BatchArray("L", np.int32, "always", 0, "token ids"),
+    "positions": BatchArray("L", np.int32, "always", 0, "position ids, from 0 in each sequence"),
+    "segment_ids": BatchArray("L", np.int32, "always", 0, "which sequence of the row, from 1; 0 is padding"),
+    "loss_mask": BatchArray(
+        "L", np.bool_, "always", 0, "True where the token is a target, so never at the first of a sequence"
+    ),
+    "first": BatchArray("C", np.int32, "shared prefixes", "L", "slot of each computed token"),
+    "second": BatchArray("C", np.int32, "shared prefixes", "L", "its other slot, in the rejected sequence, if any"),
+    "source": BatchArray("L", np.int32, "shared prefixes", "C", "computed token of each slot"),
+    "pair_ids": BatchArray(
+        "P",
+        np.int32,
+        "pairs",
+        -1,
+        "examples of the row; the k-th of them, from 0, has segment 2k + 1 for chosen and 2k + 2 for rejected",
+    ),
+    "reference_chosen": BatchArray(
+        "P", np.float32, "reference", 0, "log-probability of the chosen response under the starting model, in nats"
+    ),
+    "reference_rejected": BatchArray("P", np.float32, "reference", 0, "the same of the rejected response"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """All that decides which arrays a microbatch has, and their sizes."""
+
+    rows: int
+    row_length: int
+    """C: tokens that a row computes."""
+    attention_length: int
+    """L: tokens that a row attends over. With more than `row_length`, pairs share their prefixes."""
+    pairs: bool = False
+    """Whether examples are pairs, chosen before rejected, and not single sequences."""
+    reference: bool = False
+    """Whether the reference's log-probabilities of the pairs are there."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        return self.attention_length > self.row_length
+
+    def arrays(self) -> dict[str, tuple[tuple[int, int], np.dtype]]:
+        """Name -> shape and dtype of each array that is present."""
+        present = {
+            "always": True,
+            "shared prefixes": self.shares_prefixes,
+            "pairs": self.pairs,
+            "reference": self.reference,
+        }
+        return {
+            name: ((self.rows, self._size(array.axis)), np.dtype(array.dtype))
+            for name, array in ARRAYS.items()
+            if present[array.present]
+        }
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """A microbatch without examples.
+
+        Example:
+          >>> BatchShape(rows=2, row_length=16, attention_length=16, pairs=True).empty()["pair_ids"].tolist()
+          [[-1], [-1]]
+        """
+
+        def fill(padding: int | Axis) -> int:
+            return padding if isinstance(padding, int) else self._size(padding)
+
+        return {
+            name: np.full(shape, fill(ARRAYS[name].padding), dtype) for name, (shape, dtype) in self.arrays().items()
+        }
+
+    def _size(self, axis: Axis) -> int:
+        return {"L": self.attention_length, "C": self.row_length, "P": max_examples_per_row(self.row_length)}[axis]
+
+
+def max_examples_per_row(row_length: int) -> int:
+    """P: bounds the size of `pair_ids`, which costs a little packing only where examples average under 16 tokens."""
+    return max(1, row_length // 16)

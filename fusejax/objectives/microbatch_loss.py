@@ -1,0 +1,60 @@
+"""The loss of a task, as sums over the rows of a microbatch."""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from fusejax.data.batch import Microbatch
+from fusejax.objectives.losses import PairLoss
+from fusejax.objectives.preference import Pairs, segment_sums
+from fusejax.objectives.sft import sft_loss
+
+Sums = dict[str, Float32[Array, ""]]
+Loss = Callable[[Float32[Array, "R L"], Microbatch], Sums]
+"""From log-probabilities of the target tokens (0 elsewhere) to what is added up; the entry `loss` is differentiated."""
+
+
+def make_loss(preference: PairLoss | None) -> Loss:
+    """The loss of pairs if there is a preference section, else of single conversations."""
+    return sft_sums if preference is None else functools.partial(preference_sums, preference)
+
+
+def sft_sums(logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
+    """`loss`, and `count`, the number of target tokens."""
+    mask = microbatch["loss_mask"]
+    return {"loss": sft_loss(logprobs, mask), "count": jnp.sum(mask, dtype=jnp.float32)}
+
+
+def preference_sums(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
+    """Sums over pairs: `loss`, `count` (pairs), and what there is to say of the rewards."""
+    references = ("reference_chosen", "reference_rejected") if loss.needs_reference else ()
+    pairs = Pairs(
+        *pair_sums(logprobs, microbatch),
+        *pair_sums(microbatch["loss_mask"].astype(jnp.int32), microbatch),
+        *(microbatch[name] for name in references),
+    )
+    result = loss(pairs)
+    is_pair = microbatch["pair_ids"] >= 0
+
+    def total(values: Float[Array, "R P"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(is_pair, values, 0.0))
+
+    margin = result.chosen_rewards - result.rejected_rewards
+    return {
+        "loss": total(result.losses),
+        "count": total(jnp.ones_like(margin)),
+        "reward_accuracy": total((margin > 0).astype(jnp.float32)),
+        "reward_margin": total(margin),
+        "chosen_reward": total(result.chosen_rewards),
+        "rejected_reward": total(result.rejected_rewards),
+    }
+
+
+def pair_sums(
+    values: Float[Array, "R L"] | Int[Array, "R L"], microbatch: Microbatch
+) -> tuple[Float[Array, "R P"] | Int[Array, "R P"], Float[Array, "R P"] | Int[Array, "R P"]]:
+    """Sums over each pair's chosen and rejected response; 0 where a slot for a pair is empty."""
+    sums = segment_sums(values, microbatch["segment_ids"], 2 * microbatch["pair_ids"].shape[1])
+    return sums[:, 0::2], sums[:, 1::2]
