@@ -39,7 +39,7 @@ def _by_its_loss(section: Any) -> Any:
     if not isinstance(section, dict):
         return section
     name = section.get("loss", "dpo")
-    if name not in list(LOSSES):
+    if name not in LOSSES:
         raise ValueError(f"loss {name!r} is none of {', '.join(LOSSES)}")
     return find_loss(name).model_validate_json(json.dumps(section, default=str), strict=True)
 
@@ -107,7 +107,7 @@ class TrainConfig(ConfigModel):
     seed: NonNegativeInt = 0
     optimizer: OptimizerConfig
     preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
-    """`loss` names one of `fusejax.objectives.losses.LOSSES`, `dpo` by default; what else stands here is its own."""
+    """`loss` names a file of `fusejax/objectives/losses/`, `dpo` by default; what else stands here is its own."""
     mesh: MeshConfig = MeshConfig()
     dtype: DtypeConfig = DtypeConfig()
     packing: PackingConfig = PackingConfig()

@@ -9,7 +9,7 @@ from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, Verdic
 from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
-from fusejax.objectives.dpo import DPO
+from fusejax.objectives.losses.dpo import DPO
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

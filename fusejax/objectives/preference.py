@@ -1,4 +1,4 @@
-"""What losses on pairs of answers see and return. No model, no batch layout; the losses are in `losses.LOSSES`."""
+"""What losses on pairs of answers see and return. No model, no batch layout; the losses are in `losses/`."""
 
 from typing import NamedTuple
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusejax.objectives.dpo import DPO
+from fusejax.objectives.losses.dpo import DPO
 from fusejax.objectives.preference import Pairs, segment_sums
 from fusejax.objectives.sft import sft_loss
 

@@ -15,7 +15,7 @@ from fusejax.data.examples import tokenize
 from fusejax.data.loader import assemble
 from fusejax.data.records import open_shards
 from fusejax.distributed.mesh import one_device_mesh
-from fusejax.objectives.dpo import DPO
+from fusejax.objectives.losses.dpo import DPO
 from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training.network import Accumulator, Network
 from fusejax.training.optimizer import make_optimizer, make_schedule

@@ -1,0 +1,50 @@
+"""The losses on pairs of answers: each file of this folder is one, named as `preference.loss` names it.
+
+The file defines one subclass of `PairLoss`. Its fields are then keys of the section `preference`; whether there is a
+reference pass, and reference values in batches and plans, follows from its `needs_reference`. Nothing else knows a loss
+by name. No JAX is imported before a loss is asked for: configurations are checked here.
+"""
+
+import abc
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, ClassVar
+
+from fusejax.common.cli import ConfigModel, Location
+
+if TYPE_CHECKING:
+    from fusejax.objectives.preference import PairLosses, Pairs
+
+LOSSES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+"""Their names."""
+
+
+class PairLoss(ConfigModel, abc.ABC):
+    """A loss with its parameters: the section `preference` of a configuration.
+
+    A subclass gives `loss` its name as the default, adds its parameters as fields, and computes the loss in `__call__`.
+    """
+
+    needs_reference: ClassVar[bool]
+    """Whether `Pairs` must have the log-probabilities of the starting model."""
+
+    loss: str
+    """Its name in `LOSSES`."""
+    reference: Location | None = None
+    """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
+    start from the same model on the same data can share one."""
+
+    @abc.abstractmethod
+    def __call__(self, pairs: "Pairs") -> "PairLosses":
+        """The loss and the rewards of each pair. Empty slots of a row have length 0, and must not give NaN."""
+
+
+def find_loss(name: str) -> type[PairLoss]:
+    """The class that the file of this name, one of `LOSSES`, defines."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, PairLoss) and each.__module__ == module.__name__
+    )
+    return found
