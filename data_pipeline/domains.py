@@ -97,6 +97,7 @@ class VerifierLimits(ConfigModel):
     timeout_seconds: PositiveFloat = 5.0
     """math_verify: wall time; code: CPU time of all tests of an answer."""
     memory_mb: PositiveInt = 1024
+    """Address space. math_verify: beyond what a worker starts with; code: of a program with its tests."""
 
 
 class DomainConfig(VerifierLimits):
@@ -106,8 +107,9 @@ class DomainConfig(VerifierLimits):
     """A reward model; or `module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class
     with that method."""
     verifier: Annotated[str | None, pydantic.AfterValidator(_verifier)] = None
-    """Gives the verdict: one of `VERIFIERS`; or `module:attribute` of a function `check(prompt, text) -> verdict`, or
-    of a class with that method. Default: the verdict is the reward function's."""
+    """Gives the verdict: `math_verify` compares with the prompt's `answer`, `code` runs its `tests`; or
+    `module:attribute` of a function `check(prompt, text) -> verdict`, or of a class with that method. Default: the
+    verdict is the reward function's."""
     rule: Annotated[Parameters, pydantic.BeforeValidator(_rule)]
     """Name of a rule, or its name and parameters: which answers are selected; see `selection/rules.py`."""
 
@@ -130,6 +132,8 @@ DEFAULTS = {
 
 
 class SamplesPerPrompt(ConfigModel):
+    """What was written before there was `domains`; now `domains.NAME.samples`."""
+
     instruction: PositiveInt | None = None
     math: PositiveInt | None = None
     code: PositiveInt | None = None
@@ -137,6 +141,8 @@ class SamplesPerPrompt(ConfigModel):
 
 
 class ScorerConfig(VerifierLimits):
+    """What was written before there was `domains`; now keys of `domains.NAME`."""
+
     reward: Reward = None
     correctness: Literal["math_verify", "code"] | None = None
     """Now called `verifier`."""
@@ -162,6 +168,8 @@ class ScorersConfig(ConfigModel):
 
 
 class SelectionConfig(ConfigModel):
+    """What was written before there was `domains`; now `domains.NAME.rule`."""
+
     instruction: Margin | None = None
     math: VerdictPairs | None = None
     code: VerdictBoth | None = None
