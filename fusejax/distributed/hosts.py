@@ -44,6 +44,9 @@ _MEET_SECONDS = 300
 LOST_SECONDS = 20.0
 """A host that has not said for so long that it is alive, is not."""
 
+_UNWINDING_SECONDS = 5.0
+"""So long Ctrl-C may take to end a host in an orderly way."""
+
 _JAX_TIMEOUT = 100
 """For JAX's own heartbeats, in seconds: it aborts the others after a good half of them, without our line, so it must be
 well behind our watch, and is for the case that this is stuck."""
@@ -217,6 +220,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     listener = _Listener()  # before the wait for the others
     hosts = Hosts(*_connect(coordinator, count, index))
     listener.call(hosts.sigterm)
+    listener.interrupted = lambda: hosts.leave(INTERRUPTED, "interrupted")
     try:
         yield hosts
         hosts.close()
@@ -240,10 +244,15 @@ _ROOT = "fusejax/"
 
 
 class _Listener:
-    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library."""
+    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library.
+
+    SIGINT, too: the exception that it raises in the main thread is lost if it comes in a library's callback, and where
+    it came in the midst of a queue's work, what is unwound may wait for ever. `interrupted` is called if so.
+    """
 
     def __init__(self) -> None:
         self._action: Callable[[], None] = lambda: _exit(STOPPED)
+        self.interrupted: Callable[[], None] = lambda: _exit(INTERRUPTED)
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -257,6 +266,10 @@ class _Listener:
         while received := os.read(pipe, 1):
             if received[0] == signal.SIGTERM:
                 self._action()
+            elif received[0] == signal.SIGINT:
+                timer = threading.Timer(_UNWINDING_SECONDS, self.interrupted)
+                timer.daemon = True
+                timer.start()
 
 
 def _connect(coordinator: str | None, count: int | None, index: int | None) -> tuple[Any, int, int]:

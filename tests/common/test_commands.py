@@ -175,3 +175,26 @@ def test_ctrl_c_ends_a_stage_of_the_pipeline(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "data_pipeline", "score", "--config", str(tmp_path / "data.yaml")]
     status, told = interrupt(command, (tmp_path / "asked").exists)
     assert (status, told) == (130, "interrupted\n")
+
+
+LOSES_IT = """
+import time
+from fusejax.distributed.hosts import join
+with join():
+    print("ready", flush=True)
+    for _ in range(2):
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+def test_ctrl_c_that_a_library_loses_ends_a_run_all_the_same():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOSES_IT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=50)[1].splitlines()[-1] == "interrupted"
+    assert process.returncode == 130
