@@ -12,6 +12,7 @@ others along, and they tell which it was.
 | 1 | an exception on any host | probably fails alike |
 | `HOST_LOST` | another host died or cannot be reached | goes on from the last checkpoint |
 | `STOPPED` | SIGTERM; a checkpoint of the last step was saved | goes on as if nothing had happened |
+| 130 | Ctrl-C on any host; nothing was saved | goes on from the last checkpoint |
 """
 
 import contextlib
@@ -31,7 +32,7 @@ import jax
 from jax._src import cloud_tpu_init  # JAX has no public way to ask whether TPUs are attached without starting them,
 from jax._src import distributed as jax_distributed  # nor to the coordination service; Orbax uses the same
 
-from fusejax.common.cli import UserError, note, one_line
+from fusejax.common.cli import INTERRUPTED, UserError, note, one_line
 
 STOPPED = 75
 """Exit status of a run that SIGTERM ended: EX_TEMPFAIL of sysexits.h."""
@@ -42,6 +43,9 @@ _MEET_SECONDS = 300
 """So long a host waits for the others to start: those of a pod may be minutes apart."""
 LOST_SECONDS = 20.0
 """A host that has not said for so long that it is alive, is not."""
+
+_UNWINDING_SECONDS = 5.0
+"""So long Ctrl-C may take to end a host in an orderly way."""
 
 _JAX_TIMEOUT = 100
 """For JAX's own heartbeats, in seconds: it aborts the others after a good half of them, without our line, so it must be
@@ -216,6 +220,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     listener = _Listener()  # before the wait for the others
     hosts = Hosts(*_connect(coordinator, count, index))
     listener.call(hosts.sigterm)
+    listener.interrupted = lambda: hosts.leave(INTERRUPTED, "interrupted")
     try:
         yield hosts
         hosts.close()
@@ -224,7 +229,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         hosts.close()
         sys.exit(STOPPED)
     except KeyboardInterrupt:
-        hosts.leave(128 + signal.SIGINT, "interrupted")
+        hosts.leave(INTERRUPTED, "interrupted")
     except Exception as error:
         if hosts.count == 1:
             raise
@@ -239,10 +244,15 @@ _ROOT = "fusejax/"
 
 
 class _Listener:
-    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library."""
+    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library.
+
+    SIGINT, too: the exception that it raises in the main thread is lost if it comes in a library's callback, and where
+    it came in the midst of a queue's work, what is unwound may wait for ever. `interrupted` is called if so.
+    """
 
     def __init__(self) -> None:
         self._action: Callable[[], None] = lambda: _exit(STOPPED)
+        self.interrupted: Callable[[], None] = lambda: _exit(INTERRUPTED)
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -256,6 +266,10 @@ class _Listener:
         while received := os.read(pipe, 1):
             if received[0] == signal.SIGTERM:
                 self._action()
+            elif received[0] == signal.SIGINT:
+                timer = threading.Timer(_UNWINDING_SECONDS, self.interrupted)
+                timer.daemon = True
+                timer.start()
 
 
 def _connect(coordinator: str | None, count: int | None, index: int | None) -> tuple[Any, int, int]:
@@ -349,7 +363,7 @@ def _describe(error: Exception) -> str:
 
 def _tell(status: int, text: str) -> None:
     # Below a progress bar, if there is one.
-    note(f"\n{text}" if status == STOPPED else f"\nerror: {text}")
+    note(f"\n{text}" if status in (STOPPED, INTERRUPTED) else f"\nerror: {text}")
 
 
 def _exit(status: int) -> NoReturn:
