@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from fusejax.models.attention.dispatch import Kernel, Tokens, attention, kernel_for
+from fusejax.models.attention.dispatch import Kernel, Placement, attention, kernel_for
 
 # Heads, key-value heads, channels a head, window, soft cap; rows and their length.
 CASES = {
@@ -30,11 +30,11 @@ CASES = {
 
 
 def layer(query, key, value, segment_ids, cotangent, *, kernel: Kernel, window: int | None, softcap: float | None):
-    tokens = Tokens(jnp.arange(query.shape[1]) % (query.shape[1] // 4) * (segment_ids > 0), segment_ids)
+    tokens = Placement(jnp.arange(query.shape[1]) % (query.shape[1] // 4) * (segment_ids > 0), segment_ids)
     attend = functools.partial(
         attention,
-        query_tokens=tokens,
-        key_tokens=tokens,
+        query_placement=tokens,
+        key_placement=tokens,
         scale=query.shape[3] ** -0.5,
         window=window,
         softcap=softcap,

@@ -1,10 +1,11 @@
 """Log-probabilities of target tokens without the logits: a chunked projection with its own backward pass.
 
-The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: 256,000 words), the head
-and its gradient the next. Here none of them ever exists whole. Two nested loops project one chunk of tokens onto one
-chunk of words at a time; a chunk of the head is gathered from all devices just before it is needed, and its gradient is
-scattered back to them, and added to the accumulated one, right after. Targets are moved to the front and the loop ends
-with them, so that prompts and padding cost nothing. The backward pass computes each chunk's logits again.
+The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: a vocabulary of 256,000),
+the head and its gradient the next. Here none of them ever exists whole. Two nested loops project one chunk of tokens
+onto one chunk of the vocabulary at a time. A chunk of the head is gathered from all devices just before it is needed;
+its gradient is scattered back to them, and added to the accumulated one, right after. Targets are moved to the front
+and the loop ends with them, so that prompts and padding cost nothing. The backward pass computes each chunk's logits
+again.
 """
 
 import dataclasses
@@ -24,9 +25,9 @@ class Projection:
 
     Attributes:
       softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
-      fsdp: the mesh axis over which channels are split, tensor: that over which words are. None where the head is
-        whole. Given, the functions here must run inside a `jax.shard_map` that is manual over these axes.
-      chunk_tokens, chunk_words: what is projected at once, at most. The logits of a chunk, float32, take 128 MiB by
+      fsdp: the mesh axis over which channels are split, tensor: that over which the vocabulary is. None where the head
+        is whole. Given, the functions here must run inside a `jax.shard_map` that is manual over these axes.
+      chunk_tokens, chunk_vocab: what is projected at once, at most. The logits of a chunk, float32, take 128 MiB by
         default.
       unroll: write the loops out, as if every token were a target, for a compiler's count of costs.
     """
@@ -35,17 +36,17 @@ class Projection:
     fsdp: str | None = None
     tensor: str | None = None
     chunk_tokens: int = 4096
-    chunk_words: int = 8192
+    chunk_vocab: int = 8192
     unroll: bool = False
 
     def tokens_at_once(self, tokens: int) -> int:
         """A quarter of them where that is less than `chunk_tokens`: what follows the last target is then soon over."""
         return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
 
-    def words_at_once(self, words: int) -> int:
-        """About equal chunks in whole tiles of a TPU: the last one has few words that another has too."""
-        chunks = -(-words // self.chunk_words)
-        return min(words, -(-words // (128 * chunks)) * 128)
+    def vocab_at_once(self, vocab_size: int) -> int:
+        """About equal chunks in whole tiles of a TPU. The last one is as large, so it repeats some ids of another."""
+        chunks = -(-vocab_size // self.chunk_vocab)
+        return min(vocab_size, -(-vocab_size // (128 * chunks)) * 128)
 
 
 class Residuals(NamedTuple):
@@ -53,7 +54,7 @@ class Residuals(NamedTuple):
 
     hidden: Float[Array, "P D"]
     targets: Int[Array, "P"]
-    """As numbers of this device's words; outside of their range if another device has the word."""
+    """Ids relative to this device's part of the vocabulary; outside of its range if another device has the token."""
     order: Int[Array, "P"]
     """Which of the row-wise flattened tokens stands here."""
     targets_first: Int[Array, ""]
@@ -82,21 +83,20 @@ def target_logprobs(
       float32 [B, L], aligned with `tokens`, 0 where `loss_mask` is False; and what `target_logprobs_vjp` needs.
     """
     rows, length, width = hidden.shape
-    words = head.shape[0]
     mask = loss_mask[:, 1:].reshape(-1)
     size = projection.tokens_at_once(mask.size)
     order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -mask.size % size))
-    first_word = 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * words
+    first_id = 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * head.shape[0]
     residuals = Residuals(
         hidden=hidden[:, :-1].reshape(-1, width)[order],
-        targets=tokens[:, 1:].reshape(-1)[order] - first_word,
+        targets=tokens[:, 1:].reshape(-1)[order] - first_id,
         order=order,
         targets_first=jnp.sum(mask, dtype=jnp.int32),
         normalizers=jnp.zeros(order.shape, jnp.float32),
     )
 
-    def over_words(chunk, stats):
-        start, kernel, fresh = _words(head, chunk, projection, hidden.dtype)
+    def over_vocab(chunk, stats):
+        start, kernel, fresh = _vocab_chunk(head, chunk, projection, hidden.dtype)
 
         def over_tokens(turn, stats):
             at = turn * size
@@ -113,7 +113,7 @@ def target_logprobs(
 
     nothing = jnp.zeros(order.shape, jnp.float32)
     start = (jnp.full(order.shape, -jnp.inf, jnp.float32), nothing, nothing)
-    highest, total, target = _for_words(head, projection, over_words, start)
+    highest, total, target = _for_vocab(head, projection, over_vocab, start)
     if projection.tensor is not None:
         # Padding has no highest logit; its sums stay 0.
         everywhere = jax.lax.pmax(highest, projection.tensor)
@@ -146,9 +146,9 @@ def target_logprobs_vjp(
     is_target = jnp.arange(order.size) < residuals.targets_first
     cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)
 
-    def over_words(chunk, carry):
+    def over_vocab(chunk, carry):
         d_hidden, head_gradient = carry
-        start, kernel, fresh = _words(head, chunk, projection, dtype)
+        start, kernel, fresh = _vocab_chunk(head, chunk, projection, dtype)
 
         def over_tokens(turn, carry):
             d_hidden, d_kernel = carry
@@ -161,7 +161,7 @@ def target_logprobs_vjp(
             d_logits = _is_target(targets, start, kernel, fresh) - jnp.exp(logits - normalizers[:, None])
             d_logits *= factors[:, None]
             if projection.softcap is not None:
-                # The derivative of tanh. Words of the chunk before stay at exactly 0.
+                # The derivative of tanh. Ids of the chunk before stay at exactly 0.
                 slope = 1.0 - jnp.square(logits / projection.softcap)
                 d_logits *= jnp.where(jnp.isfinite(logits), slope, 0.0)
             d_logits = d_logits.astype(dtype)
@@ -179,16 +179,16 @@ def target_logprobs_vjp(
         return d_hidden, jax.lax.dynamic_update_slice_in_dim(head_gradient, before + d_kernel, start, 0)
 
     start = (jnp.zeros(residuals.hidden.shape, jnp.float32), head_gradient)
-    d_hidden, head_gradient = _for_words(head, projection, over_words, start)
+    d_hidden, head_gradient = _for_vocab(head, projection, over_vocab, start)
     if projection.tensor is not None:
         d_hidden = jax.lax.psum(d_hidden, projection.tensor)
     d_hidden = _unsort(order, d_hidden.astype(dtype), rows * (length - 1))
     return jnp.pad(d_hidden.reshape(rows, length - 1, -1), ((0, 0), (0, 1), (0, 0))), head_gradient
 
 
-def _for_words(head: Array, projection: Projection, body, carry):
-    """`body(chunk, carry)` for every chunk of words."""
-    chunks = -(-head.shape[0] // projection.words_at_once(head.shape[0]))
+def _for_vocab(head: Array, projection: Projection, body, carry):
+    """`body(chunk, carry)` for every chunk of the vocabulary."""
+    chunks = -(-head.shape[0] // projection.vocab_at_once(head.shape[0]))
     if projection.unroll:
         return functools.reduce(lambda carry, chunk: body(chunk, carry), range(chunks), carry)
     return jax.lax.fori_loop(0, chunks, body, carry)
@@ -201,12 +201,12 @@ def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, c
     return jax.lax.fori_loop(0, (residuals.targets_first + size - 1) // size, body, carry)
 
 
-def _words(head: Array, chunk, projection: Projection, dtype: jnp.dtype) -> tuple[Array, Array, Bool[Array, "W"]]:
-    """One chunk of words: its first word's number, the head's rows for it, and which of them are not another's.
+def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: jnp.dtype) -> tuple[Array, Array, Bool[Array, "W"]]:
+    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them are not another chunk's.
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
     """
-    size = projection.words_at_once(head.shape[0])
+    size = projection.vocab_at_once(head.shape[0])
     start = jnp.minimum(chunk * size, head.shape[0] - size)
     kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size), dtype).astype(dtype)
     if projection.fsdp is not None:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from fusejax.models.attention import splash
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.compile import Cost
 from fusejax.planning.topology import Chip
@@ -19,8 +20,6 @@ _SHAPE = re.compile(r"\[([\d,]+)\]")
 # Matrix products for each pair of a query and a key: scores and mixture forwards; backwards scores again, and the
 # gradients of weights, values, keys and queries.
 _PRODUCTS = {"fwd": 2, "dkv": 5}
-# The kernel works on blocks of so many queries and keys, and skips those of which no pair is visible.
-_BLOCK = 512
 
 
 def shallow_depths(model: DecoderConfig) -> tuple[int, ...]:
@@ -66,7 +65,7 @@ def attention_flops(program: str, model: DecoderConfig) -> float:
 
 def _pairs(length: int, window: int | None) -> int:
     """Pairs of a query and a key that a kernel computes for a row: whole blocks, wherever a pair of one is visible."""
-    block = min(_BLOCK, length)
+    block = min(splash.BLOCK, length)
     blocks = -(-length // block)
     back = blocks if window is None else (window - 2) // block + 1  # blocks before the diagonal that a query may see
     return sum(min(i, back) + 1 for i in range(blocks)) * block**2

@@ -29,6 +29,7 @@ from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
+from fusejax.models.attention.splash import whole_blocks
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.batches import Batches
@@ -273,8 +274,7 @@ def _note_long(config: TrainConfig, model: StartingModel) -> None:
 def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
     share = tokenized.shared_lengths.sum() / tokenized.lengths.sum()
     if share >= 0.05 and not config.shares_prefixes:
-        length = round(config.row_length / (1 - share))
-        length += -length % (512 if length > 512 else 128)  # blocks of fused kernels
+        length = whole_blocks(round(config.row_length / (1 - share)))
         hosts.note(
             f"note: pairs share {share:.0%} of their tokens; packing.attention_length={length} computes them once"
         )

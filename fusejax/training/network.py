@@ -21,11 +21,11 @@ from fusejax.data.batch import Microbatch
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient, sum_unsplit
 from fusejax.distributed.sharding import BATCH, parameter_specs, with_replicas
 from fusejax.models.attention import block_attention, splash
-from fusejax.models.attention.dispatch import Kernel, Tokens
+from fusejax.models.attention.dispatch import Kernel, Placement
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import Layer, abstract_decoder
 from fusejax.models.decoder.layers import rms_norm
-from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
+from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
 from fusejax.models.decoder.rotary import rotation
 from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
 from fusejax.objectives.microbatch_loss import Loss, Sums, pair_sums
@@ -100,7 +100,7 @@ class Network:
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
         # Written out, few large chunks: they cost the same.
-        chunks = {"chunk_tokens": 2**16, "chunk_words": 2**16} if unroll else {}
+        chunks = {"chunk_tokens": 2**16, "chunk_vocab": 2**16} if unroll else {}
         self.projection = Projection(config.logits_softcap, self.fsdp, self.tensor, **chunks, unroll=unroll)
         _, shapes = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
         self._params = parameter_specs(shapes, mesh)
@@ -129,7 +129,7 @@ class Network:
         graph, _ = nnx.split(nnx.eval_shape(make))
 
         def layer(
-            params: Params, x: Float[Array, "R C D"], tokens: Tokens, rotary: Any, sharing: Sharing | None
+            params: Params, x: Float[Array, "R C D"], placement: Placement, rotary: Any, shared: SharedPrefixes | None
         ) -> Float[Array, "R C D"]:
             if self.fsdp is not None:
                 params = gather_layer(params, specs, self.fsdp, self.compute_dtype)
@@ -137,7 +137,7 @@ class Network:
                 # A norm of heads, say: whole on every device, but used on the heads of each.
                 parts = {name: sum_unsplit(params[name], specs[name], self.tensor) for name in Layer.PARTS}
                 params = {**params, **parts}
-            return nnx.merge(graph, params)(x, tokens, jax.lax.stop_gradient(rotary), sharing=sharing)[0]
+            return nnx.merge(graph, params)(x, placement, jax.lax.stop_gradient(rotary), shared=shared)[0]
 
         return layer
 
@@ -208,21 +208,21 @@ class Network:
 
     def _forward(self, params: Params, microbatch: Microbatch) -> tuple[Float32[Array, "R L"], _Trace]:
         x = self._embed(params["embedder"]["embedding"], _computed(microbatch["tokens"], microbatch))
-        places = self._places(microbatch)
+        placement = self._placement(microbatch)
 
         def block(x, params):
             params = self._as_stored(params)
             vjps = []
             for position, layer in self._layers.items():
                 vjp: Any
-                x, vjp = jax.vjp(layer, params[position], x, *places)
-                # Parameters and places are at hand when the backward pass comes; only the input is kept.
+                x, vjp = jax.vjp(layer, params[position], x, *placement)
+                # Parameters and placement are at hand when the backward pass comes; only the input is kept.
                 vjp.args_res[:] = [None, vjp.args_res[1], None, None, None]
                 vjps.append(vjp)
             return x, vjps
 
         x, layers = jax.lax.scan(block, x, params["blocks"], unroll=self.unroll)
-        hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _sharing(microbatch)), params["final_norm"], x)
+        hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _shared(microbatch)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
         logprobs, residuals = target_logprobs(
             hidden, head, microbatch["tokens"], microbatch["loss_mask"], self.projection
@@ -230,14 +230,14 @@ class Network:
         return logprobs, _Trace(layers, hidden_vjp, residuals)
 
     def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, microbatch: Microbatch):
-        places = self._places(microbatch)
+        placement = self._placement(microbatch)
 
         def block(carry, scanned):
             dx, gradients = carry
             index, params, vjps = scanned
             params = self._as_stored(params)
             for position, vjp in reversed(list(enumerate(vjps))):
-                vjp.args_res[:] = [params[position], vjp.args_res[1], *places]
+                vjp.args_res[:] = [params[position], vjp.args_res[1], *placement]
                 d_params, dx, *_ = vjp(dx)
                 added = jax.tree.map(lambda old, new: _added_at(index, old, new), gradients[position], d_params)
                 gradients = {**gradients, position: added}
@@ -251,25 +251,25 @@ class Network:
     def _as_stored(self, params: Params) -> Params:
         return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
-    def _places(self, microbatch: Microbatch) -> tuple[Tokens, Any, Sharing | None]:
+    def _placement(self, microbatch: Microbatch) -> tuple[Placement, Any, SharedPrefixes | None]:
         """Where tokens stand, as attention and rotary embedding need it."""
         positions = _computed(microbatch["positions"], microbatch)
         return (
-            Tokens(microbatch["positions"], microbatch["segment_ids"]),
+            Placement(microbatch["positions"], microbatch["segment_ids"]),
             rotation(self.config, positions),
-            _sharing(microbatch),
+            _shared(microbatch),
         )
 
-    def _hidden(self, sharing: Sharing | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
+    def _hidden(self, shared: SharedPrefixes | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
         """What the loss sees of the last layer's output."""
         if self.fsdp is not None:
             params = jax.tree.map(lambda scale: sum_gradient(scale, self.fsdp), params)
         hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
-        return hidden if sharing is None else spread(hidden, sharing)
+        return hidden if shared is None else spread(hidden, shared)
 
     def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
         """Each device looks up its channels of the tokens of all; then every token's channels come together."""
-        ids = self._words(embedding, tokens)
+        ids = self._local_ids(embedding, tokens)
         vectors = embedding.at[ids].get(mode="fill", fill_value=0).astype(self.compute_dtype)
         if self.tensor is not None:
             vectors = jax.lax.psum(vectors, self.tensor)
@@ -281,17 +281,17 @@ class Network:
         dx = self._scaled(dx.reshape(tokens.size, -1))
         if self.fsdp is not None:
             dx = jax.lax.all_to_all(dx, self.fsdp, split_axis=1, concat_axis=0, tiled=True)
-        return gradient.at[self._words(gradient, tokens)].add(dx.astype(gradient.dtype), mode="drop")
+        return gradient.at[self._local_ids(gradient, tokens)].add(dx.astype(gradient.dtype), mode="drop")
 
-    def _words(self, embedding: Array, tokens: Int[Array, "R C"]) -> Int[Array, "T"]:
-        """The tokens of all devices along `fsdp`, as numbers of this device's words; beyond them if another has it."""
+    def _local_ids(self, embedding: Array, tokens: Int[Array, "R C"]) -> Int[Array, "T"]:
+        """The tokens of all devices along `fsdp`, as rows of this device's part; beyond its end if another has them."""
         ids = tokens.reshape(-1)
         if self.fsdp is not None:
             ids = jax.lax.all_gather(ids, self.fsdp, tiled=True)
         if self.tensor is not None:
-            words = embedding.shape[0]
-            ids = ids - jax.lax.axis_index(self.tensor) * words
-            ids = jnp.where((ids >= 0) & (ids < words), ids, words)
+            size = embedding.shape[0]
+            ids = ids - jax.lax.axis_index(self.tensor) * size
+            ids = jnp.where((ids >= 0) & (ids < size), ids, size)
         return ids
 
     def _scaled(self, x: Array) -> Array:
@@ -299,13 +299,17 @@ class Network:
         return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
-def _sharing(microbatch: Microbatch) -> Sharing | None:
-    return Sharing(microbatch["first"], microbatch["second"], microbatch["source"]) if "source" in microbatch else None
+def _shared(microbatch: Microbatch) -> SharedPrefixes | None:
+    return (
+        SharedPrefixes(microbatch["first"], microbatch["second"], microbatch["source"])
+        if "source" in microbatch
+        else None
+    )
 
 
 def _computed(values: Int[Array, "R L"], microbatch: Microbatch) -> Int[Array, "R C"]:
-    sharing = _sharing(microbatch)
-    return values if sharing is None else collect(values, sharing)
+    shared = _shared(microbatch)
+    return values if shared is None else collect(values, shared)
 
 
 def _added_at(index: Array, old: Array, new: Array) -> Array:

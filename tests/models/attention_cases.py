@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusejax.models.attention.dispatch import Tokens, dense_attention
+from fusejax.models.attention.dispatch import Placement, dense_attention
 
 
 class Shape(NamedTuple):
@@ -34,7 +34,7 @@ def packed(rows: list[list[int]], length: int) -> Tokens:
             segment_ids[row, start : start + size] = number
             start += size
         assert start <= length
-    return Tokens(jnp.asarray(positions), jnp.asarray(segment_ids))
+    return Placement(jnp.asarray(positions), jnp.asarray(segment_ids))
 
 
 def arrays(shape: Shape, rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -58,7 +58,9 @@ def with_gradients(attend: Callable[..., jax.Array], operands: tuple[jax.Array, 
     return jax.jit(run)(inputs, cotangent)
 
 
-def check_same(fused: Callable[..., jax.Array], shape: Shape, tokens: Tokens, *, dtype: Any, tolerance: float) -> None:
+def check_same(
+    fused: Callable[..., jax.Array], shape: Shape, tokens: Placement, *, dtype: Any, tolerance: float
+) -> None:
     """Compares `fused(query, key, value)` in `dtype` and its gradients with all scores at once in float32.
 
     `tolerance` is relative to the greatest value of each array, or to 1. Of padding, which no loss sees, all is finite.
@@ -68,7 +70,7 @@ def check_same(fused: Callable[..., jax.Array], shape: Shape, tokens: Tokens, *,
     operands = (query, key, value, jnp.where(real, cotangent, 0))
 
     def reference(query, key, value):
-        where = {"query_tokens": tokens, "key_tokens": tokens}
+        where = {"query_placement": tokens, "key_placement": tokens}
         return dense_attention(query, key, value, **where, **shape.options, precision=jax.lax.Precision.HIGHEST)
 
     expected = with_gradients(reference, operands, jnp.float32)

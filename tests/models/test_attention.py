@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fusejax.models.attention import block_attention, splash
-from fusejax.models.attention.dispatch import Tokens, attention, dense_attention, kernel_for
+from fusejax.models.attention.dispatch import Placement, attention, dense_attention, kernel_for
 from tests.models.attention_cases import Shape, arrays, check_same, packed
 
 ROWS = [[70, 1, 257], [384 - 20], [5, 300, 79]]
@@ -50,7 +50,7 @@ def test_kernel_follows_the_platform_compiled_for():
 def test_blocks_are_attention(shape, dtype, tolerance, length, rows):
     tokens = packed(rows, length)
     options = {**shape.options, "precision": jax.lax.Precision.HIGHEST}
-    blocks = functools.partial(attention, query_tokens=tokens, key_tokens=tokens, **options)
+    blocks = functools.partial(attention, query_placement=tokens, key_placement=tokens, **options)
     assert "while" in str(jax.make_jaxpr(blocks)(*arrays(shape, *tokens.segment_ids.shape)[:3]))
     check_same(blocks, shape, tokens, dtype=dtype, tolerance=tolerance)
 
@@ -60,7 +60,7 @@ def test_blocks_that_nothing_sees_are_not_computed():
     tokens = packed([[64, 64, 128]], 256)
     query, key, value = (jnp.ones((1, 256, 1, 16)).at[:, 64:128].set(jnp.nan) for _ in range(3))
     options = {"scale": 0.25, "window": None, "softcap": None, "precision": jax.lax.Precision.HIGHEST}
-    found = attention(query, key, value, query_tokens=tokens, key_tokens=tokens, **options)
+    found = attention(query, key, value, query_placement=tokens, key_placement=tokens, **options)
     assert block_attention.BLOCK == 64
     np.testing.assert_array_equal(np.isnan(found[0, :, 0, 0]), (np.arange(256) >= 64) & (np.arange(256) < 128))
 
@@ -86,7 +86,7 @@ def test_splash_is_attention_in_bfloat16_at_every_length(interpreted, length):
     """Rows that are no whole blocks, and rows long enough that blocks of keys are fetched in pairs."""
     shape = Shape(heads=2, kv_heads=1, head_dim=128, window=200)
     tokens = packed([[length // 3, length - length // 3], [length]], length)
-    where = {"query_tokens": tokens, "key_tokens": tokens}
+    where = {"query_placement": tokens, "key_placement": tokens}
     fused = functools.partial(attention, **where, **shape.options, precision=jax.lax.Precision.DEFAULT, kernel="splash")
     empty = [jnp.zeros((2, length, heads, 128), jnp.bfloat16) for heads in (2, 1, 1)]
     assert "pallas_call" in str(jax.make_jaxpr(fused)(*empty))
@@ -95,7 +95,7 @@ def test_splash_is_attention_in_bfloat16_at_every_length(interpreted, length):
 
 def test_fused_kernels_leave_decoding_and_float32_to_xla():
     tokens = packed([[8]], 8)
-    last = Tokens(*(array[:, -1:] for array in tokens))
+    last = Placement(*(array[:, -1:] for array in tokens))
     for dtype, queries in ((jnp.bfloat16, last), (jnp.float32, tokens)):
         rows = [jnp.ones((1, where.segment_ids.shape[1], 2, 64), dtype) for where in (queries, tokens, tokens)]
         for kernel in ("splash", "gpu"):
@@ -105,13 +105,13 @@ def test_fused_kernels_leave_decoding_and_float32_to_xla():
             assert "pallas_call" not in str(traced)
 
 
-def _attend(query, key, value, query_tokens, key_tokens, *, kernel, shape):
+def _attend(query, key, value, query_placement, key_placement, *, kernel, shape):
     return attention(
         query,
         key,
         value,
-        query_tokens=query_tokens,
-        key_tokens=key_tokens,
+        query_placement=query_placement,
+        key_placement=key_placement,
         **shape.options,
         precision=jax.lax.Precision.DEFAULT,
         kernel=kernel,
@@ -133,7 +133,7 @@ def test_splash_is_attention_for_any_packing(cuts, padding, window):
 @functools.partial(jax.jit, static_argnames="window")
 def _both(query, key, value, tokens, window):
     options = {"scale": 0.125, "window": window, "softcap": None}
-    where = {"query_tokens": tokens, "key_tokens": tokens, "precision": jax.lax.Precision.HIGHEST}
+    where = {"query_placement": tokens, "key_placement": tokens, "precision": jax.lax.Precision.HIGHEST}
     fused = splash.splash_attention(query, key, value, tokens.segment_ids, **options, interpret=True)
     return fused, dense_attention(query, key, value, **where, **options)
 
@@ -161,7 +161,7 @@ def test_splash_compiles_for_tpus_without_whole_scores(monkeypatch, topology, sh
     over_rows = PartitionSpec("data")
 
     def loss(query, key, value, segment_ids):
-        tokens = Tokens(segment_ids, segment_ids)
+        tokens = Placement(segment_ids, segment_ids)
         policy = jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS)
         attend = functools.partial(_attend, kernel="splash", shape=shape)
         attend = jax.checkpoint(attend, policy=policy, prevent_cse=False)

@@ -50,7 +50,7 @@ def test_kernel_is_one_that_has_gradients(monkeypatch, capability, head_dim, sof
 
 
 def _fused(shape, tokens):
-    where = {"query_tokens": tokens, "key_tokens": tokens}
+    where = {"query_placement": tokens, "key_placement": tokens}
     return functools.partial(attention, **where, **shape.options, precision=jax.lax.Precision.DEFAULT, kernel="gpu")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from fusejax.models.attention.dispatch import Tokens, attention, visible
+from fusejax.models.attention.dispatch import Placement, attention, visible
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import Decoder, named_parameters
 from fusejax.models.huggingface import checkpoint as huggingface
@@ -209,16 +209,16 @@ def test_seed_decides_the_initial_model():
 
 
 def test_visible_example():
-    tokens = Tokens(jnp.array([[0, 1, 2, 0, 1]]), jnp.array([[1, 1, 1, 2, 2]]))
+    tokens = Placement(jnp.array([[0, 1, 2, 0, 1]]), jnp.array([[1, 1, 1, 2, 2]]))
     seen = visible(tokens, tokens, window=2)[0]
     assert seen[2].tolist() == [False, True, True, False, False]
     assert seen[4].tolist() == [False, False, False, True, True]
 
 
 def test_attention_that_sees_nothing_is_finite():
-    tokens = Tokens(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32))
-    others = Tokens(tokens.positions, tokens.segment_ids + 1)
+    tokens = Placement(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.int32))
+    others = Placement(tokens.positions, tokens.segment_ids + 1)
     x = jnp.ones((1, 2, 2, 4))
     options = {"scale": 0.5, "window": None, "softcap": None, "precision": jax.lax.Precision.HIGHEST}
-    mixed = attention(x, x, x, query_tokens=tokens, key_tokens=others, **options)
+    mixed = attention(x, x, x, query_placement=tokens, key_placement=others, **options)
     assert bool(jnp.isfinite(mixed).all())

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
+from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
 
 
 @st.composite
@@ -26,36 +26,36 @@ def sharings(draw):
         source.append(token)
     length, computed = 13, draw(st.sampled_from([12, 13]))
     filling = [length] * (computed - len(first))
-    return Sharing(
+    return SharedPrefixes(
         np.array([first + filling]),
         np.array([[length if slot is None else slot for slot in second] + filling]),
         np.array([source + [computed] * (length - slots)]),
     )
 
 
-def matrix(sharing: Sharing) -> np.ndarray:
+def matrix(shared: SharedPrefixes) -> np.ndarray:
     """Which slots take which computed token, [L, C]."""
-    return (sharing.source[0][:, None] == np.arange(sharing.first.shape[1])).astype(np.float32)
+    return (shared.source[0][:, None] == np.arange(shared.first.shape[1])).astype(np.float32)
 
 
 @settings(max_examples=200, deadline=None)
 @given(sharings(), st.integers(0, 100))
-def test_spread_and_its_derivative(sharing, seed):
-    x = np.random.default_rng(seed).normal(size=(1, sharing.first.shape[1], 2, 3)).astype(np.float32)
-    found, vjp = jax.vjp(lambda x: spread(x, sharing), jnp.asarray(x))
-    np.testing.assert_array_equal(found[0], np.einsum("lc,cab->lab", matrix(sharing), x[0]))
+def test_spread_and_its_derivative(shared, seed):
+    x = np.random.default_rng(seed).normal(size=(1, shared.first.shape[1], 2, 3)).astype(np.float32)
+    found, vjp = jax.vjp(lambda x: spread(x, shared), jnp.asarray(x))
+    np.testing.assert_array_equal(found[0], np.einsum("lc,cab->lab", matrix(shared), x[0]))
     cotangent = np.random.default_rng(seed + 1).normal(size=found.shape).astype(np.float32)
-    expected = np.einsum("lc,lab->cab", matrix(sharing), cotangent[0])
+    expected = np.einsum("lc,lab->cab", matrix(shared), cotangent[0])
     np.testing.assert_allclose(vjp(cotangent)[0][0], expected, rtol=1e-6)
 
 
 @settings(max_examples=200, deadline=None)
 @given(sharings(), st.integers(0, 100))
-def test_collect_and_its_derivative(sharing, seed):
-    slots = np.arange(sharing.source.shape[1])
-    firsts = (sharing.first[0][:, None] == slots).astype(np.float32)
+def test_collect_and_its_derivative(shared, seed):
+    slots = np.arange(shared.source.shape[1])
+    firsts = (shared.first[0][:, None] == slots).astype(np.float32)
     x = np.random.default_rng(seed).normal(size=(1, len(slots), 2, 3)).astype(np.float32)
-    found, vjp = jax.vjp(lambda x: collect(x, sharing), jnp.asarray(x))
+    found, vjp = jax.vjp(lambda x: collect(x, shared), jnp.asarray(x))
     np.testing.assert_array_equal(found[0], np.einsum("cl,lab->cab", firsts, x[0]))
     cotangent = np.random.default_rng(seed + 1).normal(size=found.shape).astype(np.float32)
     np.testing.assert_array_equal(vjp(cotangent)[0][0], np.einsum("cl,cab->lab", firsts, cotangent[0]))

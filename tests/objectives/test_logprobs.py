@@ -34,13 +34,13 @@ def case(seed, rows, length, width=16, vocabulary=37, share=0.5):
     rows=st.integers(1, 3),
     length=st.integers(2, 20),
     chunk_tokens=st.integers(1, 70),
-    chunk_words=st.integers(1, 50),
+    chunk_vocab=st.integers(1, 50),
     share=st.sampled_from([0.0, 0.3, 1.0]),
     softcap=st.sampled_from([None, 3.0]),
     unroll=st.booleans(),
 )
 def test_values_and_gradients_equal_the_dense_computation(
-    seed, rows, length, chunk_tokens, chunk_words, share, softcap, unroll
+    seed, rows, length, chunk_tokens, chunk_vocab, share, softcap, unroll
 ):
     """Also where the vocabulary, or the tokens, are not a multiple of their chunk; gradients are added to others."""
     hidden, head, tokens, mask = case(seed, rows, length, share=share)
@@ -49,8 +49,8 @@ def test_values_and_gradients_equal_the_dense_computation(
     before = rng.normal(size=head.shape).astype(np.float32)
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     if unroll:  # every turn is written out: keep the program small
-        chunk_tokens, chunk_words = max(chunk_tokens, 15), max(chunk_words, 10)
-    projection = Projection(softcap, chunk_tokens=chunk_tokens, chunk_words=chunk_words, unroll=unroll)
+        chunk_tokens, chunk_vocab = max(chunk_tokens, 15), max(chunk_vocab, 10)
+    projection = Projection(softcap, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab, unroll=unroll)
 
     @jax.jit
     def ours(hidden, head):
@@ -77,7 +77,7 @@ def test_the_full_logits_never_exist(gradient):
     """Neither the forward nor the backward program holds an array of all tokens by all words."""
     rows, length, vocabulary = 2, 512, 4096
     hidden, head, tokens, mask = case(2, rows, length, vocabulary=vocabulary)
-    projection = Projection(chunk_tokens=64, chunk_words=512)
+    projection = Projection(chunk_tokens=64, chunk_vocab=512)
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
 
     def passes(hidden, head, total):

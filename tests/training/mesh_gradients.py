@@ -104,8 +104,8 @@ def accumulated(
 ) -> Accumulator:
     """What two microbatches that are the same add up to: gradients are added to those of the one before."""
     network = Network(config, mesh, loss, **DTYPES, **layout)
-    # Chunks that divide neither the words nor the tokens of a device.
-    network.projection = dataclasses.replace(network.projection, chunk_words=20, chunk_tokens=17)
+    # Chunks that divide neither the vocabulary nor the tokens of a device.
+    network.projection = dataclasses.replace(network.projection, chunk_vocab=20, chunk_tokens=17)
     replicas, parts = mesh.shape["data"], mesh.shape["data"] * mesh.shape["fsdp"]
     shardings = sharding.parameter_shardings(params, mesh)
     accumulator = Accumulator(

@@ -19,7 +19,7 @@ BLOCK = 64
 """Tokens of a block: small, so that its scores stay in a CPU's cache and little beyond the diagonal is computed."""
 
 
-class Places(NamedTuple):
+class BlockPlacement(NamedTuple):
     """Where the tokens of a row's blocks stand."""
 
     positions: Int[Array, "n C"]
@@ -65,13 +65,13 @@ def block_attention(
     earliest = index - where[0]
     if settings.window is not None:
         earliest = jnp.maximum(earliest, index - settings.window + 1)
-    places = Places(*where, jnp.min(earliest, axis=2) // size)
+    placement = BlockPlacement(*where, jnp.min(earliest, axis=2) // size)
 
     def row(_, arrays):
         return None, _row(*arrays, settings)
 
     # One row after the other: each has its own blocks to compute.
-    _, mixed = jax.lax.scan(row, None, (queries, keys, values, places))
+    _, mixed = jax.lax.scan(row, None, (queries, keys, values, placement))
     mixed = mixed.reshape(rows, -1, heads // groups, groups, size, width).transpose(0, 1, 4, 2, 3, 5)
     return mixed.reshape(rows, -1, heads, width)[:, :length]
 
@@ -81,19 +81,19 @@ def _row(
     queries: Float[Array, "n K GC H"],
     keys: Float[Array, "n K C H"],
     values: Float[Array, "n K C H"],
-    places: Places,
+    placement: BlockPlacement,
     settings: Settings,
 ) -> Float[Array, "n K GC H"]:
-    return _forward(queries, keys, values, places, settings)[0]
+    return _forward(queries, keys, values, placement, settings)[0]
 
 
-def _forward(queries, keys, values, places: Places, settings: Settings):
+def _forward(queries, keys, values, placement: BlockPlacement, settings: Settings):
     def over_queries(_, scanned):
         i, query = scanned
 
         def over_keys(j, stats):
             highest, total, mixed = stats
-            scores, _, seen = _scores(query, keys[j], places, i, j, settings)
+            scores, _, seen = _scores(query, keys[j], placement, i, j, settings)
             # Finite, so that a query that sees nothing in a block adds what the next block wipes out.
             scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
             higher = jnp.maximum(highest, jnp.max(scores, axis=-1))
@@ -105,16 +105,16 @@ def _forward(queries, keys, values, places: Places, settings: Settings):
 
         lowest = jnp.full(query.shape[:2], jnp.finfo(jnp.float32).min)
         start = (lowest, jnp.zeros(query.shape[:2], jnp.float32), jnp.zeros(query.shape, jnp.float32))
-        highest, total, mixed = jax.lax.fori_loop(places.first[i], i + 1, over_keys, start)
+        highest, total, mixed = jax.lax.fori_loop(placement.first[i], i + 1, over_keys, start)
         return None, ((mixed / total[..., None]).astype(query.dtype), highest + jnp.log(total))
 
     _, (mixed, normalizers) = jax.lax.scan(over_queries, None, (jnp.arange(len(queries)), queries))
     mixed, normalizers = checkpoint_name((mixed, normalizers), SAVED)
-    return mixed, (queries, keys, values, places, mixed, normalizers)
+    return mixed, (queries, keys, values, placement, mixed, normalizers)
 
 
 def _backward(settings: Settings, residuals, cotangent):
-    queries, keys, values, places, mixed, normalizers = residuals
+    queries, keys, values, placement, mixed, normalizers = residuals
 
     def over_queries(carry, scanned):
         i, query, mixed, normalizer, d_mixed = scanned
@@ -122,7 +122,7 @@ def _backward(settings: Settings, residuals, cotangent):
 
         def over_keys(j, carry):
             d_query, d_keys, d_values = carry
-            scores, slope, seen = _scores(query, keys[j], places, i, j, settings)
+            scores, slope, seen = _scores(query, keys[j], placement, i, j, settings)
             weights = jnp.where(seen, jnp.exp(scores - normalizer[..., None]), 0.0)
             d_weights = _product("kqh,kch->kqc", d_mixed, values[j], settings)
             d_scores = (weights * (d_weights - shift) * slope * settings.scale).astype(query.dtype)
@@ -132,7 +132,7 @@ def _backward(settings: Settings, residuals, cotangent):
             return d_query, d_keys, d_values
 
         start = (jnp.zeros(query.shape, jnp.float32), *carry)
-        d_query, *carry = jax.lax.fori_loop(places.first[i], i + 1, over_keys, start)
+        d_query, *carry = jax.lax.fori_loop(placement.first[i], i + 1, over_keys, start)
         return tuple(carry), d_query.astype(query.dtype)
 
     nothing = jnp.zeros(keys.shape, jnp.float32)
@@ -145,7 +145,7 @@ _row.defvjp(_forward, _backward)
 
 
 def _scores(
-    query: Float[Array, "K GC H"], key: Float[Array, "K C H"], places: Places, i, j, settings: Settings
+    query: Float[Array, "K GC H"], key: Float[Array, "K C H"], placement: BlockPlacement, i, j, settings: Settings
 ) -> tuple[Float32[Array, "K GC C"], Float32[Array, "..."], Bool[Array, "GC C"]]:
     """Scores of block `i` of queries and block `j` of keys, the soft cap's derivative there, and what may be seen."""
     scores = settings.scale * _product("kqh,kch->kqc", query, key, settings)
@@ -153,8 +153,8 @@ def _scores(
     if settings.softcap is not None:
         scores = settings.softcap * jnp.tanh(scores / settings.softcap)
         slope = 1.0 - jnp.square(scores / settings.softcap)
-    same = places.segment_ids[i][:, None] == places.segment_ids[j]
-    distance = places.positions[i][:, None] - places.positions[j]
+    same = placement.segment_ids[i][:, None] == placement.segment_ids[j]
+    distance = placement.positions[i][:, None] - placement.positions[j]
     seen = same & (distance >= 0)
     if settings.window is not None:
         seen &= distance < settings.window

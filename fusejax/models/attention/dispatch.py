@@ -26,7 +26,7 @@ def kernel_for(platform: str) -> Kernel:
     return kernels.get(platform, "xla")
 
 
-class Tokens(NamedTuple):
+class Placement(NamedTuple):
     """Where tokens stand: what attention needs to know of them beside their vectors."""
 
     positions: Int[Array, "B L"]
@@ -35,7 +35,7 @@ class Tokens(NamedTuple):
     """Which of the row's sequences; 0 is padding."""
 
 
-def visible(queries: Tokens, keys: Tokens, window: int | None) -> Bool[Array, "B T S"]:
+def visible(queries: Placement, keys: Placement, window: int | None) -> Bool[Array, "B T S"]:
     """True where a query may see a key: same sequence, not later, and fewer than `window` positions back.
 
     Example: positions 0 1 2 | 0 1 of segments 1 1 1 | 2 2, with window 2, let token 2 see tokens 1 and 2, and token 4
@@ -52,8 +52,8 @@ def attention(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     *,
-    query_tokens: Tokens,
-    key_tokens: Tokens,
+    query_placement: Placement,
+    key_placement: Placement,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -82,16 +82,16 @@ def attention(
         kernel = "xla"
     what: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
     if kernel == "splash":
-        return _over_whole_blocks(splash.splash_attention, query, key, value, key_tokens.segment_ids, **what)
+        return _over_whole_blocks(splash.splash_attention, query, key, value, key_placement.segment_ids, **what)
     if kernel == "gpu":
         implementation = gpu_attention.implementation(query.shape[3], softcap)
         if implementation is not None:
             fused = functools.partial(gpu_attention.gpu_attention, implementation=implementation)
-            return _over_whole_blocks(fused, query, key, value, key_tokens.segment_ids, **what)
+            return _over_whole_blocks(fused, query, key, value, key_placement.segment_ids, **what)
     if whole_rows:
         settings = block_attention.Settings(**what, precision=precision)
-        return block_attention.block_attention(query, key, value, *key_tokens, settings)
-    where: dict[str, Any] = {"query_tokens": query_tokens, "key_tokens": key_tokens}
+        return block_attention.block_attention(query, key, value, *key_placement, settings)
+    where: dict[str, Any] = {"query_placement": query_placement, "key_placement": key_placement}
     return dense_attention(query, key, value, **where, **what, precision=precision)
 
 
@@ -100,8 +100,8 @@ def dense_attention(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     *,
-    query_tokens: Tokens,
-    key_tokens: Tokens,
+    query_placement: Placement,
+    key_placement: Placement,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -115,7 +115,7 @@ def dense_attention(
     )
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    mask = visible(query_tokens, key_tokens, window)[:, None, None]
+    mask = visible(query_placement, key_placement, window)[:, None, None]
     # Finite, so that a query that sees nothing gives an average and not NaN.
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -128,6 +128,6 @@ def _over_whole_blocks(
 ) -> Float[Array, "B T N H"]:
     """Calls a fused kernel on rows filled up with padding to a multiple of its blocks."""
     length = query.shape[1]
-    fill = -length % (splash.BLOCK if length > splash.BLOCK else 128)
+    fill = splash.whole_blocks(length) - length
     arrays = (jnp.pad(array, ((0, 0), (0, fill)) + ((0, 0),) * (array.ndim - 2)) for array in (query, key, value))
     return fused(*arrays, jnp.pad(segment_ids, ((0, 0), (0, fill))), **what)[:, :length]

@@ -23,6 +23,11 @@ With both saved, the backward pass does not run the forward kernel again.
 """
 
 
+def whole_blocks(length: int) -> int:
+    """The length of a row that is filled up to whole blocks, which fused kernels need."""
+    return length + -length % (BLOCK if length > BLOCK else 128)
+
+
 def block_sizes(length: int) -> splash.BlockSizes:
     """Blocks that divide a row and fit the scoped memory of every TPU from v5e on, at up to 256 channels a head.
 
@@ -60,7 +65,7 @@ def splash_attention(
     """As `fusejax.models.attention.dispatch.attention`, of tokens among themselves.
 
     Args:
-      query: `T` is a multiple of 128, and of `BLOCK` if larger than that.
+      query: `T` is one that `whole_blocks` gives.
       interpret: run the kernel's steps as XLA operations, on any platform.
     """
     length, heads = query.shape[1:3]

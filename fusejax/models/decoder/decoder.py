@@ -20,10 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.distributed.collectives import sum_gradient, sum_parts
-from fusejax.models.attention.dispatch import Kernel, Tokens, attention
+from fusejax.models.attention.dispatch import Kernel, Placement, attention
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.layers import Embedder, Head, Linear, RMSNorm, Shape, precision
-from fusejax.models.decoder.prefix_sharing import Sharing, collect, spread
+from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
 from fusejax.models.decoder.rotary import Rotation, rotate, rotation
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -38,7 +38,7 @@ class Cache(NamedTuple):
     keys: list[Float[Array, "blocks B S K H"]]
     """One array for each layer of the block."""
     values: list[Float[Array, "blocks B S K H"]]
-    tokens: Tokens
+    placement: Placement
     """Of the slots, [B, S]."""
     used: Int[Array, ""]
     """How many slots are filled."""
@@ -49,7 +49,7 @@ class LayerCache(NamedTuple):
 
     keys: Float[Array, "blocks B S K H"]
     values: Float[Array, "blocks B S K H"]
-    tokens: Tokens
+    placement: Placement
     block: Int[Array, ""]
     slot: Int[Array, ""]
 
@@ -60,8 +60,8 @@ class LayerCache(NamedTuple):
             values=jax.lax.dynamic_update_slice(self.values, value[None], start),
         )
 
-    def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Tokens]:
-        return self.keys[self.block], self.values[self.block], self.tokens
+    def read(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Placement]:
+        return self.keys[self.block], self.values[self.block], self.placement
 
 
 class Attention(nnx.Module):
@@ -89,32 +89,32 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B C D"],
-        tokens: Tokens,
+        placement: Placement,
         rotary: Rotation,
         cache: LayerCache | None,
-        sharing: Sharing | None,
+        shared: SharedPrefixes | None,
     ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
         query, key, value = rotate(self.query(x), rotary), rotate(self.key(x), rotary), self.value(x)
-        if sharing is not None:
-            query, key, value = (spread(each, sharing) for each in (query, key, value))
-        key_tokens = tokens
+        if shared is not None:
+            query, key, value = (spread(each, shared) for each in (query, key, value))
+        key_placement = placement
         if cache is not None:
             cache = cache.write(key, value)
-            key, value, key_tokens = cache.read()
+            key, value, key_placement = cache.read()
         mixed = attention(
             query,
             key,
             value,
-            query_tokens=tokens,
-            key_tokens=key_tokens,
+            query_placement=placement,
+            key_placement=key_placement,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
             precision=precision(x.dtype),
             kernel=self.kernel if cache is None else "xla",
         )
-        if sharing is not None:
-            mixed = collect(mixed, sharing)
+        if shared is not None:
+            mixed = collect(mixed, shared)
         return self.output(mixed), cache
 
 
@@ -177,13 +177,13 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B C D"],
-        tokens: Tokens,
+        placement: Placement,
         rotary: Rotation,
         cache: LayerCache | None = None,
-        sharing: Sharing | None = None,
+        shared: SharedPrefixes | None = None,
     ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
-        """With `sharing`, `x` and `rotary` have the computed tokens, and `tokens` the slots; else these are one."""
-        update, cache = self.attention(self._to_parts(self.attention_norm(x)), tokens, rotary, cache, sharing)
+        """With `shared`, `x` and `rotary` have computed tokens, and `placement` slots; without, these are the same."""
+        update, cache = self.attention(self._to_parts(self.attention_norm(x)), placement, rotary, cache, shared)
         update = self._from_parts(update)
         x = x + (self.post_attention_norm(update) if self.post_norms else update)
         update = self._from_parts(self.mlp(self._to_parts(self.mlp_norm(x))))
@@ -244,7 +244,7 @@ class Decoder(nnx.Module):
           positions: from 0 at the start of each sequence of the row.
           segment_ids: number of the sequence within its row; 0 is padding, which no other token sees.
         """
-        return self._run(tokens, Tokens(positions, segment_ids), None)[0]
+        return self._run(tokens, Placement(positions, segment_ids), None)[0]
 
     def head(self) -> Float[Array, "V D"]:
         """The output projection, in the parameters' dtype, whether it is the embedding or not."""
@@ -268,7 +268,7 @@ class Decoder(nnx.Module):
         return Cache(
             keys=[jnp.zeros(shape, self.compute_dtype) for _ in range(pattern)],
             values=[jnp.zeros(shape, self.compute_dtype) for _ in range(pattern)],
-            tokens=Tokens(none, none),
+            placement=Placement(none, none),
             used=jnp.zeros((), jnp.int32),
         )
 
@@ -280,21 +280,21 @@ class Decoder(nnx.Module):
         cache: Cache,
     ) -> tuple[Float[Array, "B L D"], Cache]:
         """As calling the model, for tokens that follow those in `cache`; they are added to it."""
-        where = Tokens(positions, segment_ids)
-        slots = Tokens(
+        placement = Placement(positions, segment_ids)
+        slots = Placement(
             *(
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.used))
-                for old, new in zip(cache.tokens, where, strict=True)
+                for old, new in zip(cache.placement, placement, strict=True)
             )
         )
-        hidden, kept = self._run(tokens, where, cache._replace(tokens=slots))
+        hidden, kept = self._run(tokens, placement, cache._replace(placement=slots))
         assert kept is not None
         return hidden, kept._replace(used=cache.used + tokens.shape[1])
 
     def _run(
-        self, tokens: Int[Array, "B L"], where: Tokens, cache: Cache | None
+        self, tokens: Int[Array, "B L"], placement: Placement, cache: Cache | None
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        rotary = rotation(self.config, where.positions)
+        rotary = rotation(self.config, placement.positions)
         blocks: tuple[nnx.GraphDef[Any], nnx.State] = nnx.split(self.blocks)
         graphdef, params = blocks
 
@@ -303,10 +303,10 @@ class Decoder(nnx.Module):
             index, params = scanned
             for i, layer in enumerate(nnx.merge(graphdef, params)):
                 if cache is None:
-                    x, _ = layer(x, where, rotary)
+                    x, _ = layer(x, placement, rotary)
                 else:
-                    view = LayerCache(cache.keys[i], cache.values[i], cache.tokens, index, cache.used)
-                    x, view = layer(x, where, rotary, view)
+                    view = LayerCache(cache.keys[i], cache.values[i], cache.placement, index, cache.used)
+                    x, view = layer(x, placement, rotary, view)
                     cache.keys[i], cache.values[i] = view.keys, view.values
             return (x, cache), None
 

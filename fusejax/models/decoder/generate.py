@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from fusejax.common.progress import Progress
-from fusejax.models.attention.dispatch import Tokens
+from fusejax.models.attention.dispatch import Placement
 from fusejax.models.decoder.decoder import Cache, Decoder
 
 _SHORTEST = 32
@@ -103,8 +103,8 @@ def _decode(
         step, token, active, new, counts, cache = state
         new = new.at[:, step].set(token)
         counts += active
-        where = Tokens((lengths + step)[:, None], active[:, None].astype(jnp.int32))
-        hidden, cache = model.decode(token[:, None], where.positions, where.segment_ids, cache)
+        placement = Placement((lengths + step)[:, None], active[:, None].astype(jnp.int32))
+        hidden, cache = model.decode(token[:, None], placement.positions, placement.segment_ids, cache)
         token, active = choose(hidden, active)
         return step + 1, token, active, new, counts, cache
 

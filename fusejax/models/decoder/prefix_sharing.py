@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-class Sharing(NamedTuple):
+class SharedPrefixes(NamedTuple):
     """`first` and `second` are the inverse of `source`: no token has a third slot."""
 
     first: Int[Array, "B C"]
@@ -24,29 +24,29 @@ class Sharing(NamedTuple):
 
 
 @jax.custom_vjp
-def spread(x: Float[Array, "B C ..."], sharing: Sharing) -> Float[Array, "B L ..."]:
+def spread(x: Float[Array, "B C ..."], shared: SharedPrefixes) -> Float[Array, "B L ..."]:
     """Computed tokens in their slots; 0 in padding."""
-    return _taken(x, sharing.source)
+    return _taken(x, shared.source)
 
 
 @jax.custom_vjp
-def collect(x: Float[Array, "B L ..."], sharing: Sharing) -> Float[Array, "B C ..."]:
+def collect(x: Float[Array, "B L ..."], shared: SharedPrefixes) -> Float[Array, "B C ..."]:
     """Computed tokens from the first of their slots; 0 where there is none."""
-    return _taken(x, sharing.first)
+    return _taken(x, shared.first)
 
 
-def _collect_backward(sharing: Sharing, cotangent: Float[Array, "B C ..."]) -> tuple[Array, None]:
-    slots = jnp.arange(sharing.source.shape[1])
-    is_first = _taken(sharing.first, sharing.source) == slots
-    return _taken(cotangent, jnp.where(is_first, sharing.source, sharing.first.shape[1])), None
+def _collect_backward(shared: SharedPrefixes, cotangent: Float[Array, "B C ..."]) -> tuple[Array, None]:
+    slots = jnp.arange(shared.source.shape[1])
+    is_first = _taken(shared.first, shared.source) == slots
+    return _taken(cotangent, jnp.where(is_first, shared.source, shared.first.shape[1])), None
 
 
 # Written out, as JAX's own are scatters, which are slow; these are gathers too.
 spread.defvjp(
-    lambda x, sharing: (spread(x, sharing), sharing),
-    lambda sharing, cotangent: (_taken(cotangent, sharing.first) + _taken(cotangent, sharing.second), None),
+    lambda x, shared: (spread(x, shared), shared),
+    lambda shared, cotangent: (_taken(cotangent, shared.first) + _taken(cotangent, shared.second), None),
 )
-collect.defvjp(lambda x, sharing: (collect(x, sharing), sharing), _collect_backward)
+collect.defvjp(lambda x, shared: (collect(x, shared), shared), _collect_backward)
 
 
 def _taken(x: Array, index: Int[Array, "B T"]) -> Array:
