@@ -44,6 +44,7 @@ class RewardModelConfig(ConfigModel):
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     backend: Literal["transformers", "vllm"] = "transformers"
+    """What runs the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the backbone; the heads compute in float32."""
     batch_tokens: PositiveInt = 16384
@@ -97,6 +98,7 @@ class VerifierLimits(ConfigModel):
     timeout_seconds: PositiveFloat = 5.0
     """math_verify: wall time; code: CPU time of all tests of an answer."""
     memory_mb: PositiveInt = 1024
+    """Of a worker process (math_verify) or of a program (code)."""
 
 
 class DomainConfig(VerifierLimits):
@@ -131,23 +133,30 @@ DEFAULTS = {
 
 class SamplesPerPrompt(ConfigModel):
     instruction: PositiveInt | None = None
+    """Now `domains.instruction.samples`."""
     math: PositiveInt | None = None
+    """Now `domains.math.samples`."""
     code: PositiveInt | None = None
+    """Now `domains.code.samples`."""
     chinese: PositiveInt | None = None
+    """Now `domains.chinese.samples`."""
 
 
 class ScorerConfig(VerifierLimits):
     reward: Reward = None
+    """Now `domains.NAME.reward`."""
     correctness: Literal["math_verify", "code"] | None = None
     """Now called `verifier`."""
 
 
 class MathScorerConfig(ScorerConfig):
     correctness: Literal["math_verify", "code"] = "math_verify"
+    """Now `domains.math.verifier`."""
 
 
 class CodeScorerConfig(ScorerConfig):
     correctness: Literal["math_verify", "code"] = "code"
+    """Now `domains.code.verifier`."""
 
 
 class ScorersConfig(ConfigModel):
@@ -156,16 +165,24 @@ class ScorersConfig(ConfigModel):
     allow_unsafe: bool = False
     """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
     instruction: ScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.instruction`."""
     math: MathScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.math`."""
     code: CodeScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.code`."""
     chinese: ScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.chinese`."""
 
 
 class SelectionConfig(ConfigModel):
     instruction: Margin | None = None
+    """Now `domains.instruction.rule`."""
     math: VerdictPairs | None = None
+    """Now `domains.math.rule`."""
     code: VerdictBoth | None = None
+    """Now `domains.code.rule`."""
     chinese: OneSource | None = None
+    """Now `domains.chinese.rule`."""
 
 
 SECTIONS = {
