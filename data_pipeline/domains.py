@@ -98,7 +98,7 @@ class VerifierLimits(ConfigModel):
     timeout_seconds: PositiveFloat = 5.0
     """math_verify: wall time; code: CPU time of all tests of an answer."""
     memory_mb: PositiveInt = 1024
-    """Of a worker process (math_verify) or of a program (code)."""
+    """Address space. math_verify: beyond what a worker starts with; code: of a program with its tests."""
 
 
 class DomainConfig(VerifierLimits):
@@ -108,8 +108,9 @@ class DomainConfig(VerifierLimits):
     """A reward model; or `module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class
     with that method."""
     verifier: Annotated[str | None, pydantic.AfterValidator(_verifier)] = None
-    """Gives the verdict: one of `VERIFIERS`; or `module:attribute` of a function `check(prompt, text) -> verdict`, or
-    of a class with that method. Default: the verdict is the reward function's."""
+    """Gives the verdict: `math_verify` compares with the prompt's `answer`, `code` runs its `tests`; or
+    `module:attribute` of a function `check(prompt, text) -> verdict`, or of a class with that method. Default: the
+    verdict is the reward function's."""
     rule: Annotated[Parameters, pydantic.BeforeValidator(_rule)]
     """Name of a rule, or its name and parameters: which answers are selected; see `selection/rules.py`."""
 
@@ -132,6 +133,8 @@ DEFAULTS = {
 
 
 class SamplesPerPrompt(ConfigModel):
+    """What was written before there was `domains`; now `domains.NAME.samples`."""
+
     instruction: PositiveInt | None = None
     """Now `domains.instruction.samples`."""
     math: PositiveInt | None = None
@@ -143,6 +146,8 @@ class SamplesPerPrompt(ConfigModel):
 
 
 class ScorerConfig(VerifierLimits):
+    """What was written before there was `domains`; now keys of `domains.NAME`."""
+
     reward: Reward = None
     """Now `domains.NAME.reward`."""
     correctness: Literal["math_verify", "code"] | None = None
@@ -175,6 +180,8 @@ class ScorersConfig(ConfigModel):
 
 
 class SelectionConfig(ConfigModel):
+    """What was written before there was `domains`; now `domains.NAME.rule`."""
+
     instruction: Margin | None = None
     """Now `domains.instruction.rule`."""
     math: VerdictPairs | None = None

@@ -70,7 +70,7 @@ class Part:
 
 
 class Margins(ConfigModel):
-    """Parameters of every rule that makes pairs."""
+    """What rules that make pairs have in common."""
 
     min_margin: float | None = Field(0.01, ge=0)
     """Least reward of the chosen answer above that of the rejected one, inclusive; null is no bound."""
@@ -87,7 +87,7 @@ class Margins(ConfigModel):
 
 
 class Margin(Margins):
-    """Parameters of `margin`."""
+    """A source's best answer against its worst, by reward; prompts with a valid pair are split between SFT and DPO."""
 
     name: Literal["margin"] = "margin"
     """Of the rule."""
@@ -97,14 +97,14 @@ class Margin(Margins):
 
 
 class VerdictPairs(Margins):
-    """Parameters of `verdict_pairs`."""
+    """Pairs of a correct and a wrong answer first; prompts left over, with a correct answer, serve SFT."""
 
     name: Literal["verdict_pairs"] = "verdict_pairs"
     """Of the rule."""
 
 
 class VerdictBoth(Margins):
-    """Parameters of `verdict_both`."""
+    """The best correct answer serves SFT, and with a wrong one makes a pair too."""
 
     name: Literal["verdict_both"] = "verdict_both"
     """Of the rule."""
@@ -117,7 +117,7 @@ class VerdictBoth(Margins):
 
 
 class OneSource(ConfigModel):
-    """Parameters of `one_source`."""
+    """SFT only: the best answer of one source. Needs no reward."""
 
     name: Literal["one_source"] = "one_source"
     """Of the rule."""
@@ -125,6 +125,7 @@ class OneSource(ConfigModel):
     """The one source whose answers are used. Default: any."""
 
 
+# The parameters of each rule are a model named after it.
 Parameters = Margin | VerdictPairs | VerdictBoth | OneSource
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -12,7 +12,7 @@ import yaml
 from data_pipeline.__main__ import main
 from data_pipeline.config import PipelineConfig
 from data_pipeline.domains import DEFAULTS, todays_key
-from data_pipeline.selection.rules import RULES, Margin
+from data_pipeline.selection.rules import RULES, Margin, Parameters
 from fusejax.common import cli
 from fusejax.data.records import open_shards
 from tests.data_pipeline.helpers import write_config, write_jsonl
@@ -327,3 +327,8 @@ def test_the_spelling_alone_asks_for_nothing_again(
     main(["run", "--config", str(write_config(tmp_path / "today.yaml", values))])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and all("up to date" in line for line in lines), lines
+
+
+def test_every_rule_can_be_named():
+    assert {rule.parameters for rule in RULES.values()} == set(get_args(Parameters))
+    assert {name: rule.parameters().name for name, rule in RULES.items()} == {name: name for name in RULES}
