@@ -128,7 +128,7 @@ def _training(output: Path) -> list[charts.Chart]:
     ]  # fmt: skip
 
 
-def _curve(run: Path, metric: str) -> tuple[list[float], list[float]]:
+def _curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, where it was logged."""
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     points = [(step["step"], step[metric]) for step in logged if metric in step]

@@ -80,7 +80,7 @@ class Chart:
 
 
 def bars(
-    values: Mapping[str, float],
+    values: Mapping[str, int],
     *,
     title: str,
     colors: Mapping[str, str] | None = None,
@@ -103,7 +103,7 @@ def bars(
 
 
 def stacked_bars(
-    table: Mapping[str, Mapping[str, float]],
+    table: Mapping[str, Mapping[str, int]],
     *,
     title: str,
     colors: Mapping[str, str] | None = None,
@@ -218,7 +218,7 @@ def ranges(
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]], *, title: str, xlabel: str, ylabel: str
 ) -> Chart:
     """Name -> (x, y), each a line."""
     palette = _palette(series, None)

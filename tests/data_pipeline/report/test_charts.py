@@ -12,9 +12,9 @@ from data_pipeline.report.page import Section, render
 DRAWN = {
     "histograms": lambda: charts.histograms({"a": [0.1, 0.2, math.nan], "b": []}, title="R", xlabel="reward"),
     "close": lambda: charts.histograms({"a": [1e16, 1e16 + 2, 1e16]}, title="R", xlabel="reward"),
-    "band": lambda: charts.histograms({"a": [0, 1]}, title="R", xlabel="reward", filled="a", band=(0.5, None)),
-    "beside the band": lambda: charts.histograms({"a": [0, 1]}, title="R", xlabel="reward", band=(2, 3)),
-    "ranges": lambda: charts.ranges({"a": [1, 2, 3, 4, 5], "b": [2, 2, 2, 2, 2]}, title="R", xlabel="reward"),
+    "band": lambda: charts.histograms({"a": [0.0, 1.0]}, title="R", xlabel="reward", filled="a", band=(0.5, None)),
+    "beside the band": lambda: charts.histograms({"a": [0.0, 1.0]}, title="R", xlabel="reward", band=(2.0, 3.0)),
+    "ranges": lambda: charts.ranges({"a": [1.0, 2.0, 3.0, 4.0, 5.0], "b": [2.0] * 5}, title="R", xlabel="reward"),
     "lines": lambda: charts.lines({"sft": ([1, 2], [3.0, 2.0])}, title="Loss", xlabel="step", ylabel="loss"),
 }
 
@@ -52,8 +52,8 @@ def test_nothing_to_draw_is_said():
 
 
 def test_a_few_distant_values_do_not_stretch_the_axis():
-    near = [*range(1000)]
-    assert "outermost bins hold all beyond" in charts.histograms({"a": [*near, 10**6]}, title="L", xlabel="tokens").svg
+    near = [float(value) for value in range(1000)]
+    assert "outermost bins hold all beyond" in charts.histograms({"a": [*near, 1e6]}, title="L", xlabel="tokens").svg
     assert "beyond" not in charts.histograms({"a": near}, title="L", xlabel="tokens").svg
 
 
