@@ -12,6 +12,7 @@ others along, and they tell which it was.
 | 1 | an exception on any host | probably fails alike |
 | `HOST_LOST` | another host died or cannot be reached | goes on from the last checkpoint |
 | `STOPPED` | SIGTERM; a checkpoint of the last step was saved | goes on as if nothing had happened |
+| 130 | Ctrl-C on any host; nothing was saved | goes on from the last checkpoint |
 """
 
 import contextlib
@@ -31,7 +32,7 @@ import jax
 from jax._src import cloud_tpu_init  # JAX has no public way to ask whether TPUs are attached without starting them,
 from jax._src import distributed as jax_distributed  # nor to the coordination service; Orbax uses the same
 
-from fusejax.common.cli import UserError, note, one_line
+from fusejax.common.cli import INTERRUPTED, UserError, note, one_line
 
 STOPPED = 75
 """Exit status of a run that SIGTERM ended: EX_TEMPFAIL of sysexits.h."""
@@ -224,7 +225,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
         hosts.close()
         sys.exit(STOPPED)
     except KeyboardInterrupt:
-        hosts.leave(128 + signal.SIGINT, "interrupted")
+        hosts.leave(INTERRUPTED, "interrupted")
     except Exception as error:
         if hosts.count == 1:
             raise
@@ -349,7 +350,7 @@ def _describe(error: Exception) -> str:
 
 def _tell(status: int, text: str) -> None:
     # Below a progress bar, if there is one.
-    note(f"\n{text}" if status == STOPPED else f"\nerror: {text}")
+    note(f"\n{text}" if status in (STOPPED, INTERRUPTED) else f"\nerror: {text}")
 
 
 def _exit(status: int) -> NoReturn:

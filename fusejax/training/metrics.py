@@ -57,8 +57,10 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Ctrl-C may have come in the midst of the board's queue, and closing it would wait for ever. What it has not
+        # written yet are steps that a resumed run takes again.
+        self.close(board=kind is None or not issubclass(kind, KeyboardInterrupt))
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Logs one step: `step` (from 1), `loss`, `tokens`, and numbers of the task's own.
@@ -102,9 +104,10 @@ class MetricsLog:
         if self._mirror:
             self._mirror.upload()
 
-    def close(self) -> None:
+    def close(self, *, board: bool = True) -> None:
         self._file.close()
-        self._board.close()
+        if board:
+            self._board.close()
         self._progress.close()
         if self._mirror:
             self._mirror.close()

@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
+import yaml
 
 import fusejax
 from data_pipeline.__main__ import STAGES, SUMMARIES
 from fusejax.__main__ import COMMANDS
+from tests.tiny_runs import train_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +62,7 @@ def test_help_imports_nothing_slow(command):
         try:
             runpy.run_module({command[0]!r}, run_name="__main__", alter_sys=True)
         except SystemExit:
-            print([name for name in ("jax", "torch", "transformers", "polars", "vllm") if name in sys.modules])
+            print([name for name in ("jax", "torch", "transformers", "vllm") if name in sys.modules])
     """
     found = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.endswith("\n[]\n"), found.stderr
@@ -124,3 +129,49 @@ def test_ctrl_c_is_one_line_and_status_130():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "interrupted\n"
     assert process.returncode == 130
+
+
+def interrupt(command: list[str], when: Callable[[], bool]) -> tuple[int, str]:
+    """Exit status and stderr of a program to which, and to all that it started, a terminal's Ctrl-C came."""
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not when():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    return process.returncode, told
+
+
+def test_ctrl_c_ends_a_training_run(world, tmp_path):
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    command = train_command(world, tmp_path / "run", epochs=10_000)
+    status, told = interrupt(command, lambda: metrics.exists() and metrics.stat().st_size > 0)
+    assert (status, told.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in told and "error" not in told
+
+
+REWARD = """
+import pathlib, time
+def score(prompt, text):
+    pathlib.Path(__file__).with_name("asked").touch()
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_ends_a_stage_of_the_pipeline(tmp_path, monkeypatch):
+    (tmp_path / "slow_reward.py").write_text(REWARD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "hello", "answer": "1"}\n')
+    config = {
+        "output_dir": str(tmp_path / "out"),
+        "prompts": [{"path": str(tmp_path / "prompts.jsonl"), "dataset": "d", "domain": "math"}],
+        "sources": [{"name": "s", "model": "none"}],
+        "scorers": {"math": {"reward": "slow_reward:score", "correctness": "math_verify"}, "workers": 2},
+    }
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(config))
+    assert run("data_pipeline", "prompts", "--config", str(tmp_path / "data.yaml")).returncode == 0
+    (tmp_path / "out" / "samples").mkdir()
+    sample = {"prompt_id": "a", "text": "1", "finish_reason": "stop", "source": "s", "sample_index": 0}
+    pl.DataFrame([sample]).write_parquet(tmp_path / "out" / "samples" / "s.parquet")
+    command = [sys.executable, "-m", "data_pipeline", "score", "--config", str(tmp_path / "data.yaml")]
+    status, told = interrupt(command, (tmp_path / "asked").exists)
+    assert (status, told) == (130, "interrupted\n")
