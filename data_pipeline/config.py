@@ -26,6 +26,7 @@ class ColumnsConfig(ConfigModel):
     """Our column -> the column of the file. Unset ones are looked for under our own name."""
 
     id: str | None = None
+    """Names the prompt. Default: the data set's name and the row's number."""
     messages: str | None = None
     """A list of `{role, content}`, ending in a user turn."""
     prompt: str | None = None
@@ -33,7 +34,9 @@ class ColumnsConfig(ConfigModel):
     input: str | None = None
     """What the instruction in `prompt` is about, in Alpaca-like sets: follows it after a blank line."""
     answer: str | None = None
+    """The gold answer, for mathematics."""
     tests: str | None = None
+    """Python assertions, a text or a list of them, for code."""
 
 
 class RowsConfig(ConfigModel):
@@ -60,6 +63,7 @@ class PromptsConfig(RowsConfig):
     """Hub id of the data set whose columns and filters these rows have. Default: `path`, if it is a known Hub id and
     no columns are named."""
     columns: ColumnsConfig = ColumnsConfig()
+    """Where the file's columns have other names."""
 
     @property
     def adapter_name(self) -> str | None:
@@ -92,6 +96,7 @@ class OverlapConfig(ConfigModel):
     evaluation_sets: tuple[EvaluationSetConfig, ...] = ()
     """A prompt that shares `ngram` words in a row with a text of these, or is one of the shorter ones, is left out."""
     ngram: PositiveInt = 13
+    """Words in a row that count as shared."""
 
     @pydantic.model_validator(mode="after")
     def _distinct_names(self) -> "OverlapConfig":
@@ -141,7 +146,9 @@ class SourceConfig(ConfigModel):
     temperature: NonNegativeFloat = 0.8
     """0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus sampling."""
     repetition_penalty: PositiveFloat = 1.0
+    """As in transformers and vLLM: 1 is none."""
     domains: tuple[str, ...] = ()
     """Whose prompts it answers. Default: all."""
     backend: Backend | None = None
@@ -153,6 +160,7 @@ class SourceConfig(ConfigModel):
     server: ServerConfig | None = None
     """Of the backend openai: where the model is served."""
     cost: CostConfig = CostConfig()
+    """What `sample --dry-run` counts with."""
 
     @pydantic.field_validator("engine")
     @classmethod
@@ -189,6 +197,7 @@ class SamplerConfig(ConfigModel):
     at a time: with vLLM, make it many times the engine's `max_num_seqs`, since an engine runs empty at the end of each.
     """
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the models' weights; `auto` is the checkpoint's own."""
 
 
 class ActorsConfig(ConfigModel):
@@ -211,30 +220,44 @@ class RayConfig(ConfigModel):
 
 class WriteConfig(ConfigModel):
     format: Literal["arrayrecord", "tfrecord"] = "arrayrecord"
+    """Of the shards. ArrayRecord is read at random, TFRecord as a whole."""
     num_shards: PositiveInt = 8
+    """Files a split."""
     eval_fraction: float = Field(0.01, ge=0, lt=1)
     """Of each domain's selected prompts, at least one prompt a domain unless 0; the same prompts for sft and dpo."""
 
 
 class PipelineConfig(ConfigModel):
     output_dir: Location
+    """Where every stage reads and writes."""
     seed: int = 0
+    """Of every random choice: which prompts are drawn, samples, ties, splits."""
     prompts: list[PromptsConfig] = Field(min_length=1)
+    """Data sets to take prompts from."""
     overlap: OverlapConfig = OverlapConfig()
+    """Prompts to leave out because they are elsewhere already."""
     sources: tuple[SourceConfig, ...] = ()
+    """Models to ask."""
     given: tuple[GivenConfig, ...] = ()
+    """Answers that come with data sets."""
     sampler: SamplerConfig = SamplerConfig()
+    """How models are asked."""
     max_new_tokens: PositiveInt = 4096
+    """Of an answer."""
     domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
     """Name -> domain, in the order of reports. Default: instruction, math, code and chinese, as `domains.DEFAULTS`."""
     scorers: ScorersConfig = ScorersConfig()
+    """How answers are verified; and the earlier place of each domain's judges."""
     samples_per_prompt: SamplesPerPrompt | None = Field(None, exclude=True)
     """With `selection` and the domains in `scorers`, what was written before there was `domains`: read into it."""
     selection: SelectionConfig | None = Field(None, exclude=True)
+    """The earlier place of `domains.NAME.rule`."""
     write: WriteConfig = WriteConfig()
+    """How shards are written."""
     engine: Literal["local", "ray"] = "local"
     """Whether this machine samples and scores, or a Ray cluster."""
     ray: RayConfig = RayConfig()
+    """The Ray cluster of `engine: ray`."""
 
     _earlier: frozenset[str] = PrivateAttr(frozenset())
     """Domains that the file describes in the earlier sections."""

@@ -44,6 +44,7 @@ class RewardModelConfig(ConfigModel):
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     backend: Literal["transformers", "vllm"] = "transformers"
+    """What runs the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the backbone; the heads compute in float32."""
     batch_tokens: PositiveInt = 16384
@@ -135,25 +136,32 @@ class SamplesPerPrompt(ConfigModel):
     """What was written before there was `domains`; now `domains.NAME.samples`."""
 
     instruction: PositiveInt | None = None
+    """Now `domains.instruction.samples`."""
     math: PositiveInt | None = None
+    """Now `domains.math.samples`."""
     code: PositiveInt | None = None
+    """Now `domains.code.samples`."""
     chinese: PositiveInt | None = None
+    """Now `domains.chinese.samples`."""
 
 
 class ScorerConfig(VerifierLimits):
     """What was written before there was `domains`; now keys of `domains.NAME`."""
 
     reward: Reward = None
+    """Now `domains.NAME.reward`."""
     correctness: Literal["math_verify", "code"] | None = None
     """Now called `verifier`."""
 
 
 class MathScorerConfig(ScorerConfig):
     correctness: Literal["math_verify", "code"] = "math_verify"
+    """Now `domains.math.verifier`."""
 
 
 class CodeScorerConfig(ScorerConfig):
     correctness: Literal["math_verify", "code"] = "code"
+    """Now `domains.code.verifier`."""
 
 
 class ScorersConfig(ConfigModel):
@@ -162,18 +170,26 @@ class ScorersConfig(ConfigModel):
     allow_unsafe: bool = False
     """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
     instruction: ScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.instruction`."""
     math: MathScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.math`."""
     code: CodeScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.code`."""
     chinese: ScorerConfig | None = Field(None, exclude=True)
+    """Now `domains.chinese`."""
 
 
 class SelectionConfig(ConfigModel):
     """What was written before there was `domains`; now `domains.NAME.rule`."""
 
     instruction: Margin | None = None
+    """Now `domains.instruction.rule`."""
     math: VerdictPairs | None = None
+    """Now `domains.math.rule`."""
     code: VerdictBoth | None = None
+    """Now `domains.code.rule`."""
     chinese: OneSource | None = None
+    """Now `domains.chinese.rule`."""
 
 
 SECTIONS = {

@@ -20,18 +20,28 @@ class DataConfig(ConfigModel):
     train: Location
     """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them."""
     eval: Location | None = None
+    """Shards to evaluate on at each checkpoint, written as `train` is. Default: no evaluation."""
 
 
 class OptimizerConfig(ConfigModel):
     name: Literal["adamw"] = "adamw"
+    """AdamW, with decoupled weight decay."""
     learning_rate: PositiveFloat
+    """The highest, after warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up. `cosine` and `linear` would reach zero one step after the last."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """The share of all steps over which the learning rate rises linearly, rounded up."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of all parameters, a step, times the learning rate."""
     b1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
     b2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the mean of their squares."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the latter."""
     max_grad_norm: PositiveFloat = 1.0
+    """Gradients of a step are scaled down to this global norm if theirs is larger."""
 
 
 def _by_its_loss(section: Any) -> Any:
@@ -48,8 +58,11 @@ class MeshConfig(ConfigModel):
     """Devices along each axis; -1 takes what the others leave."""
 
     data: int = 1
+    """Replicas of the parameters within a slice; each has rows of its own."""
     fsdp: int = -1
+    """Devices that split parameters, gradients and moments, and rows."""
     tensor: int = 1
+    """Devices that split heads, the MLP's inner channels and the vocabulary, but share rows."""
 
     @pydantic.model_validator(mode="after")
     def _one_free_axis(self) -> "MeshConfig":
@@ -63,7 +76,9 @@ class MeshConfig(ConfigModel):
 
 class DtypeConfig(ConfigModel):
     params: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters. Gradients and moments are float32 always."""
     compute: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of activations and matrix products. Norms, rotary embedding and softmax are float32 always."""
 
 
 class PackingConfig(ConfigModel):
@@ -80,12 +95,14 @@ class CheckpointConfig(ConfigModel):
     every_steps: PositiveInt = 100
     """A checkpoint is evaluated (where there is `data.eval`) and saved every so many steps, and at the end."""
     keep: PositiveInt = 2
+    """How many of the last checkpoints to keep."""
 
 
 class ProfileConfig(ConfigModel):
     start_step: PositiveInt
     """The first step to trace, from 1; not one of the first two, which compile."""
     steps: PositiveInt = 3
+    """How many steps to trace."""
 
 
 class TrainConfig(ConfigModel):
@@ -94,7 +111,9 @@ class TrainConfig(ConfigModel):
     model: Location
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
+    """What to train and evaluate on."""
     output_dir: Location
+    """Where the run keeps everything, and finds it again when it is resumed."""
     max_length: PositiveInt = 2048
     """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
@@ -102,19 +121,26 @@ class TrainConfig(ConfigModel):
     batch_size: PositiveInt = 128
     """Examples (sft) or pairs (preference) an optimizer step, over all hosts."""
     epochs: PositiveInt = 1
+    """Passes over the data set."""
     max_steps: PositiveInt | None = None
     """Ends the run early; the schedule then ends there too."""
     seed: NonNegativeInt = 0
+    """Of the order of examples."""
     optimizer: OptimizerConfig
+    """The optimizer and its learning rate."""
     preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
     """`loss` names a file of `fusejax/objectives/losses/`, `dpo` by default; what else stands here is its own."""
     mesh: MeshConfig = MeshConfig()
+    """How devices are used."""
     dtype: DtypeConfig = DtypeConfig()
+    """What numbers are kept and computed in."""
     packing: PackingConfig = PackingConfig()
+    """The rows that examples are packed into."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass recomputes of each layer: nothing; all but products with parameters and attention (that
     too on GPUs); everything."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save, and what to keep."""
     profile: ProfileConfig | None = None
     """Writes a trace of some steps to `OUTPUT_DIR/profile`, for TensorBoard's profiler and XProf."""
 
@@ -194,6 +220,10 @@ class EvaluateConfig(ConfigModel):
     scoring: Location
     """A data pipeline config; what gives reward and verdict in its `domains` judges the answers."""
     output_dir: Location
+    """Where `results.json` and the judged answers go."""
     max_new_tokens: PositiveInt = 2048
+    """Of an answer; one that is longer is cut."""
     batch_size: PositiveInt = 64
+    """Prompts decoded together, rounded up to a power of two."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of parameters and computation."""

@@ -73,6 +73,7 @@ class Margins(ConfigModel):
     """What rules that make pairs have in common."""
 
     min_margin: float | None = Field(0.01, ge=0)
+    """Least reward of the chosen answer above that of the rejected one, inclusive; null is no bound."""
     max_margin: float | None = Field(0.1, ge=0)
     """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
     pair_source: PairSource = "best"
@@ -89,6 +90,7 @@ class Margin(Margins):
     """A source's best answer against its worst, by reward; prompts with a valid pair are split between SFT and DPO."""
 
     name: Literal["margin"] = "margin"
+    """Of the rule."""
     sft_fraction: float = Field(0.4, ge=0, le=1)
     """Of the prompts with a valid pair; the others serve DPO. Each prompt's side is a hash of its id and the seed, so
     the share is met to chance (51,098 prompts: to 0.4 points), and prompts added later move no other prompt."""
@@ -98,14 +100,18 @@ class VerdictPairs(Margins):
     """Pairs of a correct and a wrong answer first; prompts left over, with a correct answer, serve SFT."""
 
     name: Literal["verdict_pairs"] = "verdict_pairs"
+    """Of the rule."""
 
 
 class VerdictBoth(Margins):
     """The best correct answer serves SFT, and with a wrong one makes a pair too."""
 
     name: Literal["verdict_both"] = "verdict_both"
+    """Of the rule."""
     min_margin: float | None = Field(None, ge=0)
+    """As for the rule margin, but no bound by default."""
     max_margin: float | None = Field(None, ge=0)
+    """As for the rule margin, but no bound by default."""
     same_source: bool = True
     """Whether both answers of a pair must come from one source."""
 
@@ -114,6 +120,7 @@ class OneSource(ConfigModel):
     """SFT only: the best answer of one source. Needs no reward."""
 
     name: Literal["one_source"] = "one_source"
+    """Of the rule."""
     source: str | None = None
     """The one source whose answers are used. Default: any."""
 

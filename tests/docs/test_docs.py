@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_pipeline.config import PipelineConfig
+from fusejax.__main__ import COMMANDS
 from fusejax.common.cli import load_config
 from fusejax.config import EvaluateConfig, TrainConfig
 from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
@@ -72,6 +73,8 @@ def test_paths_and_modules_that_a_page_names_exist(page: Path):
     assert [path for path in paths(page) if not (ROOT / path).exists()] == []
     modules = re.findall(r"python -m ([\w.]+)", code(page))
     assert [each for each in modules if not EXAMPLE.search(each) and importlib.util.find_spec(each) is None] == []
+    commands = set(re.findall(r"(?:^|\$ )fusejax (\w+)", code(page), re.MULTILINE))
+    assert commands <= {*COMMANDS, "COMMAND"}
     # Inside a paragraph about one folder, its name need not be repeated.
     scripts = {script for script in re.findall(r"[\w./-]+\.py\b", code(page)) if not EXAMPLE.search(script)}
     assert {script for script in scripts if not any(f"/{file}".endswith(f"/{script}") for file in FILES)} == set()
@@ -101,7 +104,8 @@ def test_the_configuration_reference_is_up_to_date():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs/configuration.md").read_text() == module.page(), "run: python docs/configuration.py"
-    assert "learning_rate" in module.page()
+    without = re.findall(r"^\| (`\w+`) .*\|  \|$", module.page(), re.MULTILINE)
+    assert not without, "a string below the key in its model says what it means"
 
 
 def test_readme_is_short_and_names_the_families():
