@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient, sum_unsplit
@@ -32,6 +33,8 @@ from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, 
 Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
 """A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
+Blocks = dict[int, Params]
+"""Those of the layers, by their place in a block."""
 Rows = Mapping[str, Array]
 """`tokens, positions, segment_ids` int32 and `loss_mask` bool, all [R, L], and whatever the loss needs. Rows that share
 tokens (`models.sharing`) have its `first, second` int32 [R, C] and `source` int32 [R, L] too; C is L in others."""
@@ -83,8 +86,8 @@ class Network:
         config: DecoderConfig,
         mesh: Mesh,
         *,
-        param_dtype: jnp.dtype,
-        compute_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
+        compute_dtype: DTypeLike,
         remat: Remat,
         kernel: Kernel = "xla",
         unroll: bool = False,
@@ -184,7 +187,7 @@ class Network:
         logprobs, residuals = target_logprobs(hidden, head, rows["tokens"], rows["loss_mask"], self.projection)
         return logprobs, _Trace(layers, hidden_vjp, residuals)
 
-    def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, rows: Rows):
+    def _layers_backward(self, params: Blocks, gradients: Blocks, vjps: Any, dx: Array, rows: Rows):
         places = self._places(rows)
 
         def block(carry, scanned):
@@ -203,7 +206,7 @@ class Network:
         (dx, gradients), _ = jax.lax.scan(block, (dx, gradients), scanned, reverse=True, unroll=self.unroll)
         return gradients, dx
 
-    def _as_stored(self, params: Params) -> Params:
+    def _as_stored(self, params: Any) -> Any:
         return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
     def _places(self, rows: Rows) -> tuple[Tokens, Any, Sharing | None]:
@@ -218,7 +221,7 @@ class Network:
         hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
         return hidden if sharing is None else spread(hidden, sharing)
 
-    def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
+    def _embed(self, embedding: Float[Array, "words channels"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
         """Each device looks up its channels of the tokens of all; then every token's channels come together."""
         ids = self._words(embedding, tokens)
         vectors = embedding.at[ids].get(mode="fill", fill_value=0).astype(self.compute_dtype)
@@ -228,7 +231,9 @@ class Network:
             vectors = jax.lax.all_to_all(vectors, self.fsdp, split_axis=0, concat_axis=1, tiled=True)
         return self._scaled(vectors).reshape(*tokens.shape, -1)
 
-    def _embed_backward(self, gradient: Float32[Array, "V D"], dx: Float[Array, "R C D"], tokens: Int[Array, "R C"]):
+    def _embed_backward(
+        self, gradient: Float32[Array, "words channels"], dx: Float[Array, "R C D"], tokens: Int[Array, "R C"]
+    ):
         dx = self._scaled(dx.reshape(tokens.size, -1))
         if self.fsdp is not None:
             dx = jax.lax.all_to_all(dx, self.fsdp, split_axis=1, concat_axis=0, tiled=True)

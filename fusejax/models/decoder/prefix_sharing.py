@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 
 class Sharing(NamedTuple):
@@ -24,18 +24,18 @@ class Sharing(NamedTuple):
 
 
 @jax.custom_vjp
-def spread(x: Float[Array, "B C ..."], sharing: Sharing) -> Float[Array, "B L ..."]:
+def spread(x: Shaped[Array, "B C ..."], sharing: Sharing) -> Shaped[Array, "B L ..."]:
     """Computed tokens in their slots; 0 in padding."""
     return _taken(x, sharing.source)
 
 
 @jax.custom_vjp
-def collect(x: Float[Array, "B L ..."], sharing: Sharing) -> Float[Array, "B C ..."]:
+def collect(x: Shaped[Array, "B L ..."], sharing: Sharing) -> Shaped[Array, "B C ..."]:
     """Computed tokens from the first of their slots; 0 where there is none."""
     return _taken(x, sharing.first)
 
 
-def _collect_backward(sharing: Sharing, cotangent: Float[Array, "B C ..."]) -> tuple[Array, None]:
+def _collect_backward(sharing: Sharing, cotangent: Shaped[Array, "B C ..."]) -> tuple[Array, None]:
     slots = jnp.arange(sharing.source.shape[1])
     is_first = _taken(sharing.first, sharing.source) == slots
     return _taken(cotangent, jnp.where(is_first, sharing.source, sharing.first.shape[1])), None
