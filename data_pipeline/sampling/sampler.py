@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Answer:
 Answered = list[tuple[Request, Answer]]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A source model, ready to answer."""
 

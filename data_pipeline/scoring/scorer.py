@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Verdict = Literal["correct", "wrong", "unknown"]
 
@@ -30,6 +30,7 @@ class Score:
     """What the reward was mixed of, where a reward model tells."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Judges answers in batches. A record that cannot be judged gets a score that says so; it stops nothing."""
 

@@ -42,8 +42,8 @@ class Tokenized:
     """All sequences, one after the other."""
     loss_mask: Bool[np.ndarray, "T"]
     """True where a token is a target; never for the first of a sequence, which nothing predicts."""
-    offsets: Int64[np.ndarray, "S+1"]
-    """Sequence s is `tokens[offsets[s]:offsets[s + 1]]`."""
+    offsets: Int64[np.ndarray, "offsets"]
+    """One more than sequences: s is `tokens[offsets[s]:offsets[s + 1]]`."""
     ids: list[str]
     """Of the kept examples."""
     rejected: list[Rejection]

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, Protocol, TypedDict, overload, runtime_checkable
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -225,13 +225,21 @@ class _Split(BaseModel):
     shards: list[_Shard]
 
 
+@runtime_checkable
+class _Reader(Protocol):
+    """One file's records."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> bytes: ...
+
+
 class Shards(Sequence[Record]):
     """The examples of one split, read and decoded when asked for. Threads may share it.
 
     Indexing raises `RecordError` for a record that is whole on disk but malformed.
     """
 
-    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: list[Sequence[bytes]]):
+    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: Sequence[_Reader]):
         self.name = name
         """As given to `open_shards`."""
         self.kind: Kind = kind
@@ -349,7 +357,7 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(values).items()))
 
 
-def _check(name: str, field: dataclasses.Field, value: Any) -> None:
+def _check(name: object, field: dataclasses.Field, value: Any) -> None:
     if field.type in (str, float):
         # A whole number is a fine score; anything else must be what it says.
         if not isinstance(value, (int, float) if field.type is float else str) or isinstance(value, bool):
@@ -367,7 +375,7 @@ def _check(name: str, field: dataclasses.Field, value: Any) -> None:
         _check_unicode(name, field, turn["content"])
 
 
-def _check_unicode(name: str, field: dataclasses.Field, text: str) -> None:
+def _check_unicode(name: object, field: dataclasses.Field, text: str) -> None:
     """JSON can hold half of a surrogate pair, which is no text and breaks tokenizers."""
     try:
         text.encode()

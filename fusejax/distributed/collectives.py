@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from fusejax.distributed.sharding import mesh_axes
 
 
-def gather_layer(params: Any, specs: Any, axis: str, dtype: jnp.dtype) -> Any:
+def gather_layer(params: Any, specs: Any, axis: str, dtype: DTypeLike) -> Any:
     """A layer's parameters, made whole along `axis`, as `specs` says how they are split; other axes stay split.
 
     The backward pass leaves each device with the gradient of its own part, summed over `axis`. What is exchanged is in
@@ -62,7 +63,7 @@ def sum_parts(x: Array, axis: str) -> Array:
 sum_parts.defvjp(lambda x, axis: (jax.lax.psum(x, axis), None), lambda axis, _, cotangent: (cotangent,))
 
 
-def as_stored(x: Array, dtype: jnp.dtype) -> Array:
+def as_stored(x: Array, dtype: DTypeLike) -> Array:
     """`x`, a part of an array that a loop goes through, such that it is rounded here, to `dtype`, not before the loop.
 
     A compiler that sees every turn of a loop round its part of an array to bfloat16 may round the whole array before

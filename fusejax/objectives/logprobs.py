@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from fusejax.distributed.collectives import as_stored
@@ -64,7 +65,7 @@ class Residuals(NamedTuple):
 
 def target_logprobs(
     hidden: Float[Array, "B L D"],
-    head: Float[Array, "V D"],
+    head: Float[Array, "words channels"],
     tokens: Int[Array, "B L"],
     loss_mask: Bool[Array, "B L"],
     projection: Projection,
@@ -128,11 +129,11 @@ def target_logprobs(
 
 def target_logprobs_vjp(
     residuals: Residuals,
-    head: Float[Array, "V D"],
+    head: Float[Array, "words channels"],
     cotangent: Float32[Array, "B L"],
-    head_gradient: Float32[Array, "V D"],
+    head_gradient: Float32[Array, "words channels"],
     projection: Projection,
-) -> tuple[Float[Array, "B L D"], Float32[Array, "V D"]]:
+) -> tuple[Float[Array, "B L D"], Float32[Array, "words channels"]]:
     """The gradient of `target_logprobs` for `hidden`, and `head_gradient` with that for `head` added, in place.
 
     `head_gradient` has the shape of `head`: of a part, the gradient is the sum over the devices along `fsdp`.
@@ -201,7 +202,7 @@ def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, c
     return jax.lax.fori_loop(0, (residuals.targets_first + size - 1) // size, body, carry)
 
 
-def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: jnp.dtype) -> tuple[Array, Array, Bool[Array, "W"]]:
+def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: DTypeLike) -> tuple[Array, Array, Bool[Array, "W"]]:
     """One chunk of the vocabulary: its first id, the head's rows for it, and which of them are not another chunk's.
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
@@ -232,7 +233,7 @@ def _logits(hidden: Array, kernel: Array, fresh: Bool[Array, "W"], projection: P
     return jnp.where(fresh, logits, -jnp.inf)
 
 
-def _unsort(order: Int[Array, "P"], values: Float[Array, "P ..."], size: int) -> Float[Array, "size ..."]:
+def _unsort(order: Int[Array, "P"], values: Float[Array, "P ..."], size: int) -> Float[Array, "{size} ..."]:
     """Undoes the order that has targets first; the filling beyond `size` is dropped."""
     return values[jnp.argsort(order[:size])]
 

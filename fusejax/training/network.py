@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.data.batch import Microbatch
@@ -33,6 +34,8 @@ from fusejax.objectives.microbatch_loss import Loss, Sums, pair_sums
 Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
 """A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
+Blocks = dict[int, Params]
+"""Those of the layers, by their place in a block."""
 
 
 class Accumulator(NamedTuple):
@@ -90,8 +93,8 @@ class Network:
         mesh: Mesh,
         loss: Loss,
         *,
-        param_dtype: jnp.dtype,
-        compute_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
+        compute_dtype: DTypeLike,
         remat: Remat,
         kernel: Kernel = "xla",
         unroll: bool = False,
@@ -229,7 +232,7 @@ class Network:
         )
         return logprobs, _Trace(layers, hidden_vjp, residuals)
 
-    def _layers_backward(self, params: Params, gradients: Params, vjps: Any, dx: Array, microbatch: Microbatch):
+    def _layers_backward(self, params: Blocks, gradients: Blocks, vjps: Any, dx: Array, microbatch: Microbatch):
         placement = self._placement(microbatch)
 
         def block(carry, scanned):
@@ -248,7 +251,7 @@ class Network:
         (dx, gradients), _ = jax.lax.scan(block, (dx, gradients), scanned, reverse=True, unroll=self.unroll)
         return gradients, dx
 
-    def _as_stored(self, params: Params) -> Params:
+    def _as_stored(self, params: Any) -> Any:
         return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
     def _placement(self, microbatch: Microbatch) -> tuple[Placement, Any, SharedPrefixes | None]:
@@ -267,7 +270,7 @@ class Network:
         hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
         return hidden if shared is None else spread(hidden, shared)
 
-    def _embed(self, embedding: Float[Array, "V D"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
+    def _embed(self, embedding: Float[Array, "words channels"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
         """Each device looks up its channels of the tokens of all; then every token's channels come together."""
         ids = self._local_ids(embedding, tokens)
         vectors = embedding.at[ids].get(mode="fill", fill_value=0).astype(self.compute_dtype)
@@ -277,7 +280,9 @@ class Network:
             vectors = jax.lax.all_to_all(vectors, self.fsdp, split_axis=0, concat_axis=1, tiled=True)
         return self._scaled(vectors).reshape(*tokens.shape, -1)
 
-    def _embed_backward(self, gradient: Float32[Array, "V D"], dx: Float[Array, "R C D"], tokens: Int[Array, "R C"]):
+    def _embed_backward(
+        self, gradient: Float32[Array, "words channels"], dx: Float[Array, "R C D"], tokens: Int[Array, "R C"]
+    ):
         dx = self._scaled(dx.reshape(tokens.size, -1))
         if self.fsdp is not None:
             dx = jax.lax.all_to_all(dx, self.fsdp, split_axis=1, concat_axis=0, tiled=True)

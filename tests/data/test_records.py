@@ -33,7 +33,9 @@ FORMATS = ("arrayrecord", "tfrecord")
 def sft(i: int = 0, **changes) -> SFTExample:
     messages = [{"role": "user", "content": f"你好 {i}"}, {"role": "assistant", "content": "😀\n" * i + "\x00"}]
     example = SFTExample(f"id-{i}", f"set{i % 2}", "math", "source/a", messages)
-    return dataclasses.replace(example, **changes)
+    for name, value in changes.items():
+        object.__setattr__(example, name, value)  # of a wrong type, too, which a call would not take
+    return example
 
 
 def pair(i: int = 0, **changes) -> PreferencePair:

@@ -66,7 +66,7 @@ def test_values_and_gradients_equal_the_dense_computation(
 def test_bfloat16_accumulates_in_float32():
     hidden, head, tokens, mask = case(1, 2, 64, width=256)
     half = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16)
-    ours, _ = target_logprobs(*half, tokens, mask, Projection())
+    ours, _ = target_logprobs(*half, jnp.asarray(tokens), jnp.asarray(mask), Projection())
     exact = dense_logprobs(*(jnp.asarray(x, jnp.float32) for x in half), tokens, mask, None)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, exact, atol=1e-3)

@@ -168,4 +168,4 @@ def test_sft_loss_agrees_with_transformers():
     theirs = ForCausalLMLoss(torch.tensor(logits), labels, vocab_size=17).item()
     logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits[:, :-1])), tokens[:, 1:, None], -1)[..., 0]
     logprobs = np.pad(logprobs, ((0, 0), (1, 0)))
-    assert float(sft_loss(logprobs, mask)) / mask.sum() == pytest.approx(theirs, rel=1e-5)
+    assert float(sft_loss(jnp.asarray(logprobs), jnp.asarray(mask))) / mask.sum() == pytest.approx(theirs, rel=1e-5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from etils import epath
 
 from fusejax.common.cli import UserError
 from fusejax.common.files import check_writable, write_text
@@ -204,28 +205,28 @@ def test_keys_that_may_change_may_go_too(original, killed):
 @pytest.mark.parametrize("task", ["sft", "dpo"])
 def test_a_run_is_read_as_it_was_written(world, tmp_path, task):
     config = run_config(world, tmp_path, task)
-    claim(tmp_path, config, {"train data": "a"}, resumes=False)
-    claim(tmp_path, config, {"train data": "a"}, resumes=True)
+    claim(epath.Path(tmp_path), config, {"train data": "a"}, resumes=False)
+    claim(epath.Path(tmp_path), config, {"train data": "a"}, resumes=True)
     with pytest.raises(UserError, match="differs in the eval data;"):
-        claim(tmp_path, config, {"train data": "a", "eval data": "b"}, resumes=True)
+        claim(epath.Path(tmp_path), config, {"train data": "a", "eval data": "b"}, resumes=True)
 
 
 def test_a_reference_survives_what_it_does_not_depend_on(world, tmp_path):
     sidecar = tmp_path / "reference.npz"
-    claim(tmp_path, run_config(world, tmp_path, "dpo"), {"train data": "a"}, resumes=False)
+    claim(epath.Path(tmp_path), run_config(world, tmp_path, "dpo"), {"train data": "a"}, resumes=False)
     sidecar.touch()
-    claim(tmp_path, run_config(world, tmp_path, "dpo", remat="full"), {"train data": "a"}, resumes=False)
+    claim(epath.Path(tmp_path), run_config(world, tmp_path, "dpo", remat="full"), {"train data": "a"}, resumes=False)
     assert sidecar.exists()
 
 
 def test_giving_way_takes_the_reference_along(world, tmp_path):
     config = run_config(world, tmp_path, "dpo")
     sidecar = tmp_path / "reference.npz"
-    claim(tmp_path, config, {"train data": "a"}, resumes=False)
+    claim(epath.Path(tmp_path), config, {"train data": "a"}, resumes=False)
     sidecar.touch()
-    claim(tmp_path, config, {"train data": "a"}, resumes=False)
+    claim(epath.Path(tmp_path), config, {"train data": "a"}, resumes=False)
     assert sidecar.exists()
-    claim(tmp_path, config, {"train data": "b"}, resumes=False)
+    claim(epath.Path(tmp_path), config, {"train data": "b"}, resumes=False)
     assert not sidecar.exists()
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["data"] == {"train data": "b"}
 

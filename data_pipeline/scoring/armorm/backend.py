@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Rewards:
         return cls(row[0], tuple(row[1:]))
 
 
+@runtime_checkable
 class Backend(Protocol):
     def rewards(self, conversations: Sequence[Conversation]) -> list[Rewards]:
         """One a conversation, in order, whatever batches they were in."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.distributed.collectives import sum_gradient, sum_parts
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
         *,
         kernel: Kernel,
         stack: Shape,
-        param_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.kernel = kernel
@@ -119,7 +120,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    def __init__(self, config: DecoderConfig, *, stack: Shape, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, stack: Shape, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.activation = config.activation
         width, inner = (config.hidden_size,), (config.intermediate_size,)
         linear = functools.partial(Linear, stack=stack, param_dtype=param_dtype, rngs=rngs)
@@ -153,7 +154,7 @@ class Layer(nnx.Module):
         tensor_axis: str | None = None,
         kernel: Kernel = "xla",
         stack: Shape,
-        param_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.tensor_axis = tensor_axis
@@ -212,8 +213,8 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         *,
         rngs: nnx.Rngs,
-        param_dtype: jnp.dtype = jnp.float32,
-        compute_dtype: jnp.dtype = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        compute_dtype: DTypeLike = jnp.float32,
     ):
         self.config, self.compute_dtype = config, compute_dtype
         self.embedder = Embedder(
@@ -316,7 +317,7 @@ class Decoder(nnx.Module):
 
 
 def abstract_decoder(
-    config: DecoderConfig, *, param_dtype: jnp.dtype, compute_dtype: jnp.dtype
+    config: DecoderConfig, *, param_dtype: DTypeLike, compute_dtype: DTypeLike
 ) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
     """A decoder without arrays: its graph, and the shapes of its parameters as nested dictionaries."""
     make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype)

@@ -9,12 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 Shape = tuple[int, ...]
 
 
-def precision(dtype: jnp.dtype) -> jax.lax.Precision:
+def precision(dtype: DTypeLike) -> jax.lax.Precision:
     """Float32 means float32: accelerators otherwise round the factors of a product to fewer bits."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
@@ -29,7 +30,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], *, eps: float, 
 class RMSNorm(nnx.Module):
     """The parameters of `rms_norm`."""
 
-    def __init__(self, size: int, *, eps: float, offset: float, stack: Shape = (), param_dtype: jnp.dtype):
+    def __init__(self, size: int, *, eps: float, offset: float, stack: Shape = (), param_dtype: DTypeLike):
         self.eps, self.offset = eps, offset
         self.scale = nnx.Param(jnp.full((*stack, size), 1 - offset, param_dtype))
 
@@ -50,7 +51,7 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         stack: Shape = (),
-        param_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.inputs, self.outputs, self.has_bias = inputs, outputs, bias
@@ -81,8 +82,8 @@ class Embedder(nnx.Module):
         size: int,
         *,
         scale: float,
-        param_dtype: jnp.dtype,
-        compute_dtype: jnp.dtype,
+        param_dtype: DTypeLike,
+        compute_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.scale, self.compute_dtype = scale, compute_dtype
@@ -97,6 +98,6 @@ class Embedder(nnx.Module):
 class Head(nnx.Module):
     """The output projection of models that do not reuse the embedding, laid out as the embedding is: [V, D]."""
 
-    def __init__(self, vocab_size: int, size: int, *, param_dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, vocab_size: int, size: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs):
         draw = jax.random.normal(rngs.params(), (vocab_size, size), param_dtype)
         self.embedding = nnx.Param(draw / math.sqrt(size))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Shaped
 
 
 class SharedPrefixes(NamedTuple):
@@ -24,18 +24,18 @@ class SharedPrefixes(NamedTuple):
 
 
 @jax.custom_vjp
-def spread(x: Float[Array, "B C ..."], shared: SharedPrefixes) -> Float[Array, "B L ..."]:
+def spread(x: Shaped[Array, "B C ..."], shared: SharedPrefixes) -> Shaped[Array, "B L ..."]:
     """Computed tokens in their slots; 0 in padding."""
     return _taken(x, shared.source)
 
 
 @jax.custom_vjp
-def collect(x: Float[Array, "B L ..."], shared: SharedPrefixes) -> Float[Array, "B C ..."]:
+def collect(x: Shaped[Array, "B L ..."], shared: SharedPrefixes) -> Shaped[Array, "B C ..."]:
     """Computed tokens from the first of their slots; 0 where there is none."""
     return _taken(x, shared.first)
 
 
-def _collect_backward(shared: SharedPrefixes, cotangent: Float[Array, "B C ..."]) -> tuple[Array, None]:
+def _collect_backward(shared: SharedPrefixes, cotangent: Shaped[Array, "B C ..."]) -> tuple[Array, None]:
     slots = jnp.arange(shared.source.shape[1])
     is_first = _taken(shared.first, shared.source) == slots
     return _taken(cotangent, jnp.where(is_first, shared.source, shared.first.shape[1])), None

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from fusejax.models.decoder.config import DecoderConfig
 
-Rotation = tuple[Float[Array, "B L 1 H/2"], Float[Array, "B L 1 H/2"]]
+Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]
 
 
 def frequencies(config: DecoderConfig) -> np.ndarray:

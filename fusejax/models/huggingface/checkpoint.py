@@ -21,6 +21,7 @@ from etils.epath.typing import PathLike
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
@@ -111,8 +112,8 @@ def init(
     config: DecoderConfig,
     *,
     seed: int = 0,
-    param_dtype: jnp.dtype = jnp.float32,
-    compute_dtype: jnp.dtype = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    compute_dtype: DTypeLike = jnp.float32,
 ) -> Decoder:
     """A decoder with random parameters, the same for the same seed."""
     make = functools.partial(Decoder, config, param_dtype=param_dtype, compute_dtype=compute_dtype)
@@ -123,8 +124,8 @@ def init(
 def load(
     source: str,
     *,
-    param_dtype: jnp.dtype = jnp.float32,
-    compute_dtype: jnp.dtype = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    compute_dtype: DTypeLike = jnp.float32,
     shardings: Shardings | None = None,
 ) -> Decoder:
     """Reads a checkpoint into a decoder.
@@ -151,7 +152,7 @@ def _on_one_device(path: str, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def load_parameters(
-    weights: epath.Path, config: DecoderConfig, *, dtype: jnp.dtype, shardings: Shardings
+    weights: epath.Path, config: DecoderConfig, *, dtype: DTypeLike, shardings: Shardings
 ) -> dict[str, Any]:
     """Reads a checkpoint's weights into arrays that may be split over the devices of several processes.
 

@@ -9,12 +9,13 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from fusejax.common.cli import UserError
 from fusejax.common.files import replacing, write_text
@@ -28,6 +29,7 @@ _WRITE_BYTES = 2**24
 Fetch = Callable[[], np.ndarray]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where parameters are taken from."""
 
@@ -65,7 +67,7 @@ class Arrays:
 
 
 @functools.partial(jax.jit, static_argnames=("stacked", "dtype"))
-def _take(array: jax.Array, block: int, *, stacked: bool, dtype: np.dtype) -> jax.Array:
+def _take(array: jax.Array, block: int | Int[jax.Array, ""], *, stacked: bool, dtype: np.dtype) -> jax.Array:
     taken = jax.lax.dynamic_index_in_dim(array, block, 0, keepdims=False) if stacked else array
     return taken.astype(dtype)
 

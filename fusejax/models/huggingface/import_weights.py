@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Int
 
 from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import axis_size
@@ -44,7 +45,7 @@ _TASK_BYTES = 2**24
 
 
 def read_parameters(
-    tensors: Mapping[str, Tensor], table: list[Parameter], *, dtype: jnp.dtype, shardings: Shardings
+    tensors: Mapping[str, Tensor], table: list[Parameter], *, dtype: DTypeLike, shardings: Shardings
 ) -> dict[str, jax.Array]:
     """Every parameter by its path. With several processes, all must call this, with the same arguments.
 
@@ -292,13 +293,15 @@ def _read_rows(tensor: Tensor, first: int, target: np.ndarray) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+def _empty(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
     """An array with anything in it."""
     return jax.lax.with_sharding_constraint(jax.lax.empty(shape, dtype), sharding)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _fill(stack: jax.Array, tensor: jax.Array, block: int, *, sharding: NamedSharding) -> jax.Array:
+def _fill(
+    stack: jax.Array, tensor: jax.Array, block: int | Int[jax.Array, ""], *, sharding: NamedSharding
+) -> jax.Array:
     """Puts one tensor into its place, in the very memory of `stack`."""
     update = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     on_cpu = sharding.mesh.devices.flat[0].platform == "cpu"
@@ -312,5 +315,5 @@ def _fill(stack: jax.Array, tensor: jax.Array, block: int, *, sharding: NamedSha
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "sharding"))
-def _convert(tensor: jax.Array, *, dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+def _convert(tensor: jax.Array, *, dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(tensor, sharding).astype(dtype)
