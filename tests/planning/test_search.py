@@ -44,7 +44,7 @@ def test_search_takes_the_fastest_that_fits(tmp_path):
             examples=1000, tokens_per_example=512, steps=10, batch_size=128, tokens_per_row=4096, assumed=()
         )  # 16.06 rows a step
 
-        def rows(self, config):
+        def rows_per_microbatch(self, config):
             return 2 * config.packing.rows_per_device
 
         def hbm(self, config, task):
