@@ -181,7 +181,11 @@ def steps(folder: str, kind: Kind, chips: int, rates: dict[str, float], seconds:
     before = forget_peak()
     tokenized = load(folder, kind)
     loaded = time.perf_counter() - started
-    layout: dict[str, Any] = {"row_length": ROW_LENGTHS[kind], "rows": chips, "mine": range(min(chips, CHIPS_A_HOST))}
+    layout: dict[str, Any] = {
+        "row_length": ROW_LENGTHS[kind],
+        "rows_per_microbatch": chips,
+        "local_rows": range(min(chips, CHIPS_A_HOST)),
+    }
 
     def batches() -> Iterator[StepBatch]:
         count = num_steps(len(tokenized), BATCH_SIZE, epochs=1)

@@ -27,7 +27,9 @@ def main() -> None:
     programs = Programs(config, model.config, mesh, num_steps=len(case.steps))
     data = [tokenized(case, batch) for batch in case.batches]
     # Each batch is a data set of its own, so that each step has the very examples that others' have.
-    batches = [Batches(config, mesh, {"train": each}, rows=programs.rows) for each in data]
+    batches = [
+        Batches(config, mesh, {"train": each}, rows_per_microbatch=programs.rows_per_microbatch) for each in data
+    ]
     params = model.load(mesh, dtype=config.dtype.params)
     references = []
     if case.task == "dpo":
@@ -50,7 +52,7 @@ def main() -> None:
             accumulator = programs.zeroed(accumulator)
         report.losses.append(float(jax.device_get(metrics["loss"])))
         report.seconds.append(report.lap())
-    report.note = f"remat {config.remat}, {programs.rows} rows of {config.row_length} at once"
+    report.note = f"remat {config.remat}, {programs.rows_per_microbatch} rows of {config.row_length} at once"
     if config.shares_prefixes:
         report.note += f", for {config.attention_length} with what pairs share"
     device = jax.local_devices()[0]

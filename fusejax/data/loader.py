@@ -41,10 +41,10 @@ def train_batches(
     row_length: int,
     attention_length: int | None = None,
     seed: int,
-    rows: int,
+    rows_per_microbatch: int,
     num_steps: int,
     start_step: int = 0,
-    mine: Sequence[int] | None = None,
+    local_rows: Sequence[int] | None = None,
 ) -> Iterator[StepBatch]:
     """Batches of steps `start_step` to `num_steps`, prepared in threads.
 
@@ -55,10 +55,10 @@ def train_batches(
       attention_length: tokens a row attends over, where what a pair's sequences begin with counts twice. With
         `row_length`, the default, nothing is shared.
       seed: of the order of examples.
-      rows: R of a microbatch over all hosts: rows a device times devices.
+      rows_per_microbatch: R, over all hosts: rows a device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
       start_step: the first step to make, after a resume.
-      mine: which rows of every microbatch this host makes, numbers below `rows`; by default all.
+      local_rows: which rows of every microbatch this host makes, from 0; by default all.
 
     Raises:
       UserError: fewer examples than `batch_size`, or one that does not fit a row.
@@ -73,7 +73,8 @@ def train_batches(
             step=step,
             epoch=(step + 1) * batch_size / len(tokenized),
             microbatches=[
-                assemble(tokenized, part, row_length, attention_length) for part in _microbatch_rows(packed, rows, mine)
+                assemble(tokenized, part, row_length, attention_length)
+                for part in _microbatch_rows(packed, rows_per_microbatch, local_rows)
             ],
             examples=len(examples),
             tokens=int(tokenized.lengths[examples].sum()),
@@ -89,19 +90,19 @@ def eval_batches(
     *,
     row_length: int,
     attention_length: int | None = None,
-    rows: int,
-    mine: Sequence[int] | None = None,
+    rows_per_microbatch: int,
+    local_rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Microbatches that hold every example exactly once, in an order of their own: arguments as in `train_batches`."""
     attention_length = attention_length or row_length
     packed = plan_eval(**_sizes(tokenized, row_length, attention_length))
-    parts = _microbatch_rows(packed, rows, mine)
+    parts = _microbatch_rows(packed, rows_per_microbatch, local_rows)
     batches = grain.MapDataset.source(parts).map(lambda part: assemble(tokenized, part, row_length, attention_length))
     return _made_ahead(batches, ahead=8)
 
 
 def check_fits(tokenized: Tokenized, row_length: int, attention_length: int) -> None:
-    """Raises UserError if a row cannot hold one of the examples. Slow work comes before the plans that find out too."""
+    """Raises UserError if a row cannot hold one of the examples: before slow work, while plans find it out after."""
     computed = tokenized.lengths - (tokenized.shared_lengths if attention_length > row_length else 0)
     too_long = np.count_nonzero(computed > row_length)
     if too_long:
@@ -132,13 +133,13 @@ def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
             yield next(iterator)
 
 
-def _microbatch_rows(packed: list[PackedRow], rows: int, mine: Sequence[int] | None) -> list[list[PackedRow]]:
+def _microbatch_rows(
+    packed: list[PackedRow], rows_per_microbatch: int, local_rows: Sequence[int] | None
+) -> list[list[PackedRow]]:
     """This host's rows of each microbatch; what the last one lacks is filled up with empty rows."""
-    filled = packed + [[]] * (-len(packed) % rows)
-    return [
-        [filled[start + row] for row in (range(rows) if mine is None else mine)]
-        for start in range(0, len(filled), rows)
-    ]
+    filled = packed + [[]] * (-len(packed) % rows_per_microbatch)
+    local = range(rows_per_microbatch) if local_rows is None else local_rows
+    return [[filled[start + row] for row in local] for start in range(0, len(filled), rows_per_microbatch)]
 
 
 def assemble(

@@ -123,9 +123,9 @@ class Planner:
         """By task: `sft`, or `reference` and `dpo`."""
         return {task: self._task(config, task) for task in tasks(config)}
 
-    def rows(self, config: TrainConfig) -> int:
+    def rows_per_microbatch(self, config: TrainConfig) -> int:
         """Of a microbatch, over all devices."""
-        return self._programs(config, self.model).rows
+        return self._programs(config, self.model).rows_per_microbatch
 
     def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
         """What `task` takes of each chip's HBM, and whether it fits."""
@@ -165,7 +165,7 @@ class Planner:
         except DoesNotFit:
             note(f"{task}: no room to write the loops out, so the time is not known")
             return None
-        microbatches = 1 if task == "reference" else self.work.microbatches(programs.rows)
+        microbatches = 1 if task == "reference" else self.work.microbatches(programs.rows_per_microbatch)
         counts = [microbatches, 1][: len(costs)]
         each, how = estimate.seconds(costs, self.topology.chip)
         seconds = sum(count * value for count, value in zip(counts, each, strict=True))
@@ -173,7 +173,7 @@ class Planner:
         flops = chips * sum(n * (cost.flops + cost.attention) for n, cost in zip(counts, costs, strict=True))
         examples: float = self.work.batch_size
         if task == "reference":
-            examples = self.work.examples / self.work.passes(programs.rows)
+            examples = self.work.examples / self.work.passes(programs.rows_per_microbatch)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
         a_token = model_flops(self.model, parameters, config.attention_length, training=task != "reference")
         # What a pair's sequences share is needed once.
@@ -188,7 +188,7 @@ class Planner:
 
     def _task(self, config: TrainConfig, task: str) -> TaskPlan:
         hbm, fits = self.hbm(config, task)
-        rows = self.rows(config)
+        rows = self.rows_per_microbatch(config)
         reference = task == "reference"
         return TaskPlan(
             hbm=hbm,

@@ -42,8 +42,8 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     lines = [
         f"{topology.name}: {topology.chips} chips, {slices}{topology.shape}; {source}",
         f"{work.examples:,} examples of {work.tokens_per_example:,.0f} tokens{assumed}; batch {work.batch_size}, "
-        f"{work.rows:.1f} rows of {work.tokens_per_row} a step, {planner.rows(config)} a microbatch; "
-        f"remat {config.remat}",
+        f"{work.rows_per_step:.1f} rows of {work.tokens_per_row} a step, "
+        f"{planner.rows_per_microbatch(config)} a microbatch; remat {config.remat}",
         "",
     ]
 

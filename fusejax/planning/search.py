@@ -48,7 +48,7 @@ class SearchResult:
 def search(planner: Planner, config: TrainConfig) -> SearchResult:
     """Tries every rematerialisation; see above."""
     task = tasks(config)[-1]  # training takes more than the reference pass does
-    parts = planner.rows(config) // config.packing.rows_per_device
+    parts = planner.rows_per_microbatch(config) // config.packing.rows_per_device
     trials: list[Trial] = []
     candidates: list[Best] = []
     for remat in typing.get_args(TrainConfig.model_fields["remat"].annotation):
@@ -61,10 +61,12 @@ def search(planner: Planner, config: TrainConfig) -> SearchResult:
             hbm, fits = tried[rows]
             return hbm.total, fits
 
-        largest = largest_fitting(measure, planner.topology.chip.hbm, most=math.ceil(planner.work.rows / parts))
+        largest = largest_fitting(
+            measure, planner.topology.chip.hbm, most=math.ceil(planner.work.rows_per_step / parts)
+        )
         seconds: dict[int, float] = {}
         if largest:
-            rows = math.ceil(planner.work.rows / planner.work.microbatches(largest * parts) / parts)
+            rows = math.ceil(planner.work.rows_per_step / planner.work.microbatches(largest * parts) / parts)
             speed = planner.speed(choose(config, remat, rows), task) if measure(rows)[1] else None
             if speed:
                 seconds[rows] = speed.step_seconds

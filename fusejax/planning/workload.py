@@ -31,17 +31,17 @@ class Workload:
     """Which of `examples`, `tokens_per_example` and `shared_tokens` are assumptions."""
 
     @property
-    def rows(self) -> float:
+    def rows_per_step(self) -> float:
         """Packed rows that a step's examples fill, on average."""
         return self._packed(self.batch_size)
 
-    def microbatches(self, rows: int) -> int:
-        """Of `rows` rows each, that a step takes."""
-        return math.ceil(self.rows / rows)
+    def microbatches(self, rows_per_microbatch: int) -> int:
+        """That a step takes."""
+        return math.ceil(self.rows_per_step / rows_per_microbatch)
 
-    def passes(self, rows: int) -> int:
-        """Microbatches of `rows` rows each, that all examples take once."""
-        return math.ceil(self._packed(self.examples) / rows)
+    def passes(self, rows_per_microbatch: int) -> int:
+        """Microbatches that all examples take once."""
+        return math.ceil(self._packed(self.examples) / rows_per_microbatch)
 
     def _packed(self, examples: int) -> float:
         return max(1.0, examples * self.tokens_per_example / (self.tokens_per_row * FILL))

@@ -21,21 +21,21 @@ class Batches:
     mesh a row lies is the mesh's matter, and several hosts make the same rows where `tensor` reaches over hosts.
 
     Args:
-      rows: of a microbatch, over all hosts.
+      rows_per_microbatch: over all hosts.
 
     Raises:
       UserError: an example does not fit a row.
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows: int):
-        self._config, self._data, self._rows = config, data, rows
+    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows_per_microbatch: int):
+        self._config, self._data, self._rows = config, data, rows_per_microbatch
         self._sharding = batch_sharding(mesh)
-        parts = self._sharding.addressable_devices_indices_map((rows,)).values()
-        mine = sorted({row for index in parts if index for row in range(rows)[index[0]]})
+        parts = self._sharding.addressable_devices_indices_map((rows_per_microbatch,)).values()
+        local_rows = sorted({row for index in parts if index for row in range(rows_per_microbatch)[index[0]]})
         for tokenized in data.values():
             check_fits(tokenized, config.row_length, config.attention_length)
         lengths = {"row_length": config.row_length, "attention_length": config.attention_length}
-        self._layout: dict[str, Any] = {**lengths, "rows": rows, "mine": mine}
+        self._layout: dict[str, Any] = {**lengths, "rows_per_microbatch": rows_per_microbatch, "local_rows": local_rows}
 
     def train(self, start_step: int, num_steps: int) -> Iterator[StepBatch]:
         """Steps `start_step` to `num_steps`, as on this host; `put` moves their microbatches to the devices."""

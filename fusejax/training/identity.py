@@ -90,7 +90,7 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: _binding(value, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in values.items()
-        if not f"{prefix}{key}".startswith(_FREE_KEYS)
+        if f"{prefix}{key}" not in _FREE_KEYS
     }
 
 

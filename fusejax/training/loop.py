@@ -82,7 +82,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
             hosts.note(f"{output_dir} is complete: {steps} steps")
             return
         programs = Programs(config, model, mesh, num_steps=steps)
-        batches = Batches(config, mesh, data, rows=programs.rows)
+        batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch)
         if first_step:
             hosts.note(f"going on after step {first_step} of {steps}")
             # The starting model, if its reference pass is missing, is gone again when the checkpoint is read.

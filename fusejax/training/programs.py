@@ -42,7 +42,7 @@ class Programs:
 
     def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int, unroll: bool = False):
         self.mesh, self.model = mesh, model
-        self.rows = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
+        self.rows_per_microbatch = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
         dtypes = {"param_dtype": jnp.dtype(config.dtype.params), "compute_dtype": jnp.dtype(config.dtype.compute)}
         _, shapes = abstract_decoder(model, **dtypes)
@@ -53,7 +53,7 @@ class Programs:
 
         self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
         self.state = abstract_state(self.params, optimizer, mesh)
-        shape = config.batch_shape(self.rows)
+        shape = config.batch_shape(self.rows_per_microbatch)
         self.microbatch = self._microbatch(shape)
         self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False))
         sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)

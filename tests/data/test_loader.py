@@ -35,7 +35,7 @@ def problems(draw):
     data = tokenized(draw(st.lists(st.integers(1, 20), min_size=count * each, max_size=count * each)), kind)
     row_length = draw(st.integers(int(data.lengths.max()), 80))
     num_hosts = draw(st.integers(1, 3))
-    options = {"row_length": row_length, "rows": num_hosts * draw(st.integers(1, 3))}
+    options = {"row_length": row_length, "rows_per_microbatch": num_hosts * draw(st.integers(1, 3))}
     return data, options, draw(st.integers(1, count)), num_hosts
 
 
@@ -93,14 +93,19 @@ def test_train_batches(problem):
         )
         assert batch.target_tokens == sum(m["loss_mask"].sum() for m in batch.microbatches)
         filled = sum(m["segment_ids"].any(1).sum() for m in batch.microbatches)
-        assert len(batch.microbatches) == -(-filled // options["rows"])
-        assert all(m["tokens"].shape == (options["rows"], options["row_length"]) for m in batch.microbatches)
+        assert len(batch.microbatches) == -(-filled // options["rows_per_microbatch"])
+        assert all(
+            m["tokens"].shape == (options["rows_per_microbatch"], options["row_length"]) for m in batch.microbatches
+        )
         assert batch.epoch == (batch.step + 1) * batch_size / len(data)
         seen += examples
     assert set(np.bincount(seen, minlength=len(data))) <= {2, 3}
 
     # The hosts' shares put together are the whole, and all hosts tell the same counts.
-    hosts = [list(train_batches(data, **options, mine=rows)) for rows in shares_of(options["rows"], num_hosts)]
+    hosts = [
+        list(train_batches(data, **options, local_rows=rows))
+        for rows in shares_of(options["rows_per_microbatch"], num_hosts)
+    ]
     for batch, *shares in zip(batches, *hosts, strict=True):
         assert {(s.step, s.examples, s.tokens, s.target_tokens) for s in shares} == {
             (batch.step, batch.examples, batch.tokens, batch.target_tokens)
@@ -122,8 +127,11 @@ def test_eval_batches(problem):
     batches = list(eval_batches(data, **options))
     examples = list(sequences(data, batches))
     assert sorted(examples) == sorted(list(range(len(data))) * data.sequences_per_example)
-    assert all(batch["tokens"].shape == (options["rows"], options["row_length"]) for batch in batches)
-    hosts = [list(eval_batches(data, **options, mine=rows)) for rows in shares_of(options["rows"], num_hosts)]
+    assert all(batch["tokens"].shape == (options["rows_per_microbatch"], options["row_length"]) for batch in batches)
+    hosts = [
+        list(eval_batches(data, **options, local_rows=rows))
+        for rows in shares_of(options["rows_per_microbatch"], num_hosts)
+    ]
     assert_equal(batches, [join(parts) for parts in zip(*hosts, strict=True)])
 
 
@@ -141,7 +149,7 @@ def test_what_pairs_share_is_computed_once(pairs, more, rows):
 
     attention_length = int(data.lengths.max()) + more
     row_length = max(int((data.lengths - data.shared_lengths).max()), attention_length - 10)
-    options = {"row_length": row_length, "rows": rows}
+    options = {"row_length": row_length, "rows_per_microbatch": rows}
     assume(attention_length > row_length)
     found = 0
     for microbatch in eval_batches(data, **options, attention_length=attention_length):
@@ -185,7 +193,7 @@ def assert_equal(left, right):
 
 def test_worked_example():
     data = tokenized([3, 2, 2, 2], "dpo")
-    (batch,) = train_batches(data, batch_size=2, row_length=32, seed=0, rows=2, num_steps=1)
+    (batch,) = train_batches(data, batch_size=2, row_length=32, seed=0, rows_per_microbatch=2, num_steps=1)
     (microbatch,) = batch.microbatches
     order = microbatch["pair_ids"][0].tolist()
     assert sorted(order) == [0, 1]
@@ -209,7 +217,7 @@ def test_a_failure_is_no_end(monkeypatch, error):
         return assemble(*arguments)
 
     monkeypatch.setattr(loader, "assemble", fail)
-    batches = train_batches(data, batch_size=2, row_length=64, seed=0, rows=1, num_steps=6)
+    batches = train_batches(data, batch_size=2, row_length=64, seed=0, rows_per_microbatch=1, num_steps=6)
     with pytest.raises((error, RuntimeError)) as caught:
         list(batches)
     assert "disk on fire" in f"{caught.value} {caught.value.__cause__}"
