@@ -1,4 +1,7 @@
-"""What all tests share: a tiny checkpoint with data to train on, and one compilation cache for all processes."""
+"""What all tests share: a tiny checkpoint with data to train on, and one compilation cache for all processes.
+
+And every annotation of a function or data class is checked when it is called: types by beartype, shapes by jaxtyping.
+"""
 
 import os
 from pathlib import Path
@@ -9,8 +12,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-from tests.browser import browser
-from tests.gcs_server import gcs, gcs_server
-from tests.tiny_runs import world
+import jaxtyping
+
+from tests import annotations
+
+# Before what it checks is imported.
+jaxtyping.install_import_hook(["fusejax", "quickstart"], f"{annotations.__name__}.check")
+
+from tests.browser import browser  # noqa: E402
+from tests.gcs_server import gcs, gcs_server  # noqa: E402
+from tests.tiny_runs import world  # noqa: E402
 
 __all__ = ["browser", "gcs", "gcs_server", "world"]
