@@ -159,7 +159,7 @@ class Network:
     def evaluate(self, params: Params, microbatch: Microbatch) -> Sums:
         """The sums of the loss over a microbatch."""
 
-        def local(params: Params, microbatch: Microbatch) -> Sums:
+        def local(params: Params, microbatch: Microbatch) -> dict[str, Float32[Array, "1"]]:
             sums = self.loss(self._forward(params, microbatch)[0], microbatch)
             return jax.tree.map(lambda x: x[None], sums)
 

@@ -24,7 +24,7 @@ class Shape(NamedTuple):
         return {"scale": scale, "window": self.window, "softcap": self.softcap}
 
 
-def packed(rows: list[list[int]], length: int) -> Tokens:
+def packed(rows: list[list[int]], length: int) -> Placement:
     """Rows of segments of the given lengths, the rest padding."""
     positions, segment_ids = np.zeros((2, len(rows), length), np.int32)
     for row, lengths in enumerate(rows):

@@ -47,7 +47,9 @@ run_logits = nnx.jit(lambda model, *inputs: model.logits(model(*inputs)))
 
 def loss_of(model: Decoder, tokens, positions, segment_ids) -> jax.Array:
     """Mean negative log-likelihood of each next token."""
-    logprobs = jax.nn.log_softmax(model.logits(model(tokens, positions, segment_ids)))
+    tokens = jnp.asarray(tokens)
+    hidden = model(tokens, jnp.asarray(positions), jnp.asarray(segment_ids))
+    logprobs = jax.nn.log_softmax(model.logits(hidden))
     return -jnp.take_along_axis(logprobs[:, :-1], tokens[:, 1:, None], axis=-1).mean()
 
 
@@ -104,7 +106,7 @@ def test_padding_has_no_influence(gemma):
     @jax.jit
     def step(tokens):
         def loss(params):
-            hidden = nnx.merge(graphdef, params)(tokens, positions, segment_ids)
+            hidden = nnx.merge(graphdef, params)(tokens, jnp.asarray(positions), jnp.asarray(segment_ids))
             return (hidden[:, :15] ** 2).sum(), hidden[:, :15]
 
         return jax.grad(loss, has_aux=True)(params)
@@ -135,7 +137,7 @@ def test_bfloat16_compute_stays_close_to_float32(pair):
     half = nnx.merge(graphdef, params)
     logits = run_logits(half, *inputs)
     exact = run_logits(model, *inputs)
-    assert jax.eval_shape(lambda: half(*inputs)).dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda: half(*map(jnp.asarray, inputs))).dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact) < 0.03
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
