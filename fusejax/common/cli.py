@@ -33,6 +33,11 @@ class ConfigModel(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def variants(cls) -> "list[type[ConfigModel]]":
+        """The models that may stand where this one is named, if it is only what they have in common."""
+        return []
+
 
 def location(path: str) -> str:
     """The path as it is; for the validation of configurations and of command lines.
@@ -123,7 +128,7 @@ def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
             for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
         ]
-        models = [each for kind in sections for each in (kind, *kind.__subclasses__())]
+        models = [each for kind in sections for each in (kind, *_variants(kind))]
         paths += [f"{name}.{path}" for each in models for path in _key_paths(each)] or [name]
     return list(dict.fromkeys(paths))
 
@@ -244,12 +249,16 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
     return f"{where}{message[0].lower()}{message[1:]}{more}"
 
 
+def _variants(kind: Any) -> list[type[ConfigModel]]:
+    return kind.variants() if isinstance(kind, type) and issubclass(kind, ConfigModel) else []
+
+
 def _keys(model: Any) -> set[str]:
     """Every key at any depth of a model, for suggestions; a field may hold any subclass of its model."""
     keys: set[str] = set()
     for name, field in getattr(model, "model_fields", {}).items():
         keys.add(name)
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            for each in (kind, *(kind.__subclasses__() if hasattr(kind, "model_fields") else ())):
+            for each in (kind, *_variants(kind)):
                 keys |= _keys(each)
     return keys

@@ -233,7 +233,7 @@ class _Reader(Protocol):
     def __getitem__(self, index: int, /) -> bytes: ...
 
 
-class Shards(Sequence[Record]):
+class Shards(Sequence):  # not `Sequence[Record]`: what checks types at run time would read a record, maybe a bad one
     """The examples of one split, read and decoded when asked for. Threads may share it.
 
     Indexing raises `RecordError` for a record that is whole on disk but malformed.

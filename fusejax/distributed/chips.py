@@ -1,6 +1,7 @@
 """Published peaks of accelerators, by the name that JAX gives a device (`jax.Device.device_kind`)."""
 
-import jax
+from collections.abc import Sequence
+from typing import Any
 
 PEAK_FLOPS = {
     "TPU v5 lite": 197e12,
@@ -18,8 +19,8 @@ data sheets of the A100, H100 SXM and H200 SXM, without sparsity.
 """
 
 
-def peak_hbm_bytes(devices: list[jax.Device]) -> int | None:
-    """The most memory that any of these devices has had in use since this process began; None where none can tell."""
+def peak_hbm_bytes(devices: Sequence[Any]) -> int | None:
+    """The most memory that any of these `jax.Device`s has had in use since the process began; None if none can tell."""
     stats = [device.memory_stats() or {} for device in devices]
     found = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     return max(found, default=None)

@@ -70,7 +70,7 @@ def answer(
         except TemplateError:
             return []
 
-    tokens = [encode(messages) for messages in prompts["messages"]]
+    tokens = [encode(messages) for messages in prompts["messages"].to_list()]
     asked = [each for each in tokens if each]
     model.check_tokens(max((max(each) for each in asked), default=0))
     graph, _ = model.graph(param_dtype=dtype, compute_dtype=dtype)

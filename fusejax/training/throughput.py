@@ -1,6 +1,8 @@
 """How fast a run is, beside what its devices could do: model FLOPs utilization (MFU)."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -31,11 +33,11 @@ class Throughput:
 
     Attributes:
       flops_per_token: of training, as `model_flops`.
-      devices: of the run, over all hosts, all of one kind.
+      devices: `jax.Device`s of the run, over all hosts, all of one kind.
     """
 
     flops_per_token: float
-    devices: list[jax.Device]
+    devices: Sequence[Any]
 
     def measured(self, tokens: float, seconds: float) -> dict[str, float]:
         """Of a step with so many tokens: `tokens_per_second`, over all devices; `mfu`, from 0 to 1, where the devices'

@@ -27,9 +27,9 @@ def sharings(draw):
     length, computed = 13, draw(st.sampled_from([12, 13]))
     filling = [length] * (computed - len(first))
     return SharedPrefixes(
-        np.array([first + filling]),
-        np.array([[length if slot is None else slot for slot in second] + filling]),
-        np.array([source + [computed] * (length - slots)]),
+        jnp.array([first + filling]),
+        jnp.array([[length if slot is None else slot for slot in second] + filling]),
+        jnp.array([source + [computed] * (length - slots)]),
     )
 
 
@@ -46,7 +46,7 @@ def test_spread_and_its_derivative(shared, seed):
     np.testing.assert_array_equal(found[0], np.einsum("lc,cab->lab", matrix(shared), x[0]))
     cotangent = np.random.default_rng(seed + 1).normal(size=found.shape).astype(np.float32)
     expected = np.einsum("lc,lab->cab", matrix(shared), cotangent[0])
-    np.testing.assert_allclose(vjp(cotangent)[0][0], expected, rtol=1e-6)
+    np.testing.assert_allclose(vjp(jnp.asarray(cotangent))[0][0], expected, rtol=1e-6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,4 +58,4 @@ def test_collect_and_its_derivative(shared, seed):
     found, vjp = jax.vjp(lambda x: collect(x, shared), jnp.asarray(x))
     np.testing.assert_array_equal(found[0], np.einsum("cl,lab->cab", firsts, x[0]))
     cotangent = np.random.default_rng(seed + 1).normal(size=found.shape).astype(np.float32)
-    np.testing.assert_array_equal(vjp(cotangent)[0][0], np.einsum("cl,cab->lab", firsts, cotangent[0]))
+    np.testing.assert_array_equal(vjp(jnp.asarray(cotangent))[0][0], np.einsum("cl,cab->lab", firsts, cotangent[0]))

@@ -125,7 +125,7 @@ def test_label_smoothing_with_length_normalization_is_the_same_mixture():
     plain, _ = our_loss(2.0, True)
     smooth, _ = our_loss(2.0, True, 0.1)
     logprobs, reference, mask = numbers()
-    sums, lengths = logprobs.sum(1), mask.sum(1)
+    sums, lengths, reference = map(jnp.asarray, (logprobs.sum(1), mask.sum(1), reference))
     flipped = DPO(beta=2.0, length_normalized=True)(
         Pairs(sums[PAIRS:], sums[:PAIRS], lengths[PAIRS:], lengths[:PAIRS], reference[PAIRS:], reference[:PAIRS])
     )

@@ -6,6 +6,7 @@ import types
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusejax.planning.plan import HBM, Planner
 from fusejax.planning.search import largest_fitting, search
 from fusejax.planning.topology import parse_topology
 from fusejax.planning.workload import Workload
@@ -38,11 +39,14 @@ def test_search_takes_the_fastest_that_fits(tmp_path):
     speed = {"full": 4.0, "dots": 3.0, "none": 2.0}
     compiled = []
 
-    class Planner:
+    class Counted(Planner):
         topology = parse_topology("v5e-16")  # 16.9 GB
         work = Workload(
             examples=1000, tokens_per_example=512, steps=10, batch_size=128, tokens_per_row=4096, assumed=()
         )  # 16.06 rows a step
+
+        def __init__(self):
+            pass
 
         def rows_per_microbatch(self, config):
             return 2 * config.packing.rows_per_device
@@ -50,12 +54,14 @@ def test_search_takes_the_fastest_that_fits(tmp_path):
         def hbm(self, config, task):
             compiled.append((config.remat, config.packing.rows_per_device))
             total = int(9e9 + config.packing.rows_per_device * row[config.remat])
-            return types.SimpleNamespace(total=total), total <= self.topology.chip.hbm
+            limit = self.topology.chip.hbm
+            parts = {"parameters": total, "moments": 0, "accumulator": 0, "temporary": 0, "code": 0, "activations": 0}
+            return HBM(**parts, limit=limit), total <= limit
 
         def speed(self, config, task):
             return types.SimpleNamespace(step_seconds=speed[config.remat])
 
-    planner = Planner()
+    planner = Counted()
     result = search(planner, run_config(tmp_path, tmp_path / "out"))
     # `none` does not fit at all. Of `dots`, 2 rows fit; of `full` 7, but 17 rows need three microbatches of 3.
     assert dataclasses.asdict(result.best) == {

@@ -34,6 +34,10 @@ class PairLoss(ConfigModel, abc.ABC):
     """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
     start from the same model on the same data can share one."""
 
+    @classmethod
+    def variants(cls) -> list[type[ConfigModel]]:
+        return [find_loss(name) for name in LOSSES] if cls is PairLoss else []
+
     @abc.abstractmethod
     def __call__(self, pairs: "Pairs") -> "PairLosses":
         """The loss and the rewards of each pair. Empty slots of a row have length 0, and must not give NaN."""
