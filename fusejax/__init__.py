@@ -6,7 +6,7 @@ import fsspec
 
 __version__ = "0.1.0"
 
-# `epath.Path("gs://...")`, ours or Orbax's, finds its file system through fsspec; it is loaded when it is first used.
+# `epath.Path("gs://...")`, here and in Orbax, finds its file system through fsspec, which imports it at its first use.
 for _protocol in ("gs", "gcs"):
     fsspec.register_implementation(_protocol, "fusejax.common.gcs.CloudStorage", clobber=True)
-os.environ["EPATH_USE_TF"] = "false"  # else epath takes tensorflow's, where that happens to be installed
+os.environ["EPATH_USE_TF"] = "false"  # else epath uses tensorflow's file system, if installed

@@ -1,7 +1,7 @@
-"""The whole of a training run, and of an evaluation, as typed, validated values: every choice there is.
+"""The configuration of a training run, and of an evaluation, as typed, validated values.
 
-A run goes on under a later release, which reads its `run.yaml`. So the default of a key that is added must be what was
-done before there was one; and a key or value that goes must still be read as what takes its place, in a validator.
+A later release resumes a run from its `run.yaml`. So the default of a new key must be what was done before the key
+existed, and a key or value that is removed must still be accepted and translated, in a validator.
 """
 
 import json
@@ -27,21 +27,21 @@ class OptimizerConfig(ConfigModel):
     name: Literal["adamw"] = "adamw"
     """AdamW, with decoupled weight decay."""
     learning_rate: PositiveFloat
-    """The highest, after warm-up."""
+    """The peak learning rate, reached after warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up. `cosine` and `linear` would reach zero one step after the last."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    """The share of all steps over which the learning rate rises linearly, rounded up."""
+    """Share of all steps in which the learning rate rises linearly; their number is rounded up."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of all parameters, a step, times the learning rate."""
+    """Applied to all parameters in each step, multiplied by the learning rate."""
     b1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
+    """Decay of the first moment, the running mean of gradients."""
     b2: float = Field(0.999, ge=0, lt=1)
-    """Decay of the mean of their squares."""
+    """Decay of the second moment, the running mean of squared gradients."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the latter."""
+    """Added to the square root of the second moment."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients of a step are scaled down to this global norm if theirs is larger."""
+    """Gradient clipping: gradients with a larger global norm are scaled down to this norm."""
 
 
 def _by_its_loss(section: Any) -> Any:
@@ -55,14 +55,14 @@ def _by_its_loss(section: Any) -> Any:
 
 
 class MeshConfig(ConfigModel):
-    """Devices along each axis; -1 takes what the others leave."""
+    """Devices along each mesh axis; an axis of -1 takes the devices that the others leave."""
 
     data: int = 1
-    """Replicas of the parameters within a slice; each has rows of its own."""
+    """Replicas of the parameters within a slice (data parallelism); each computes different rows."""
     fsdp: int = -1
-    """Devices that split parameters, gradients and moments, and rows."""
+    """Devices that split parameters, gradients, moments and rows (FSDP)."""
     tensor: int = 1
-    """Devices that split heads, the MLP's inner channels and the vocabulary, but share rows."""
+    """Devices that split heads, the MLP's inner channels and the vocabulary (tensor parallelism), but not rows."""
 
     @pydantic.model_validator(mode="after")
     def _one_free_axis(self) -> "MeshConfig":
@@ -76,24 +76,24 @@ class MeshConfig(ConfigModel):
 
 class DtypeConfig(ConfigModel):
     params: Literal["float32", "bfloat16"] = "float32"
-    """Of parameters. Gradients and moments are float32 always."""
+    """Dtype of parameters. Gradients and moments are always float32."""
     compute: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of activations and matrix products. Norms, rotary embedding and softmax are float32 always."""
+    """Dtype of activations and matrix products. Norms, rotary embedding and softmax are always float32."""
 
 
 class PackingConfig(ConfigModel):
     row_length: PositiveInt | None = None
-    """Tokens a row computes. Default: `max_length` for sft, twice that for pairs, so that each fits one row."""
+    """Tokens that a row computes. Default: `max_length` for sft, twice that for pairs, so that every example fits."""
     attention_length: PositiveInt | None = None
-    """Tokens a row attends over. Default: `row_length`. If it is more, what both sequences of a pair begin with is
-    computed once: it counts once for `row_length`, and twice here."""
+    """Tokens that a row attends over. Default: `row_length`. If it is more, the common prefix of a pair's sequences is
+    computed once (prefix sharing): it counts once towards `row_length`, and twice here."""
     rows_per_device: PositiveInt = 1
-    """Rows a device computes at once: the one knob between memory and speed."""
+    """Rows per device in a microbatch: trades memory for speed."""
 
 
 class CheckpointConfig(ConfigModel):
     every_steps: PositiveInt = 100
-    """A checkpoint is evaluated (where there is `data.eval`) and saved every so many steps, and at the end."""
+    """Every so many steps, and at the end, the model is evaluated (if `data.eval` is given) and a checkpoint saved."""
     keep: PositiveInt = 2
     """How many of the last checkpoints to keep."""
 
@@ -107,38 +107,38 @@ class ProfileConfig(ConfigModel):
 
 class TrainConfig(ConfigModel):
     task: Annotated[Literal["sft", "preference"], BeforeValidator(lambda name: {"dpo": "preference"}.get(name, name))]
-    """Train on single conversations, or on pairs of a better and a worse answer; `dpo` is `preference`, too."""
+    """Train on single conversations, or on pairs of a better and a worse answer; `dpo` means `preference`."""
     model: Location
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
     """What to train and evaluate on."""
     output_dir: Location
-    """Where the run keeps everything, and finds it again when it is resumed."""
+    """The run's folder: everything is written there, and the run is resumed from there."""
     max_length: PositiveInt = 2048
     """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
     """Longer prompts are rejected. Default: `max_length - 1`."""
     batch_size: PositiveInt = 128
-    """Examples (sft) or pairs (preference) an optimizer step, over all hosts."""
+    """Examples (sft) or pairs (preference) per optimizer step, over all hosts."""
     epochs: PositiveInt = 1
     """Passes over the data set."""
     max_steps: PositiveInt | None = None
     """Ends the run early; the schedule then ends there too."""
     seed: NonNegativeInt = 0
-    """Of the order of examples."""
+    """Seed of the order of examples."""
     optimizer: OptimizerConfig
     """The optimizer and its learning rate."""
     preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
-    """`loss` names a file of `fusejax/objectives/losses/`, `dpo` by default; what else stands here is its own."""
+    """`loss` names a file of `fusejax/objectives/losses/`, by default `dpo`; the other keys are that loss's own."""
     mesh: MeshConfig = MeshConfig()
     """How devices are used."""
     dtype: DtypeConfig = DtypeConfig()
-    """What numbers are kept and computed in."""
+    """Dtypes of parameters and computation."""
     packing: PackingConfig = PackingConfig()
     """The rows that examples are packed into."""
     remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes of each layer: nothing; all but products with parameters and attention (that
-    too on GPUs); everything."""
+    """What the backward pass recomputes of each layer. `none`: nothing; `dots`: all but matrix products with parameters
+    and attention (on GPUs attention is recomputed too); `full`: everything."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save, and what to keep."""
     profile: ProfileConfig | None = None
@@ -146,7 +146,7 @@ class TrainConfig(ConfigModel):
 
     @property
     def record_kind(self) -> Kind:
-        """Of the shards that the task trains on."""
+        """The kind of the shards that the task trains on."""
         return "dpo" if self.task == "preference" else "sft"
 
     @property
@@ -167,13 +167,13 @@ class TrainConfig(ConfigModel):
         return self.packing.attention_length or self.row_length
 
     def batch_shape(self, rows: int) -> BatchShape:
-        """Of a microbatch with `rows` rows."""
+        """The shape of a microbatch with `rows` rows."""
         lengths = (self.row_length, self.attention_length)
         return BatchShape(rows, *lengths, pairs=self.task == "preference", reference=self.needs_reference)
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether what the sequences of a pair begin with is computed once."""
+        """Whether the common prefix of a pair's sequences is computed once."""
         return self.attention_length > self.row_length
 
     @property
@@ -195,7 +195,7 @@ class TrainConfig(ConfigModel):
         if self.shares_prefixes and self.task == "sft":
             raise ValueError("packing.attention_length is for task preference: only pairs share tokens")
         each = self.sequences_per_example
-        # Two sequences of a pair that share tokens may take fewer, but how many is the data's matter.
+        # With prefix sharing a pair may compute fewer tokens; how many is known only from the data.
         limits = {"row_length": 1 if self.shares_prefixes else each, "attention_length": each}
         for name, sequences in limits.items():
             length, needed = getattr(self, name), sequences * self.max_length
@@ -218,12 +218,12 @@ class EvaluateConfig(ConfigModel):
     prompts: Location
     """JSON lines or Parquet with the data pipeline's prompt columns: id, dataset, domain, messages, answer, tests."""
     scoring: Location
-    """A data pipeline config; what gives reward and verdict in its `domains` judges the answers."""
+    """A data pipeline config; `reward` and `verifier` of its `domains` judge the answers."""
     output_dir: Location
     """Where `results.json` and the judged answers go."""
     max_new_tokens: PositiveInt = 2048
-    """Of an answer; one that is longer is cut."""
+    """Limit of an answer; a longer one is cut."""
     batch_size: PositiveInt = 64
     """Prompts decoded together, rounded up to a power of two."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of parameters and computation."""
+    """Dtype of parameters and computation."""

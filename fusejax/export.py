@@ -1,7 +1,7 @@
 """`fusejax export --checkpoint DIR --output DIR [--step N]`: a trained model for transformers and vLLM.
 
-Both directories may be in `gs://`. Any machine will do, also while the run goes on. On the hosts of a TPU pod the
-command may run on all, of which the first does it; or on one alone with JAX_PLATFORMS=cpu.
+Both directories may be in `gs://`. The command runs on any machine, also while the run goes on. On a TPU pod, start
+it on all hosts, of which the first does the work, or on a single host with JAX_PLATFORMS=cpu.
 """
 
 import argparse

@@ -46,12 +46,12 @@ def read_prompts(path: str) -> pl.DataFrame:
 def answer(
     model: StartingModel, name: str, prompts: pl.DataFrame, *, max_new_tokens: int, batch_size: int, dtype: str
 ) -> pl.DataFrame:
-    """The greedy answers of a model, one row a prompt: the columns that the stage `score` reads.
+    """The greedy answers of a model, one row per prompt: the columns that the stage `score` reads.
 
     A prompt that the model's chat template refuses has the empty answer, with the finish reason `error`.
 
     Args:
-      model: who answers.
+      model: the model that answers.
       name: goes into the column `source`.
       prompts: from `read_prompts`.
       max_new_tokens: of an answer; one that is longer has the finish reason `length`.

@@ -18,9 +18,9 @@ from fusejax.training.start import StartingModel
 def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
     """Answers every prompt with every model, has the answers scored, writes `results.json`.
 
-    The data pipeline judges, in a process of its own and over its own files: it needs packages that training does not,
-    and so the evaluation judges exactly as the selection of the training data did. Answers and verdicts stay in
-    `OUTPUT_DIR/answers/`.
+    The data pipeline's `score` stage judges the answers, in a separate process because it needs packages that training
+    does not. So answers are judged exactly as they were when the training data were selected. Answers and verdicts stay
+    in `OUTPUT_DIR/answers/`.
 
     Returns:
       The results, and each model's standard error.

@@ -30,7 +30,7 @@ def accuracies(scores: Mapping[str, pl.DataFrame]) -> Results:
 
 
 def standard_error(scores: pl.DataFrame) -> float:
-    """Of one model's average: how far chance in the choice of prompts moves it, as one standard deviation.
+    """The standard error of one model's average, as the prompts are a random sample.
 
     Each domain's accuracy p over n prompts has variance p (1 - p) / n; the average over k domains has their sum / k^2.
     """
@@ -41,7 +41,7 @@ def standard_error(scores: pl.DataFrame) -> float:
 
 
 def table(results: Results, errors: Mapping[str, float]) -> str:
-    """The results for people: a line a model, accuracies in percent, the average with its standard error."""
+    """The results as text: one line per model, accuracies in percent, the average with its standard error."""
     domains = [name for name in next(iter(results.values())) if name != "average"]
     width = max(12, *(len(name) + 2 for name in domains))
     lines = ["model".ljust(10) + "".join(name.rjust(width) for name in (*domains, "average"))]

@@ -1,1 +1,1 @@
-"""Planning a run on a TPU slice that is not there: compiling its programs for it, and reading off memory and time."""
+"""Plans a run for a TPU slice without a TPU: compiles its programs for the slice, and reads off memory and time."""

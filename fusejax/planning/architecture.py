@@ -22,12 +22,12 @@ def find_architecture(model: str, config_file: Path) -> tuple[DecoderConfig, str
 
     Args:
       model: the key `model` of a run: the directory of a checkpoint or of a run, a `config.json` itself, the Hub id of
-        a model, or the `output_dir` of a run that has not happened yet but whose configuration lies beside
-        `config_file`: then what that one starts from.
+        a model, or the `output_dir` of a run that has not been started but whose configuration is in the folder of
+        `config_file`: then the architecture is that of the model which that run starts from.
       config_file: the run's configuration.
 
     Raises:
-      UserError: none of these, or an architecture that the decoder does not have.
+      UserError: `model` is none of these, or has an architecture that the decoder does not have.
     """
     path = epath.Path(model)
     # A run keeps its model's files in a folder of their own.
@@ -59,7 +59,7 @@ def known_architectures() -> dict[str, Path]:
 
 
 def _start_of(output_dir: str, config_file: Path) -> str | None:
-    """What the run that will write `output_dir` starts from, by the configurations beside `config_file`."""
+    """The model that the run with this `output_dir` starts from, found in the configurations beside `config_file`."""
     starts: dict[str, str] = {}
     for file in sorted(config_file.parent.glob("*.yaml")):
         try:

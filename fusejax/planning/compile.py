@@ -1,4 +1,4 @@
-"""What the TPU compiler says of one program: the memory that it needs and what it costs."""
+"""What the TPU compiler reports for one program: its memory and its cost."""
 
 import dataclasses
 import math
@@ -22,16 +22,16 @@ class Memory:
     """Bytes of HBM on each chip while a program runs, beyond those of its arguments."""
 
     temporary: int
-    """Scratch, outputs that do not take the place of an argument, and what layouts pad."""
+    """Scratch space, outputs that do not reuse an argument's memory, and the padding of layouts."""
     code: int
-    """Stays as long as the program does, whether it runs or not."""
+    """In memory as long as the program is loaded, whether it runs or not."""
     fits: bool
-    """False: the compiler gave up, and `temporary` is how far it had come: at least as much is needed."""
+    """If False, the compiler gave up, and `temporary` is a lower bound of what is needed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run of a program, on each chip. Costs add up, and scale with the number of layers."""
+    """The cost of one run of a program, per chip. Costs add up, and scale with the number of layers."""
 
     flops: float
     """As the compiler counts them, without `attention`."""
@@ -68,7 +68,7 @@ class DoesNotFit(Exception):
 
 
 def memory(program: Any, *arguments: Any) -> Memory:
-    """Compiles for HBM: never raises because of its size.
+    """Compiles a program to measure its HBM; does not raise if it does not fit.
 
     Args:
       program: a `jax.jit`.
@@ -81,19 +81,19 @@ def memory(program: Any, *arguments: Any) -> Memory:
         if not _OUT_OF_MEMORY.search(str(error)):
             raise
         return Memory(max(0, _needed(str(error)) - given), 0, fits=False)
-    # What the compiler's own limit is about. Its `temp_size_in_bytes` counts buffers that follow each other in the same
-    # place again and again: programs fit a chip although it names more than the chip has.
+    # The peak is what the compiler's own limit applies to. Its `temp_size_in_bytes` counts memory once per buffer that
+    # uses it in turn, so it can exceed the chip's memory for programs that fit.
     return Memory(found.peak_memory_in_bytes - given, found.generated_code_size_in_bytes, fits=True)
 
 
 def cost(program: Any, *arguments: Any, attention: Callable[[str], float]) -> Cost:
-    """Compiles for time. Program and arguments as of `memory`.
+    """Compiles a program to estimate its time. Program and arguments as of `memory`.
 
     Args:
       attention: from the compiled program's text to the FLOPs of its fused attention kernels.
 
     Raises:
-      DoesNotFit: written out, its loops take more HBM than there is.
+      DoesNotFit: the unrolled program takes more HBM than there is.
     """
     try:
         compiled = program.lower(*arguments).compile()
@@ -108,7 +108,7 @@ def cost(program: Any, *arguments: Any, attention: Callable[[str], float]) -> Co
 
 
 def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
-    """Of the part of an array that a device holds."""
+    """Bytes of the part of an array that one device holds."""
     return x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
 
 

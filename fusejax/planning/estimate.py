@@ -1,4 +1,4 @@
-"""How long a program runs on a chip, and what part of the chip's power that uses.
+"""Estimates of how long a program runs on a chip, and of the FLOPs of its fused attention.
 
 XLA's cost analysis counts the body of a loop once, and the layers are a loop. So a program is compiled for two shallow
 models with all loops unrolled, and what a layer adds is read off the difference.
@@ -17,13 +17,13 @@ from fusejax.planning.topology import Chip
 # A fused attention kernel, as a compiled program calls it.
 _KERNEL = re.compile(r"%splash_mha_(fwd|dkv)\S* = (.*?) custom-call\(")
 _SHAPE = re.compile(r"\[([\d,]+)\]")
-# Matrix products for each pair of a query and a key: scores and mixture forwards; backwards scores again, and the
+# Matrix products per query-key pair. Forward: scores and the weighted sum of values; backward: scores again, and the
 # gradients of weights, values, keys and queries.
 _PRODUCTS = {"fwd": 2, "dkv": 5}
 
 
 def shallow_depths(model: DecoderConfig) -> tuple[int, ...]:
-    """Layers of the models to extrapolate from: whole blocks, 2 and 4 layers if it can be; or all that there are."""
+    """Depths of the models to extrapolate from: whole blocks, 2 and 4 layers if possible; or only the model's own."""
     block = len(model.pattern)
     few = block * max(1, 2 // block)
     return (few, 2 * few) if model.num_layers > 2 * few else (model.num_layers,)
@@ -44,17 +44,17 @@ def extrapolate(costs: Sequence[Cost], model: DecoderConfig) -> Cost:
 
 
 def attention_flops(program: str, model: DecoderConfig) -> float:
-    """FLOPs on a chip of the fused attention kernels in a compiled program: the compiler knows nothing of them.
+    """FLOPs per chip of the fused attention kernels in a compiled program, which the compiler does not count.
 
     Args:
       program: the compiled program's text.
-      model: whose windows the layers have.
+      model: gives the layers' windows.
     """
     total = 0.0
     for kind, results in _KERNEL.findall(program):
         shapes = [tuple(map(int, shape.split(","))) for shape in _SHAPE.findall(results)]
-        # The largest result is the mixture [rows, heads, length, width]; or, of the backward kernel, the gradient of
-        # queries from each block of keys, which adds an axis after the rows. Where there is one row, it has no axis.
+        # The largest result is the output [rows, heads, length, width] or, for the backward kernel, the gradient of
+        # queries from each block of keys, with one more axis after the rows. A single row has no axis of rows.
         largest = max(shapes, key=math.prod)
         *_, heads, length, width = largest
         rows = largest[0] if len(largest) == (4 if kind == "fwd" else 5) else 1
@@ -64,7 +64,7 @@ def attention_flops(program: str, model: DecoderConfig) -> float:
 
 
 def _pairs(length: int, window: int | None) -> int:
-    """Pairs of a query and a key that a kernel computes for a row: whole blocks, wherever a pair of one is visible."""
+    """Query-key pairs that a kernel computes for a row: all pairs of every block in which any pair is visible."""
     block = min(splash.BLOCK, length)
     blocks = -(-length // block)
     back = blocks if window is None else (window - 2) // block + 1  # blocks before the diagonal that a query may see
@@ -72,11 +72,12 @@ def _pairs(length: int, window: int | None) -> int:
 
 
 def seconds(costs: Sequence[Cost], chip: Chip) -> tuple[list[float], str]:
-    """Of each program, and how they were found: all by the compiler's own estimate, or all as a roofline.
+    """Seconds of each program, and the kind of estimate: `compiler` for all programs, or `roofline` for all.
 
-    The compiler's is used where it is one: for a chip of which it knows, and nowhere less than the products take at
-    the chip's peak. Fused attention, which it leaves out, is added at that peak. The roofline takes the published
-    peaks: the time for all products or for all bytes, whichever is more. Neither counts what chips wait for each other.
+    The compiler's estimates are used if it has any for the chip (`Chip.knows_seconds`) and none is below the time of
+    the matrix products at the chip's peak. Fused attention, which they leave out, is added at that peak. The roofline
+    is the time of all products or of all bytes at the published peaks, whichever is longer. Neither includes the time
+    that chips wait for each other.
     """
     attention = [cost.attention / chip.flops for cost in costs]
     if chip.knows_seconds and all(cost.seconds >= cost.flops / chip.flops for cost in costs):

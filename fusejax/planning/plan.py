@@ -1,6 +1,6 @@
-"""Does a run fit a slice, and how long will it take? The programs that it would run, compiled for it, tell.
+"""Whether a run fits a TPU slice, and how long it takes, found by compiling the run's own programs for the slice.
 
-`Planner` compiles; `TaskPlan` is what there is to say of one task: training, and for pairs the reference pass before.
+`Planner` compiles; `TaskPlan` has the results for one task: training, or for pairs the reference pass before it.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ class HBM:
     accumulator: int
     """The sum of gradients over a step's microbatches."""
     temporary: int
-    """What is added while a program runs, the most of all programs, and the code of all of them."""
+    """What a program needs while it runs (the most of all programs), and the code of all programs."""
     code: int
     """Part of `temporary`."""
     activations: int
-    """Part of `temporary`: the input of each block, which the backward pass starts from whatever is recomputed."""
+    """Part of `temporary`: the input of each block, which is kept for the backward pass under every `remat`."""
     limit: int
 
     @property
     def state(self) -> int:
-        """What lives from step to step."""
+        """What stays in memory between steps."""
         return self.parameters + self.moments + self.accumulator
 
     @property
@@ -56,15 +56,15 @@ class HBM:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Estimated; of a step, which for the reference pass is a microbatch."""
+    """Estimates for one step, or for one microbatch of the reference pass."""
 
     flops: float
-    """Over all chips, what is computed twice included."""
+    """Over all chips, recomputation included."""
     model_flops: float
-    """Over all chips, as `model_flops` of the step's tokens, padding left out."""
+    """Over all chips: `throughput.model_flops` of the step's tokens, without padding."""
     step_seconds: float
     mfu: float
-    """`model_flops` by what all chips could do in `step_seconds`."""
+    """`model_flops` divided by what all chips can compute in `step_seconds` at their peak."""
     estimate: str
     """`compiler` or `roofline`; see `estimate.seconds`."""
 
@@ -75,10 +75,10 @@ class TaskPlan:
     fits: bool
     steps: int
     microbatches: int
-    """Of a step."""
+    """Per step."""
     chips: int
     speed: Speed | None
-    """None where it does not fit, or there is no telling."""
+    """None if the task does not fit, or its time cannot be estimated."""
 
     @property
     def total_seconds(self) -> float | None:
@@ -114,17 +114,17 @@ class Planner:
     def __init__(self, topology: Topology, model: DecoderConfig, work: Workload):
         self.topology, self.model, self.work = topology, model, work
         self._devices = topology.devices()
-        # What a search has compiled, need not be compiled again.
+        # Cached: a search and the plan after it ask for the same programs.
         self.hbm = functools.cache(self._hbm)
         self.speed = functools.cache(self._speed)
         self._memory = functools.cache(self._compiled_memory)
 
     def plan(self, config: TrainConfig) -> dict[str, TaskPlan]:
-        """By task: `sft`, or `reference` and `dpo`."""
+        """The plan of each task: of `sft`, or of `reference` and `dpo`."""
         return {task: self._task(config, task) for task in tasks(config)}
 
     def rows_per_microbatch(self, config: TrainConfig) -> int:
-        """Of a microbatch, over all devices."""
+        """Rows of a microbatch, over all devices."""
         return self._programs(config, self.model).rows_per_microbatch
 
     def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
@@ -134,12 +134,12 @@ class Planner:
         note(f"{task}: compiling {', '.join(arguments)} for {self.topology.name}")
         # One after the other: libtpu was seen to crash where two threads compiled at once.
         found = [self._memory(_all_that_matters(config, name), task, name) for name in arguments]
-        # Of its arguments, a program's microbatch is the only one that does not live from step to step.
+        # The microbatch is the only argument of a program that does not stay in memory between steps.
         microbatch = tree_bytes(programs.microbatch)
         extra = [each.temporary + (name != "apply") * microbatch for name, each in zip(arguments, found, strict=True)]
         code = sum(each.code for each in found)
         parameters = tree_bytes(programs.params)
-        trains = task != "reference"  # before it, there is nothing but the parameters
+        trains = task != "reference"  # the reference pass runs with nothing but the parameters in memory
         hbm = HBM(
             parameters=parameters,
             moments=tree_bytes(programs.state) - parameters if trains else 0,
@@ -157,7 +157,7 @@ class Planner:
             return memory(getattr(programs, name), *_arguments(config, programs, task)[name])
 
     def _speed(self, config: TrainConfig, task: str) -> Speed | None:
-        """How long a step of `task` takes; None where its programs do not fit with their loops written out."""
+        """How long a step of `task` takes; None if its programs do not fit with their loops unrolled."""
         programs = self._programs(config, self.model)
         names = ["reference"] if task == "reference" else ["accumulate", "apply"]
         try:
@@ -176,7 +176,7 @@ class Planner:
             examples = self.work.examples / self.work.passes(programs.rows_per_microbatch)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
         a_token = model_flops(self.model, parameters, config.attention_length, training=task != "reference")
-        # What a pair's sequences share is needed once.
+        # The shared prefix of a pair counts once.
         useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
         return Speed(
             flops=flops,
@@ -200,7 +200,7 @@ class Planner:
         )
 
     def _costs(self, config: TrainConfig, task: str, names: Sequence[str]) -> list[Cost]:
-        """Of one run of each program."""
+        """The cost of one run of each program."""
         depths = estimate.shallow_depths(self.model)
         note(
             f"{task}: compiling {', '.join(names)} of {' and '.join(map(str, depths))} layers, unrolled, for their time"
@@ -234,7 +234,7 @@ def tasks(config: TrainConfig) -> list[str]:
 
 
 def _all_that_matters(config: TrainConfig, name: str) -> TrainConfig:
-    """The configuration with all that is nothing to this program at its default, so that it is compiled once."""
+    """The configuration with every key that this program does not depend on reset, so that it is compiled only once."""
     if name == "accumulate":
         return config
     plain = config.model_copy(update={"remat": "full"})  # there is no backward pass

@@ -1,4 +1,4 @@
-"""A plan as people read it, and as scripts do."""
+"""A plan as a table, and as JSON."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ GB = 1e9
 def plan_json(
     planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPlan], source: str, search: SearchResult | None
 ) -> dict[str, Any]:
-    """All figures, sizes in bytes a chip; `null` for the speed of what does not fit. Arguments as of `plan_table`."""
+    """All figures, sizes in bytes per chip; speeds are `null` if a task does not fit. Arguments as of `plan_table`."""
     work = planner.work
     values = {
         "topology": planner.topology.name,
@@ -31,7 +31,7 @@ def plan_json(
 
 
 def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPlan], source: str) -> str:
-    """All figures of all tasks, a column each.
+    """All figures of all tasks, one column per task.
 
     Args:
       source: where the architecture was found.

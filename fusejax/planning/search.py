@@ -1,9 +1,9 @@
 """The largest microbatch that fits, and the cheapest rematerialisation.
 
-For each choice of rematerialisation, HBM is found for one row a device and for two. It grows about linearly with rows,
-so the largest number that should fit follows; it is compiled to make sure, and corrected. Of the numbers up to that
-one, the smallest is taken that needs no more microbatches, as more rows would only stay empty. The time of a step is
-estimated for these candidates, one a choice, and the fastest wins.
+For each choice of rematerialisation, the programs are compiled with one and with two rows per device. HBM grows about
+linearly with rows, which predicts the largest number of rows that fits; compiling that checks and corrects it. The
+candidate is the smallest number that needs no more microbatches than the largest, as further rows would stay empty. Of
+the candidates, one per choice, the one with the shortest estimated step wins.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Trial:
     """HBM on each chip, in bytes."""
     fits: bool
     step_seconds: float | None
-    """Only of candidates."""
+    """Estimated for candidates only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Best:
     remat: str
     rows_per_device: int
     largest_rows_per_device: int
-    """That fit, up to what a step needs; `rows_per_device` may be fewer because more would only stay empty."""
+    """The most rows that fit, up to what a step needs; `rows_per_device` is less if further rows would stay empty."""
     step_seconds: float
 
 
@@ -107,7 +107,7 @@ def largest_fitting(measure: Callable[[int], tuple[int, bool]], limit: int, most
         if len(sizes) == 1:
             rows = 2
         else:
-            # Along the line through the two measurements nearest to the limit, but between what is known.
+            # Extrapolates linearly from the two measurements nearest to the limit, within the bounds known so far.
             first, second = sorted(sizes, key=lambda rows: abs(sizes[rows] - limit))[:2]
             slope = (sizes[second] - sizes[first]) / (second - first)
             guess = first + (limit - sizes[first]) / slope if slope > 0 else too_large - 1

@@ -1,4 +1,4 @@
-"""TPU slices by the names that Google Cloud gives them, and devices to compile for, without having any.
+"""TPU slices by their Google Cloud names, and devices to compile for on a machine without a TPU.
 
     topology = parse_topology("2xv5p-128")     # two slices of 64 chips each
     mesh = make_mesh(config.mesh, topology.devices())
@@ -33,12 +33,12 @@ class Chip:
     bandwidth: float
     """Of HBM, in bytes/s."""
     hbm: int
-    """Bytes that a program may use: what the compiler itself holds to be available, a little less than is built in."""
+    """Bytes that a program may use: what the compiler takes to be available, a little less than the chip has."""
     knows_seconds: bool
     """Whether the compiler's estimate of a program's time can be used. For some chips it counts an operation that it
-    knows nothing of as -1 second."""
+    cannot estimate as -1 second."""
     cores: int
-    """What the number in a slice's name counts a chip as."""
+    """What each chip adds to the number in a slice's name: v5p counts two cores per chip."""
     shapes: Mapping[int, str]
     """The slices there are: the number in their name -> chips along each axis."""
 
@@ -91,7 +91,7 @@ class Topology:
         if importlib.util.find_spec("libtpu") is None:
             raise UserError("planning needs libtpu, the TPU compiler: install fusejax with the extra `tpu`")
         _settle_libtpu()
-        # libtpu takes hosts of four chips for granted.
+        # By default, libtpu assumes hosts of four chips.
         options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if self.shape == "1x1" else {}
         if self.slices > 1:
             options["num_slices"] = self.slices
@@ -121,7 +121,7 @@ def _names(chip: Chip) -> str:
 
 
 def _settle_libtpu() -> None:
-    """Keeps libtpu from looking for a TPU, from refusing to load beside a program that has one, and from noise."""
+    """Keeps libtpu from looking for a TPU, from refusing to load while another program uses one, and from logging."""
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask what this machine is
         "TPU_ACCELERATOR_TYPE": "v5p-8",  # any will do: it is not what is compiled for

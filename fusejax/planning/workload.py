@@ -26,7 +26,7 @@ class Workload:
     steps: int
     batch_size: int
     tokens_per_row: int
-    """Its `attention_length`: pairs are taken to share as much as that foresees."""
+    """The row's `attention_length`: pairs are assumed to share as many tokens as it allows for."""
     assumed: tuple[str, ...]
     """Which of `examples`, `tokens_per_example` and `shared_tokens` are assumptions."""
 
@@ -36,11 +36,11 @@ class Workload:
         return self._packed(self.batch_size)
 
     def microbatches(self, rows_per_microbatch: int) -> int:
-        """That a step takes."""
+        """Microbatches that a step takes."""
         return math.ceil(self.rows_per_step / rows_per_microbatch)
 
     def passes(self, rows_per_microbatch: int) -> int:
-        """Microbatches that all examples take once."""
+        """Microbatches of one pass over all examples."""
         return math.ceil(self._packed(self.examples) / rows_per_microbatch)
 
     def _packed(self, examples: int) -> float:
@@ -48,7 +48,7 @@ class Workload:
 
 
 def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Workload:
-    """What is given, else what the manifest of `data.train` says, else what is assumed of FuseChat-3.0's data."""
+    """The workload by what is given, else by the manifest of `data.train`, else by the constants above."""
     assumed = []
     if examples is None:
         examples = _count(config.data.train)

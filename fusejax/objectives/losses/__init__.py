@@ -1,8 +1,8 @@
 """The losses on pairs of answers: each file of this folder is one, named as `preference.loss` names it.
 
 The file defines one subclass of `PairLoss`. Its fields are then keys of the section `preference`; whether there is a
-reference pass, and reference values in batches and plans, follows from its `needs_reference`. Nothing else knows a loss
-by name. No JAX is imported before a loss is asked for: configurations are checked here.
+reference pass, and reference values in batches and plans, follows from its `needs_reference`. No other code names
+a loss. JAX is imported only when a loss is loaded, as configurations are checked without it.
 """
 
 import abc
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusejax.objectives.preference import PairLosses, Pairs
 
 LOSSES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-"""Their names."""
+"""The names of all losses."""
 
 
 class PairLoss(ConfigModel, abc.ABC):
@@ -29,7 +29,7 @@ class PairLoss(ConfigModel, abc.ABC):
     """Whether `Pairs` must have the log-probabilities of the starting model."""
 
     loss: str
-    """Its name in `LOSSES`."""
+    """Name of the loss: a file of `fusejax/objectives/losses/`."""
     reference: Location | None = None
     """Sidecar of the reference pass, read if it exists, else written. Default: `OUTPUT_DIR/reference.npz`. Runs that
     start from the same model on the same data can share one."""
