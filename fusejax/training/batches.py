@@ -17,8 +17,8 @@ from fusejax.distributed.sharding import batch_sharding
 class Batches:
     """The run's batches. Every host makes the rows that its devices hold; together they are global arrays.
 
-    Which global row holds what follows from the plan alone, so it is the same on any number of hosts; where on the
-    mesh a row lies is the mesh's matter, and several hosts make the same rows where `tensor` reaches over hosts.
+    The contents of a global row follow from the packing plan alone, so they are the same on any number of hosts. The
+    mesh decides which devices hold the row; if the axis `tensor` spans hosts, several of them make the same rows.
 
     Args:
       rows_per_microbatch: over all hosts.
@@ -54,7 +54,7 @@ class Batches:
 
     def put(self, microbatch: Microbatch) -> Microbatch:
         """This host's rows as part of global arrays."""
-        with jax.transfer_guard("allow"):  # with several hosts, JAX takes this copy for one that was not meant
+        with jax.transfer_guard("allow"):  # with several hosts, JAX takes this copy for an implicit one
             return {
                 name: jax.make_array_from_process_local_data(self._sharding, array, (self._rows, *array.shape[1:]))
                 for name, array in microbatch.items()

@@ -1,11 +1,11 @@
-"""A run's checkpoints: Orbax, asynchronous, the last few kept, the best of those found by its evaluation.
+"""A run's checkpoints: Orbax saves them asynchronously, the last few are kept, and evaluation picks the best of these.
 
 Each checkpoint `checkpoints/STEP/` has three items: `params`, `optimizer` (moments and step) and `metrics` (what the
-evaluation at that step said; empty without evaluation data). They are apart so that an export reads `params` alone.
+evaluation at that step said; empty without evaluation data). They are separate so that an export reads `params` alone.
 A checkpoint counts only when it is complete, which Orbax marks on disk by its name and in `gs://` by a file in it; what
 a killed run left half-written is never seen.
 
-With several hosts, all call everything here alike; the directory must be shared.
+With several hosts, all of them make the same calls here; the directory must be shared.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ class Checkpoints:
     Args:
       output_dir: the run's.
       keep: how many to keep; None opens them for reading only, and leaves alone what the run may be writing.
-      regular: of which steps a checkpoint counts in `keep`. One of another step, where a run was stopped, is kept until
-        the next one is complete: in the end there is no trace of the stop.
+      regular: the steps whose checkpoints count in `keep`. One of another step, where a run was stopped, is kept only
+        until the next one is complete, so that in the end a stop leaves no trace.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged.
@@ -78,7 +78,7 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Starts saving and returns once the arrays are copied; what goes wrong later, `check` and `wait` raise.
+        """Starts saving and returns once the arrays are copied; later failures are raised by `check` and `wait`.
 
         Raises:
           UserError: this checkpoint, or the one before, cannot be saved.
@@ -110,7 +110,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if kind is None:
             self.close()
-        elif jax.process_count() == 1:  # with several hosts, others may be gone, and waiting for them never end
+        elif jax.process_count() == 1:  # with several hosts, others may be gone, and waiting for them would never end
             with contextlib.suppress(UserError):  # the exception at hand came first
                 self.close()
 
@@ -171,7 +171,7 @@ class Checkpoints:
         """Returns when everything is on disk.
 
         Raises:
-          UserError: what went wrong in the background.
+          UserError: saving in the background has failed.
         """
         with self._saving():
             self._manager.wait_until_finished()
@@ -192,7 +192,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: a checkpoint cannot be saved: {one_line(error, 1000)}") from error
 
     def _delete(self) -> None:
-        """Deletes what Orbax has put aside; not the folder itself, for Orbax may be about to put something there."""
+        """Deletes the checkpoints that Orbax has moved aside, but not their folder: Orbax may be about to use it."""
         if self._writes and jax.process_index() == 0 and not is_remote(self.directory):
             for checkpoint in (self.directory / _DELETED).glob("*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)

@@ -20,7 +20,7 @@ from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.start import StartingModel
 
 _PIECE_BYTES = 2**26
-"""About what is read at a time of a parameter that is not stacked."""
+"""Approximate size of one read of a parameter that is not stacked."""
 
 
 def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Hosts | None = None) -> None:
@@ -28,10 +28,10 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
 
     Args:
       run_dir: the run's `output_dir`, on disk or in a bucket.
-      output: where to, on disk or in a bucket; must not exist, or be empty.
+      output: the directory to write, on disk or in a bucket; must not exist, or be empty.
       step: the checkpoint; by default the one with the lowest evaluation loss, or without evaluations the newest.
       dtype: of the tensors written, `bfloat16` or `float32`.
-      hosts: those that all call this, and of which the first writes; by default there is this one alone.
+      hosts: all of them call this, and the first one writes; by default this host is alone.
 
     Raises:
       UserError: `run_dir` holds no run or no such checkpoint, or a damaged one; `output` is taken or cannot be written.
@@ -49,7 +49,7 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
     hosts.note(f"{run_dir}: exporting the checkpoint of step {step}")
     hosts.lead(
         lambda: huggingface.save(
-            # Rounding once, here, is rounding the trained weights.
+            # The trained weights are rounded here, and only here.
             StoredParameters(params, np.dtype(dtype)),
             run.config,
             output,
@@ -64,11 +64,11 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
 class StoredParameters:
     """The parameters of a checkpoint, read piece by piece where Orbax has stored them: see `export_weights.Source`.
 
-    Orbax can restore whole arrays alone, and a stacked parameter is as large as a fraction of the model. What it stores
-    is a plain TensorStore array for each parameter, named by its path, in one OCDBT database.
+    Orbax can only restore whole arrays, and a stacked parameter is a large part of the model. But it stores each
+    parameter as a plain TensorStore array, named by its path, in one OCDBT database; here that is read directly.
 
     Args:
-      directory: the item of an Orbax checkpoint.
+      directory: the item `params` of an Orbax checkpoint.
       dtype: what the parameters are rounded to.
     """
 
@@ -83,7 +83,7 @@ class StoredParameters:
             yield lambda: self._read(parameter, block)
             return
         array = self._open(parameter)
-        # Whole chunks: TensorStore would decode one again for each part of it.
+        # Whole chunks: TensorStore decodes a whole chunk for every read of a part of it.
         rows = array.chunk_layout.read_chunk.shape[0]
         rows *= max(1, _PIECE_BYTES * array.shape[0] // (rows * array.dtype.numpy_dtype.itemsize * array.size))
         for start in range(0, array.shape[0], rows):

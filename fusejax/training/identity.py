@@ -26,7 +26,7 @@ _FREE_KEYS = (
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides a conversation's ids: vocabulary, rules, chat template, special tokens it names."""
+    """A hash of all that decides a conversation's token ids: vocabulary, rules, chat template, named special tokens."""
     rules = tokenizer.backend_tokenizer.to_str()
     parts = [rules, tokenizer.get_chat_template(), tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -35,8 +35,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **data: str) -> dict[str, str]:
     """What decides the run's token sequences, besides the model; `data` maps a split to its shards' fingerprint.
 
-    It is compared with that of runs begun long ago. An entry that they do not have is a difference, so whatever is
-    added here must be left out where it is as it was before.
+    It is compared with the identity that a run of an earlier release has stored, where a new entry would count as a
+    difference. So an entry that is added here must be left out where it has the value implied before.
     """
     return {
         **{f"{split} data": fingerprint for split, fingerprint in data.items()},
@@ -47,12 +47,12 @@ def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **dat
 
 
 def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, resumes: bool) -> None:
-    """Marks `output_dir` as this run's, or finds that it already is.
+    """Marks `output_dir` as this run's, or checks that it already is.
 
-    A run that has no checkpoint yet (not `resumes`) has nothing to lose, and gives way to another.
+    A run without a checkpoint (not `resumes`) has nothing to lose, and is replaced by this one.
 
     Raises:
-      UserError: it holds checkpoints of a run with another configuration or other data.
+      UserError: `output_dir` holds checkpoints of a run with another configuration or other data.
     """
     path = output_dir / "run.yaml"
     mine = {"config": config.model_dump(), "data": data}
@@ -73,10 +73,10 @@ def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """What differs between the `run.yaml` of a run, perhaps of another release, and what this one would write."""
     new, old = _binding(mine["config"]), _binding(found["config"])
     try:
-        # As this release reads it: a key that did not exist then has its default, one that was renamed its new name.
+        # The old configuration as this release reads it: missing keys get their defaults, renamed keys their new names.
         read = TrainConfig.model_validate({**old, "output_dir": mine["config"]["output_dir"]})
     except pydantic.ValidationError as error:
-        # It has what there no longer is, or lacks what has no default.
+        # It has keys or values that no longer exist, or lacks a required key.
         differing = [".".join(map(str, each["loc"])) or each["msg"] for each in error.errors()]
     else:
         flat, theirs = _flatten(new), _flatten(_binding(read.model_dump()))

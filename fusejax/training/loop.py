@@ -1,7 +1,7 @@
-"""A training run from configuration to last checkpoint. `train` reads as the story of the run.
+"""A training run from configuration to last checkpoint; start reading at `train`.
 
-A run may die at any moment: the same command goes on from its last checkpoint and ends bit-identical to a run that
-never died, because the data order is a function of the step number alone and everything else is in the checkpoint.
+A run may be killed at any moment: the same command resumes from its last checkpoint and ends bit-identical to an
+uninterrupted run, because the data order depends on the step number alone and everything else is in the checkpoint.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
         batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch)
         if first_step:
             hosts.note(f"going on after step {first_step} of {steps}")
-            # The starting model, if its reference pass is missing, is gone again when the checkpoint is read.
+            # If the reference pass has to be repeated, the starting model is freed before the checkpoint is read.
             found = _references(
                 config, identity, programs, lambda: _load_start(config, mesh, hosts), batches, data, hosts
             )
@@ -111,7 +111,7 @@ def run_steps(
     last_step: int,
     is_regular: Callable[[int], bool],
 ) -> None:
-    """Takes `state` from its step to `last_step`, logging every step, and saving where `is_regular` says so.
+    """Trains from the step of `state` to `last_step`; logs every step, and saves where `is_regular` says so.
 
     Raises:
       UserError: as `train`.
@@ -141,20 +141,20 @@ def run_steps(
             stops = hosts.stops_after(step)
             checkpoints.check()
             profile.before(step)
-            # What is copied, is copied on purpose; and a trace knows its steps.
+            # Implicit transfers between host and devices raise; a profiler trace gets step numbers.
             with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 for microbatch in put("train", batch.microbatches):
                     accumulator = programs.accumulate(state.params, accumulator, microbatch)
                 state, metrics = programs.apply(state, accumulator)
                 accumulator = programs.zeroed(accumulator)
             profile.after(step, metrics)
-            # Metrics are fetched a step late: the devices already work on the next step while the host waits. But
-            # not later, or `stops_after` would not know how far the other hosts have come.
+            # Metrics are fetched one step late, so that the devices work on the next step while the host waits. But
+            # not later: `stops_after(step)` relies on step - 2 being complete.
             if pending:
                 write(*pending)
             pending = batch, metrics
             if stops or is_regular(step):
-                # No evaluation where none is due: there may be no time for it, and it would stay in the log.
+                # A stop between regular steps evaluates nothing: time may be short, and scores would stay in the log.
                 evaluates = is_regular(step) and config.data.eval is not None
                 scores = _evaluate(programs, state.params, put("eval", batches.once("eval"))) if evaluates else {}
                 write(*pending, scores)
@@ -204,7 +204,7 @@ def _evaluate(programs: Programs, params: Params, microbatches: Iterable[Microba
 
 
 def _throughput(config: TrainConfig, programs: Programs) -> Throughput:
-    """With the FLOPs that the plan of the run counts: what a pair's sequences share is needed once."""
+    """Counts FLOPs as `fusejax plan` does: the shared prefix of a pair counts once."""
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
     a_token = model_flops(programs.model, parameters, config.attention_length, training=True)
     return Throughput(a_token * config.row_length / config.attention_length, list(programs.mesh.devices.flat))
@@ -222,7 +222,7 @@ def _prepare(config: TrainConfig) -> dict[str, str]:
     output_dir = epath.Path(config.output_dir)
     _check_folders(config)
     resumes = bool(complete_steps(output_dir))
-    # A run goes on with its own copy of architecture and tokenizer, whatever became of where it started.
+    # A resumed run uses its own copy of architecture and tokenizer, even if the starting model has changed.
     model = StartingModel(str(absolute(output_dir) / "model") if resumes else config.model)
     tokenizer = load_tokenizer(model.directory)
     shards = {split: _open(config, split, path) for split, path in config.data if path is not None}
@@ -281,7 +281,7 @@ def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> Non
 
 
 def _load_start(config: TrainConfig, mesh: Mesh, hosts: Hosts) -> Params:
-    """The starting model's parameters; the first attempt's fingerprint of them is kept, and holds for all later ones.
+    """The starting model's parameters. The first attempt keeps their fingerprint, which later attempts must match.
 
     Raises:
       UserError: they cannot be loaded, or are no longer those that the run started from.

@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl` (one object a step), TensorBoard, and the progress with the time left."""
+"""What a run reports: `metrics.jsonl` (one object per step), TensorBoard, and progress with the time left."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from fusejax.training.mirror import Mirror
 from fusejax.training.throughput import Throughput
 
 MEASURED = frozenset({"step_time", "tokens_per_second", "mfu", "hbm_peak_bytes", "seconds_left"})
-"""What a step's line says of the machine: it differs from attempt to attempt, where all else is the same."""
+"""Metrics that depend on the machine: they differ between attempts at a run, while all others are the same."""
 
 
 class MetricsLog:
@@ -27,7 +27,7 @@ class MetricsLog:
     Args:
       start_step: the last step that is already logged.
       title: of the progress.
-      throughput: adds what depends on the model and the devices; see there.
+      throughput: adds its metrics; by default, these are left out.
       texts: name -> Markdown, for TensorBoard.
     """
 
@@ -58,16 +58,16 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Ctrl-C may have come in the midst of the board's queue, and closing it would wait for ever. What it has not
-        # written yet are steps that a resumed run takes again.
+        # Ctrl-C may have interrupted the work of TensorBoard's queue, and closing the board would then wait for ever.
+        # The steps that it has not written yet are repeated by a resumed run.
         self.close(board=kind is None or not issubclass(kind, KeyboardInterrupt))
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Logs one step: `step` (from 1), `loss`, `tokens`, and numbers of the task's own.
 
-        `MEASURED` are added. `step_time`, the seconds since the last step was logged, includes the step's evaluation
-        and the start of its checkpoint, and for the first step the compilation; `seconds_left`, at the mean of this
-        attempt's steps after its first, is told from the second on; the others are those of `Throughput`.
+        Adds the metrics of `MEASURED`. `step_time` is the seconds since the last step was logged, including the step's
+        evaluation and the start of its checkpoint, and for the first step the compilation. `seconds_left`, from this
+        attempt's second step on, assumes the mean time of its steps after the first. The others are `Throughput`'s.
 
         Raises:
           UserError: a metric is not a finite number: the run diverged.
@@ -98,7 +98,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Returns when all logged steps are in `output_dir`.
 
-        To be called before a checkpoint is saved: the run that goes on from there does not take these steps again.
+        To be called before a checkpoint is saved: a run resumed from it does not repeat these steps.
         """
         self._board.flush()
         if self._mirror:
@@ -114,9 +114,9 @@ class MetricsLog:
 
 
 def _logged(path: epath.Path, last_step: int) -> str:
-    """The lines of an earlier attempt up to its last checkpoint: what it wrote after that, it takes again.
+    """The lines of an earlier attempt up to its last checkpoint; later steps are repeated, so their lines are dropped.
 
-    A torn last line is among those that are dropped.
+    An incomplete last line is dropped as well.
     """
     kept = []
     for line in path.read_text().splitlines() if path.exists() else ():

@@ -1,4 +1,4 @@
-"""Files that grow, in a place where none can grow: logs of a run whose `output_dir` is in `gs://`."""
+"""Logs of a run whose `output_dir` is in `gs://`: written on disk, and uploaded again as they grow."""
 
 import tempfile
 import threading

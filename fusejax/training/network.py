@@ -1,11 +1,11 @@
-"""A decoder spread over the mesh, forward and backward, as one device sees it.
+"""Forward and backward pass of a decoder over the mesh: data parallelism, FSDP and tensor parallelism.
 
-All but the passes themselves runs inside a `jax.shard_map` over all mesh axes, on this device's rows and its parts of
-the parameters. A layer's parameters are gathered over `fsdp` just before they are needed and dropped after.
+Everything below the public methods of `Network` runs inside a `jax.shard_map` over all mesh axes, on one device's rows
+and parts of the parameters. A layer's parameters are gathered over `fsdp` just before they are needed and freed after.
 
-The backward pass is written out, layer by layer in reverse, so that each layer's gradient is added to the accumulated
-one in place as soon as it is known: all gradients of one microbatch never exist at once. Each layer's own derivative is
-JAX's. The loss is any function of log-probabilities, and its derivative JAX's too.
+The backward pass is written out, layer by layer in reverse, so that each layer's gradient is added to the gradient
+accumulator in place as soon as it is known: the gradients of a microbatch are never all materialised. JAX
+differentiates each layer, and the loss, which can be any function of log-probabilities.
 """
 
 import functools
@@ -35,7 +35,7 @@ Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
 """A decoder's parameters as nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(decoder, nnx.Param))`."""
 Blocks = dict[int, Params]
-"""Those of the layers, by their place in a block."""
+"""The layers' parameters, by the layer's position in its block."""
 
 
 class Accumulator(NamedTuple):
@@ -81,10 +81,10 @@ class Network:
       loss: the summed loss of a microbatch.
       mesh: its axes of size 1 cost nothing.
       compute_dtype: see `Decoder`.
-      remat: what the backward pass computes again of each layer: nothing; all but products with parameters and
-        attention (that too on GPUs, whose kernels name nothing to save); everything.
+      remat: what the backward pass recomputes of each layer. `none`: nothing; `dots`: all but matrix products with
+        parameters and attention (on GPUs attention too, as its kernels name no residuals to save); `full`: everything.
       kernel: of the attention.
-      unroll: write loops out and count every token as a target, for a compiler's count of costs.
+      unroll: unroll loops and treat every token as a target, for the compiler's cost analysis.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Network:
         self.config, self.mesh, self.loss, self.compute_dtype, self.unroll = config, mesh, loss, compute_dtype, unroll
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
-        # Written out, few large chunks: they cost the same.
+        # Unrolled loops get few large chunks, which cost the same.
         chunks = {"chunk_tokens": 2**16, "chunk_vocab": 2**16} if unroll else {}
         self.projection = Projection(config.logits_softcap, self.fsdp, self.tensor, **chunks, unroll=unroll)
         _, shapes = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
         self._params = parameter_specs(shapes, mesh)
         self._accumulator = Accumulator(jax.tree.map(with_replicas, self._params), BATCH)  # type: ignore[arg-type]
-        # In the layers' own trees there is no axis of the stack.
+        # The parameters of a single layer have no stack axis.
         specs = jax.tree.map(lambda spec: jax.sharding.PartitionSpec(*spec[1:]), self._params["blocks"])
         policy = _POLICIES[remat]
-        # A scan's body is compiled apart from the rest, so what is recomputed cannot be merged back.
+        # `prevent_cse` only if unrolled: a scan's body is compiled apart, so recomputation cannot be merged back.
         self._layers = {
             position: jax.checkpoint(self._layer(window, specs[position], kernel), policy=policy, prevent_cse=unroll)
             for position, window in enumerate(config.pattern)
@@ -137,7 +137,7 @@ class Network:
             if self.fsdp is not None:
                 params = gather_layer(params, specs, self.fsdp, self.compute_dtype)
             if self.tensor is not None:
-                # A norm of heads, say: whole on every device, but used on the heads of each.
+                # A norm of heads, say, is replicated, but each device applies it to its own heads.
                 parts = {name: sum_unsplit(params[name], specs[name], self.tensor) for name in Layer.PARTS}
                 params = {**params, **parts}
             return nnx.merge(graph, params)(x, placement, jax.lax.stop_gradient(rotary), shared=shared)[0]
@@ -176,14 +176,14 @@ class Network:
         return self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch)
 
     def _mapped(self, function: Any, *specs: Any, out: Any) -> Any:
-        """A function of one device's parts as one of whole arrays, laid out over the mesh as `sharding.RULES` says."""
+        """Turns a function of one device's parts into one of whole arrays, split over the mesh as the specs say."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
 
     def _add_gradients(self, params: Params, gradients: Params, microbatch: Microbatch) -> tuple[Params, Sums]:
         """Adds this device's gradients of the loss to `gradients`, in place; also returns what the loss sums up.
 
-        `gradients` has the shapes of `params`, in float32. The gradient of a part of a parameter is the sum over all
-        devices along `fsdp` and `tensor`; replicas have sums of their own.
+        `gradients` has the shapes of `params`, in float32. The gradient of a part of a parameter is summed over the
+        devices along `fsdp` and `tensor`, but not over replicas.
         """
         logprobs, trace = self._forward(params, microbatch)
 
@@ -219,7 +219,7 @@ class Network:
             for position, layer in self._layers.items():
                 vjp: Any
                 x, vjp = jax.vjp(layer, params[position], x, *placement)
-                # Parameters and placement are at hand when the backward pass comes; only the input is kept.
+                # The backward pass is given parameters and placement again, so only the input is kept.
                 vjp.args_res[:] = [None, vjp.args_res[1], None, None, None]
                 vjps.append(vjp)
             return x, vjps
@@ -255,7 +255,7 @@ class Network:
         return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
 
     def _placement(self, microbatch: Microbatch) -> tuple[Placement, Any, SharedPrefixes | None]:
-        """Where tokens stand, as attention and rotary embedding need it."""
+        """Position ids and segments of the tokens, in the forms that attention and rotary embedding take."""
         positions = _computed(microbatch["positions"], microbatch)
         return (
             Placement(microbatch["positions"], microbatch["segment_ids"]),
@@ -264,14 +264,14 @@ class Network:
         )
 
     def _hidden(self, shared: SharedPrefixes | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
-        """What the loss sees of the last layer's output."""
+        """The last layer's output after the final norm, one vector per token slot."""
         if self.fsdp is not None:
             params = jax.tree.map(lambda scale: sum_gradient(scale, self.fsdp), params)
         hidden = rms_norm(x, params["scale"], eps=self.config.norm_eps, offset=self.config.norm_offset)
         return hidden if shared is None else spread(hidden, shared)
 
     def _embed(self, embedding: Float[Array, "words channels"], tokens: Int[Array, "R C"]) -> Float[Array, "R C D"]:
-        """Each device looks up its channels of the tokens of all; then every token's channels come together."""
+        """Looks up this device's channels for all devices' tokens; an all-to-all then joins each token's channels."""
         ids = self._local_ids(embedding, tokens)
         vectors = embedding.at[ids].get(mode="fill", fill_value=0).astype(self.compute_dtype)
         if self.tensor is not None:
@@ -289,7 +289,7 @@ class Network:
         return gradient.at[self._local_ids(gradient, tokens)].add(dx.astype(gradient.dtype), mode="drop")
 
     def _local_ids(self, embedding: Array, tokens: Int[Array, "R C"]) -> Int[Array, "T"]:
-        """The tokens of all devices along `fsdp`, as rows of this device's part; beyond its end if another has them."""
+        """Tokens of all devices along `fsdp`, as rows of this device's part; past its end if another device has them."""
         ids = tokens.reshape(-1)
         if self.fsdp is not None:
             ids = jax.lax.all_gather(ids, self.fsdp, tiled=True)

@@ -31,7 +31,7 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformationExtraArgs:
-    """From summed gradients (see `clipped_mean`): their mean, clipped by its norm; AdamW, decoupled weight decay."""
+    """AdamW with decoupled weight decay on the mean of summed gradients, clipped by its norm (see `clipped_mean`)."""
     return optax.chain(
         clipped_mean(config.max_grad_norm),
         optax.adamw(
@@ -47,7 +47,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 def clipped_mean(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Divides summed gradients by `count`, an extra argument of `update`, and clips the mean by its global norm.
 
-    Both are one factor, so that the sums are read where they are needed and never held a second time.
+    Both are one factor, so that no second copy of the gradients is materialised.
     """
 
     def update(sums: Any, state: Any, params: Any = None, *, count: Float[Array, ""], **_: Any) -> tuple[Any, Any]:

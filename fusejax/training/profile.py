@@ -17,8 +17,8 @@ from fusejax.config import ProfileConfig
 class Profile:
     """Traces the steps that the configuration names, on every host; does nothing without a configuration.
 
-    The trace is in `output_dir/profile` when the last of its steps is done. A run that goes on in their midst traces
-    the rest of them.
+    The trace is in `output_dir/profile` when the last of its steps is done. A run that is resumed between these steps
+    traces the rest of them.
     """
 
     def __init__(self, config: ProfileConfig | None, output_dir: epath.Path):
@@ -34,11 +34,11 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """To be called before step `step`, counted from 1, is given to the devices."""
+        """To be called before step `step`, counted from 1, is dispatched."""
         if step not in self._steps or self._traces:
             return
         folder = str(self._target)
-        if is_remote(self._target):  # JAX writes to disks alone
+        if is_remote(self._target):  # JAX writes traces only to disk
             folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="fusejax-"))
             self._open.callback(_send, Path(folder), self._target)
         jax.profiler.start_trace(folder)
@@ -46,7 +46,7 @@ class Profile:
         self._traces = True
 
     def after(self, step: int, results: Any) -> None:
-        """To be called after it; waits for its `results` if it is the last to be traced."""
+        """To be called after step `step`; waits for its `results` if it is the last step to be traced."""
         if self._traces and step + 1 not in self._steps:
             jax.block_until_ready(results)
             self._stop()

@@ -26,17 +26,17 @@ from fusejax.training.step import apply
 
 
 class Programs:
-    """What a run compiles, each program a `jax.jit` of arrays that lie as the shapes here say.
+    """The programs of a run, each a `jax.jit` of arrays with the shapes and shardings given here.
 
     Attributes:
-      params: the parameters' shapes, dtypes and shardings; so, too, `state`, `accumulator` and `microbatch`, and
-        `reference_microbatch`, which lacks what the reference pass finds.
-      init_state: params -> state; takes the parameters over.
+      params, state, accumulator, microbatch: their shapes, dtypes and shardings.
+      reference_microbatch: as `microbatch`, but without the reference's log-probabilities.
+      init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
       zeroed: accumulator -> zeros in its place.
       accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
       apply: state, accumulator -> state after the step, the step's metrics.
-      evaluate: params, microbatch -> sums of the loss and its companions.
+      evaluate: params, microbatch -> sums of the loss and of the other metrics.
       reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
     """
 
@@ -65,7 +65,7 @@ class Programs:
         def shardings(tree: Any) -> Any:
             return jax.tree.map(lambda x: x.sharding, tree)
 
-        # Outputs are laid out as inputs are, so that the first step's programs serve all steps.
+        # Outputs have the inputs' shardings, so that the programs compiled for the first step serve all steps.
         state, accumulator, everywhere = shardings(self.state), shardings(self.accumulator), replicated(mesh)
         self.init_state = jax.jit(initializer(optimizer), out_shardings=state, donate_argnums=0)
         self.zeros = jax.jit(
@@ -73,7 +73,7 @@ class Programs:
         )
         self.accumulate = jax.jit(network.accumulate, donate_argnums=1, out_shardings=accumulator)
         self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
-        # A program of its own: as a part of `apply`, zeros are made elsewhere, and the sums copied out of their way.
+        # A separate program: as a part of `apply`, the zeros would get new memory, and the sums would be copied.
         self.zeroed = jax.jit(
             lambda sums: jax.tree.map(jnp.zeros_like, sums),
             donate_argnums=0,

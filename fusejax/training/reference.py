@@ -1,7 +1,7 @@
 """The reference pass: each response's log-probability under the starting model, computed once, before training.
 
-What it finds is kept in a small sidecar file, so that one model is in memory during DPO and a rerun starts at once.
-The sidecar names what it was computed from, and is refused for anything else.
+The result is kept in a small sidecar file, so that only one model is in memory during DPO and a rerun starts at once.
+The sidecar names what it was computed from, and a run with other inputs refuses it.
 """
 
 import json
@@ -85,7 +85,7 @@ def references(
                 f"reference pass: the starting model gives {broken} of {sizes[split]} {split} pairs no finite "
                 "log-probability; its weights are damaged, or too large for dtype.compute"
             )
-    if jax.process_index() == 0:  # all have found the same
+    if jax.process_index() == 0:  # all hosts have the same result
         save(path, identity, found)
     return found
 

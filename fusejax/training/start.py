@@ -64,10 +64,10 @@ class StartingModel:
             return checkpoints.restore_params(abstract, step)
 
     def check_tokens(self, highest: int) -> None:
-        """Refuses token ids that the model has no embedding of, which would else be read as others.
+        """Refuses token ids that the model has no embedding for, which would otherwise be read as other tokens.
 
         Raises:
-          UserError: `highest` is one.
+          UserError: `highest` is such an id.
         """
         if highest >= self.config.vocab_size:
             raise UserError(
@@ -79,8 +79,8 @@ class StartingModel:
 def fingerprint(params: Params) -> str:
     """A hash of every bit of the parameters, the same however they are stored or laid out over devices.
 
-    Each array's words are weighted by their position and added modulo 2^32: a sum that any order of devices gives
-    alike. Names, dtypes, shapes and sums are then hashed with SHA-256.
+    Each array's words are weighted by their position and added modulo 2^32, so that the sum does not depend on the
+    order of devices. Names, dtypes, shapes and sums are then hashed with SHA-256.
     """
     digest = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(params):
@@ -94,7 +94,7 @@ def _weighted_sum(array: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(array, jnp.uint32 if array.dtype == jnp.float32 else jnp.uint16)
     total = words.astype(jnp.uint32)
     for axis in range(array.ndim):
-        # Odd weights, another sequence for each axis, so that neither exchanged rows nor columns go unnoticed.
+        # Odd weights, a different sequence for each axis, so that swapped rows or columns change the sum.
         weights = (jnp.arange(array.shape[axis], dtype=jnp.uint32) * jnp.uint32(2654435761 + 2 * axis)) | jnp.uint32(1)
         total = total * jax.lax.expand_dims(weights, [d for d in range(array.ndim) if d != axis])
     return jnp.sum(total, dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""What an optimizer step changes, and how it is laid out over the mesh."""
+"""The training state, which an optimizer step updates, and its layout over the mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,14 +21,14 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state for parameters of which only the shapes need be known."""
+    """Shapes, dtypes and shardings of the state; `params` may be shapes, too."""
     shapes = jax.eval_shape(initializer(optimizer), params)
     shardings = state_shardings(shapes, optimizer, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """A `TrainState` of shardings: moments lie as their parameters do, counters on every device."""
+    """A `TrainState` of shardings: moments are split like their parameters, counters are replicated."""
     params = parameter_shardings(state.params, mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,

@@ -2,8 +2,8 @@
 
 A step has exactly `batch_size` examples in as many fixed-shape microbatches as their packed rows need. Gradients are
 accumulated: losses and gradients are summed, never averaged, over microbatches (`Network.accumulate`) and divided once
-by the exact count, so the result does not depend on how the examples fell into rows. Replicas of the parameters (along
-`slice` and `data`) add up on their own, and exchange their sums here, once a step.
+by the exact count, so the result does not depend on how the examples fell into rows. Each replica of the parameters
+(along `slice` and `data`) accumulates its own sums; they are added over the replicas here, once per step.
 """
 
 from collections.abc import Mapping

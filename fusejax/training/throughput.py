@@ -1,4 +1,4 @@
-"""How fast a run is, beside what its devices could do: model FLOPs utilization (MFU)."""
+"""A run's speed, and its ratio to the devices' peak: model FLOPs utilization (MFU)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from fusejax.models.decoder.config import DecoderConfig
 
 
 def model_flops(model: DecoderConfig, parameters: int, length: int, *, training: bool) -> float:
-    """FLOPs a token that the model itself needs, whatever is recomputed: as in PaLM (arXiv:2204.02311), appendix B.
+    """FLOPs per token that the model itself needs, without recomputation: PaLM (arXiv:2204.02311), appendix B.
 
-    `6 N + 12 H Q T` summed over layers for training and a third of it for a forward pass, with heads H of width Q and
-    rows of T tokens, or a window if that is shorter. N leaves an input embedding out that is not the output projection
-    too: looking a row up takes no products.
+    `6 N + 12 H Q T` summed over layers for training and a third of it for a forward pass, with H heads of width Q and
+    T tokens per row, or per window if that is shorter. N leaves out an input embedding that is not tied to the output
+    projection: a lookup takes no matrix products.
 
     Args:
-      parameters: of the model, all of them.
-      length: tokens a row.
+      parameters: all parameters of the model.
+      length: tokens per row.
     """
     if not model.tie_embeddings:
         parameters -= model.vocab_size * model.hidden_size
@@ -40,8 +40,8 @@ class Throughput:
     devices: Sequence[Any]
 
     def measured(self, tokens: float, seconds: float) -> dict[str, float]:
-        """Of a step with so many tokens: `tokens_per_second`, over all devices; `mfu`, from 0 to 1, where the devices'
-        peak is known; `hbm_peak_bytes`, the most that one of this host's has had in use, where it can tell."""
+        """Metrics of a step: `tokens_per_second`, over all devices; `mfu`, from 0 to 1, if the devices' peak is known;
+        `hbm_peak_bytes`, the most memory that any device of this host has used so far, if devices report it."""
         rate = tokens / seconds
         found = {"tokens_per_second": rate}
         peak = PEAK_FLOPS.get(self.devices[0].device_kind)

@@ -1,7 +1,7 @@
 """The run's token sequences, kept beside its checkpoints.
 
-A resumed run must train on the very same tokens, and some chat templates write today's date into them. So they are
-made once, and read again after a restart, which also spares the time.
+A resumed run must train on exactly the same tokens, and some chat templates write today's date into them. So data are
+tokenised once, and the tokens read again after a restart, which also saves time.
 """
 
 import dataclasses
