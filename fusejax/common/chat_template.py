@@ -1,8 +1,8 @@
-"""Conversations as a tokenizer's chat template writes them: the same text for who is asked, trained and evaluated.
+"""Conversations rendered by a tokenizer's chat template, alike for sampling, training and evaluation.
 
-One thing is decided here for all of them: a template that refuses a system turn (Gemma's, some of Mistral's) gets its
-text at the beginning of the first user turn, a blank line between. So a prompt means the same to every source model and
-to the target, and what was asked is what is trained.
+Where a template refuses a system turn (Gemma's, some of Mistral's), the system text is put at the beginning of the
+first user turn, followed by a blank line. So every source model and the target get the same prompt, and the prompts
+that are trained on are those that were sampled from.
 """
 
 import re
@@ -19,7 +19,7 @@ Tokenizer = Any
 
 
 class TemplateError(Exception):
-    """The chat template does not take these turns; the text is what it says of them."""
+    """The chat template does not take these turns; the text is the template's own error."""
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -35,12 +35,12 @@ class ConfigModel(pydantic.BaseModel):
 
     @classmethod
     def variants(cls) -> "list[type[ConfigModel]]":
-        """The models that may stand where this one is named, if it is only what they have in common."""
+        """The models that a field of this type can hold, if this one is only their common base."""
         return []
 
 
 def location(path: str) -> str:
-    """The path as it is; for the validation of configurations and of command lines.
+    """Returns the path unchanged if it is valid; for configurations and command lines.
 
     Raises:
       ValueError: it is neither a local path nor `gs://bucket/...`.
@@ -74,7 +74,7 @@ _VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tr
 
 
 def versions() -> dict[str, str]:
-    """fusejax, Python, and what is installed of that which decides how a run goes -> version. Imports none of it."""
+    """Versions of fusejax, of Python and of the installed packages that a run depends on. Imports none of these."""
     found = {"fusejax": fusejax.__version__, "python": platform.python_version()}
     for name in _VERSIONS:
         try:
@@ -134,7 +134,7 @@ def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what tells a process on several hosts which one it is, for `fusejax.distributed.hosts.join`."""
+    """Adds the options that say on which of several hosts a process runs, for `fusejax.distributed.hosts.join`."""
     group = parser.add_argument_group("several hosts", "On TPU pods none of these is needed.")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="host 0, and a port that is free there")
     group.add_argument("--num-hosts", type=int, metavar="N", help="how many hosts run this command")
@@ -173,7 +173,7 @@ def load_config(
     for override in overrides:
         _apply_override(values, override, rename)
     try:
-        # As JSON, whose strict types are what is meant here: 1 is a float, a list a tuple; but `true` is no number.
+        # As JSON, where strict validation takes 1 for a float and a list for a tuple, but not `true` for a number.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as error:
         raise UserError(f"config {path}: {_explain(error, model)}") from None
@@ -194,13 +194,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def note(text: str) -> None:
-    """Tells what is about to be done, on stderr; said before anything slow."""
-    # In one piece, so that the lines of two threads stay apart.
+    """Prints a line on stderr; used before anything slow to say what is about to be done."""
+    # One write, so that the lines of two threads do not mix.
     print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `5e-6` for a string; here it is the number that everyone means. Keys may not repeat."""
+    """YAML, but `5e-6` is a number, where YAML 1.1 reads a string, and keys may not repeat."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

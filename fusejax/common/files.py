@@ -1,9 +1,9 @@
-"""Files that are either whole or not there, on disk and in `gs://` alike.
+"""Atomic writes of files, on disk and in `gs://` alike: a file is either whole or not there.
 
-Paths are `epath.Path`: pathlib's interface for both. What a bucket lacks decides what callers may rely on: it has
-objects but no folders, so a folder is there as long as it holds something, making one does nothing, and none can be
-renamed; a group of files is made valid by the one that is written last. An object is never seen in part: it appears,
-or replaces the one before, when its upload ends. Failures of the network are dealt with below, in `fusejax.common.gcs`.
+Paths are `epath.Path`, with pathlib's interface for both. Callers may rely only on what a bucket offers. It has objects
+but no folders, so a folder exists while it holds something, creating one does nothing, and none can be renamed; a group
+of files becomes valid with the one that is written last. An object is never seen in part: it appears, or replaces its
+predecessor, when its upload ends. `fusejax.common.gcs` handles failures of the network.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def is_remote(path: PathLike) -> bool:
 
 
 def absolute(path: PathLike) -> epath.Path:
-    """The path from the root; epath would take `gs://` for a folder's name."""
+    """The absolute path; epath's own method would take `gs://` for a folder's name."""
     return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
 
 
@@ -77,7 +77,7 @@ def copy(source: PathLike, target: PathLike) -> None:
 def local_copy(path: PathLike) -> Iterator[Path]:
     """The file itself if it is on disk; else a copy there, for as long as the block lasts.
 
-    For what jumps about in a file, or reads it with code that knows no buckets.
+    For random access to a file, and for libraries that cannot read from buckets.
 
     Raises:
       FileNotFoundError: a file of a bucket is not there.
@@ -114,12 +114,12 @@ def temporary_folder(beside: PathLike) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write what will be renamed to `path`: hidden, and another name in each process."""
+    """A name for a temporary file that will be renamed to `path`: hidden, and different in each process."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def check_writable(folder: PathLike, what: str) -> None:
-    """Finds out, before slow work, whether files can be written below `folder`. It is not made yet.
+    """Finds out, before slow work, whether files can be written below `folder`, without creating it.
 
     Args:
       folder: the folder, which need not exist.

@@ -1,19 +1,20 @@
 """Google Cloud Storage as this project needs it: `gs://` behind `epath.Path`, for our own files and for Orbax's.
 
-gcsfs speaks the protocol; `CloudStorage` decides four things in its place:
+gcsfs implements the protocol; `CloudStorage` changes four things:
 
 - Nothing is cached. gcsfs keeps listings, and would not see what another host, or tensorstore in this very process,
   has written since.
-- Every request is tried again, for two minutes: when the server is busy (429) or in trouble (5xx), and when the
-  connection breaks. Any request may reach the server twice: a read asks for a range of an object, and a write replaces
-  a whole object, or is the part of an upload at one position.
+- Every request is tried again, for two minutes: when the server is busy (429) or fails (5xx), and when the connection
+  breaks. Any request may safely reach the server twice: a read asks for a range of an object, and a write replaces a
+  whole object, or is the part of an upload at one position.
 - What cannot succeed is a `UserError` that names the object: no credentials, no permission, no such bucket, a server
-  that stays away. Only a missing object is left to the caller, as `FileNotFoundError`, and deleting one is no error.
+  that cannot be reached. Only a missing object is left to the caller, as `FileNotFoundError`, and deleting one is no
+  error.
 - What is written appears as a whole when the file is closed, verified by its MD5, or never: gcsfs would keep what had
   been written before an exception.
 
 It is registered with fsspec when `fusejax` is imported. The environment variable `STORAGE_EMULATOR_HOST` (such as
-`http://127.0.0.1:9023`) leads it to another server.
+`http://127.0.0.1:9023`) selects another server.
 """
 
 import asyncio
@@ -36,11 +37,11 @@ from fusejax.common.cli import UserError, note, one_line
 PATIENCE = 120.0
 """Seconds after which a request that keeps failing is given up."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 32.0
-"""Seconds between tries: the first, doubled each time up to the longest, each shortened by chance."""
+"""Seconds between tries: doubled each time from the first to the longest, each shortened at random."""
 _QUIET = 15.0
-"""Seconds of trying that nobody needs to hear of."""
+"""Seconds of trying again before the user is told."""
 _TIMEOUTS = aiohttp.ClientTimeout(total=300, sock_connect=30, sock_read=60)
-"""Of one try, in seconds: in all, until connected, and without a byte."""
+"""Of one try, in seconds: in total, to connect, and without receiving a byte."""
 _BLOCK = 2**24
 """Bytes of an upload that are sent with one request, and kept in memory until then."""
 _CREDENTIALS = (
@@ -60,7 +61,7 @@ class CloudStorage(GCSFileSystem):
 
         Raises:
           FileNotFoundError: no such object.
-          UserError: whatever else is in the way.
+          UserError: any other failure.
         """
         url = self._format_path(path, args)
         name = _name(url, options.get("prefix"))
@@ -68,7 +69,7 @@ class CloudStorage(GCSFileSystem):
         while True:
             tries += 1
             try:
-                # The function inside gcsfs' own retrying, which gives up sooner, with errors of many types.
+                # `__wrapped__` leaves out gcsfs' own retrying, which gives up sooner, with errors of many types.
                 return await GCSFileSystem._request.__wrapped__(self, method, path, *args, **options)
             except FileNotFoundError as error:
                 if method == "DELETE":
@@ -141,7 +142,7 @@ class _Object(GCSFile):
 
 
 def check_writable(path: epath.Path) -> None:
-    """Finds out whether an object may be written, by an upload that is started only: it leaves nothing.
+    """Finds out whether an object may be written, by starting an upload and abandoning it, which leaves nothing behind.
 
     Raises:
       UserError: it may not.
@@ -154,7 +155,7 @@ def check_writable(path: epath.Path) -> None:
 
 
 def check_bucket(path: epath.Path) -> None:
-    """Finds out whether the bucket's metadata may be read, which Orbax does, some of it only when it deletes.
+    """Finds out whether the bucket's metadata may be read. Orbax needs that, in some cases only when it deletes.
 
     Raises:
       UserError: it may not.
@@ -178,7 +179,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _is_callers(error: Exception, url: str) -> bool:
-    """Whether gcsfs has a use for the error: it can do without a bucket's metadata, and reads to an unknown end."""
+    """Whether gcsfs handles the error: it can do without a bucket's metadata, and reads past an object's end."""
     if isinstance(error, HttpError):
         return error.code == 416
     is_bucket = re.search(r"/b/[^/]+$", url) is not None

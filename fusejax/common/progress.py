@@ -1,4 +1,4 @@
-"""How far something long is: a bar on a terminal; elsewhere, in a log file for one, a line now and then."""
+"""Progress of long work: a bar on a terminal; elsewhere, such as in a log file, a line now and then."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from tqdm import tqdm
 from fusejax.common.cli import note
 
 INTERVAL = 10.0
-"""Seconds between lines, at least; and a hundredth of the time so far, so that a log of days stays readable."""
+"""Minimum seconds between lines, or a hundredth of the time so far if that is more, so that long logs stay readable."""
 
 
 class Progress:
@@ -17,8 +17,8 @@ class Progress:
     Args:
       title: what is done.
       unit: what is counted, in the singular.
-      done: so many were done before; they take no part in the estimate of the time left.
-      quiet: tells nothing, as all hosts but one.
+      done: how many were done before; they do not count in the estimate of the time left.
+      quiet: prints nothing; set on all hosts but one.
     """
 
     def __init__(self, title: str, total: int, unit: str, *, done: int = 0, quiet: bool = False):
@@ -38,7 +38,7 @@ class Progress:
         self.close()
 
     def add(self, count: int = 1, text: str = "") -> None:
-        """Tells, if it is time, that `count` more are done, and `text`: the latest figures."""
+        """Counts `count` more as done, and shows this, with the latest figures `text`, if a line is due."""
         self._done += count
         self._text = text
         if self._bar is not None:
@@ -65,7 +65,7 @@ class Progress:
 
 
 def line(title: str, done: int, total: int, unit: str, text: str, seconds: float, rate: float) -> str:
-    """What is told, with the time left at `rate` per second or, at the end, the `seconds` that it took.
+    """The line to print, with the time left at `rate` per second or, at the end, the `seconds` that it took.
 
     >>> line("sft", 1200, 4000, "step", "loss 1.2345", 1000.0, 0.35)
     'sft: 1,200 of 4,000 steps, loss 1.2345, 2:13:20 left'

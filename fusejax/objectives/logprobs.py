@@ -1,11 +1,11 @@
-"""Log-probabilities of target tokens without the logits: a chunked projection with its own backward pass.
+"""Log-probabilities of target tokens without materialising the logits: a chunked projection with its own backward pass.
 
 The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: a vocabulary of 256,000),
-the head and its gradient the next. Here none of them ever exists whole. Two nested loops project one chunk of tokens
-onto one chunk of the vocabulary at a time. A chunk of the head is gathered from all devices just before it is needed;
-its gradient is scattered back to them, and added to the accumulated one, right after. Targets are moved to the front
-and the loop ends with them, so that prompts and padding cost nothing. The backward pass computes each chunk's logits
-again.
+followed by the output projection (the head) and its gradient. Here none is ever gathered or materialised whole. Two
+nested loops project one chunk of tokens onto one chunk of the vocabulary at a time. A chunk of the head is all-gathered
+just before it is needed; its gradient is reduce-scattered, and added to the gradient accumulator, right after. Targets
+are sorted to the front and the loop stops after them, so that prompts and padding cost nothing. The backward pass
+recomputes each chunk's logits.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Projection:
 
     Attributes:
       softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
-      fsdp: the mesh axis over which channels are split, tensor: that over which the vocabulary is. None where the head
-        is whole. Given, the functions here must run inside a `jax.shard_map` that is manual over these axes.
-      chunk_tokens, chunk_vocab: what is projected at once, at most. The logits of a chunk, float32, take 128 MiB by
+      fsdp, tensor: the mesh axes that split the head's channels and its vocabulary; None if they are not split. If one
+        is given, the functions here must run inside a `jax.shard_map` that is manual over it.
+      chunk_tokens, chunk_vocab: most tokens and ids of one chunk. The logits of a chunk, float32, take 128 MiB by
         default.
-      unroll: write the loops out, as if every token were a target, for a compiler's count of costs.
+      unroll: unroll the loops, as if every token were a target, for the compiler's cost analysis.
     """
 
     softcap: float | None = None
@@ -41,25 +41,25 @@ class Projection:
     unroll: bool = False
 
     def tokens_at_once(self, tokens: int) -> int:
-        """A quarter of them where that is less than `chunk_tokens`: what follows the last target is then soon over."""
+        """Tokens of a chunk: `chunk_tokens`, or a quarter of all if less, to stop soon after the last target."""
         return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
 
     def vocab_at_once(self, vocab_size: int) -> int:
-        """About equal chunks in whole tiles of a TPU. The last one is as large, so it repeats some ids of another."""
+        """Ids of a chunk, in whole TPU tiles. All chunks are as large, so the last may overlap the one before."""
         chunks = -(-vocab_size // self.chunk_vocab)
         return min(vocab_size, -(-vocab_size // (128 * chunks)) * 128)
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs, by place in the order that has targets first."""
+    """What the backward pass needs, with tokens in an order that has all targets first."""
 
     hidden: Float[Array, "P D"]
     targets: Int[Array, "P"]
     """Ids relative to this device's part of the vocabulary; outside of its range if another device has the token."""
     order: Int[Array, "P"]
-    """Which of the row-wise flattened tokens stands here."""
+    """Index of each token among the row-wise flattened ones."""
     targets_first: Int[Array, ""]
-    """How many of the places hold a target."""
+    """How many of the tokens are targets."""
     normalizers: Float32[Array, "P"]
 
 
@@ -134,14 +134,14 @@ def target_logprobs_vjp(
     head_gradient: Float32[Array, "words channels"],
     projection: Projection,
 ) -> tuple[Float[Array, "B L D"], Float32[Array, "words channels"]]:
-    """The gradient of `target_logprobs` for `hidden`, and `head_gradient` with that for `head` added, in place.
+    """The gradient with respect to `hidden`, and `head_gradient` with that with respect to `head` added in place.
 
-    `head_gradient` has the shape of `head`: of a part, the gradient is the sum over the devices along `fsdp`.
+    `head_gradient` has the shape of `head`; what is added to it is summed over the devices along `fsdp`.
     """
     rows, length = cotangent.shape
     order, dtype = residuals.order, residuals.hidden.dtype
     if projection.unroll:
-        # A loop's body is compiled apart; written out, the logits would be found again in the forward pass.
+        # Keeps XLA from reusing the forward pass's logits; a loop recomputes them, as its body is compiled apart.
         residuals = jax.lax.optimization_barrier(residuals)
     size = projection.tokens_at_once(rows * (length - 1))
     is_target = jnp.arange(order.size) < residuals.targets_first
@@ -203,7 +203,7 @@ def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, c
 
 
 def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: DTypeLike) -> tuple[Array, Array, Bool[Array, "W"]]:
-    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them are not another chunk's.
+    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them no earlier chunk has.
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
     """
@@ -234,11 +234,11 @@ def _logits(hidden: Array, kernel: Array, fresh: Bool[Array, "W"], projection: P
 
 
 def _unsort(order: Int[Array, "P"], values: Float[Array, "P ..."], size: int) -> Float[Array, "{size} ..."]:
-    """Undoes the order that has targets first; the filling beyond `size` is dropped."""
+    """Restores the original order of tokens; padding beyond `size` is dropped."""
     return values[jnp.argsort(order[:size])]
 
 
 def _product(equation: str, left: Array, right: Array) -> Float32[Array, "..."]:
-    """A product accumulated in float32; of float32 factors, not rounded to fewer bits as accelerators else do."""
+    """A product accumulated in float32. Float32 factors are not rounded to fewer bits, the default of accelerators."""
     precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)

@@ -13,11 +13,11 @@ from fusejax.objectives.sft import sft_loss
 
 Sums = dict[str, Float32[Array, ""]]
 Loss = Callable[[Float32[Array, "R L"], Microbatch], Sums]
-"""From log-probabilities of the target tokens (0 elsewhere) to what is added up; the entry `loss` is differentiated."""
+"""From log-probabilities of the target tokens (0 elsewhere) to sums over a microbatch; `loss` is differentiated."""
 
 
 def make_loss(preference: PairLoss | None) -> Loss:
-    """The loss of pairs if there is a preference section, else of single conversations."""
+    """The preference loss if there is a section `preference`, else the SFT loss."""
     return sft_sums if preference is None else functools.partial(preference_sums, preference)
 
 
@@ -28,7 +28,7 @@ def sft_sums(logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
 
 
 def preference_sums(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
-    """Sums over pairs: `loss`, `count` (pairs), and what there is to say of the rewards."""
+    """Sums over pairs: `loss`, `count` (pairs), and metrics of the rewards."""
     references = ("reference_chosen", "reference_rejected") if loss.needs_reference else ()
     pairs = Pairs(
         *pair_sums(logprobs, microbatch),

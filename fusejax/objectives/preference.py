@@ -1,4 +1,4 @@
-"""What losses on pairs of answers see and return. No model, no batch layout; the losses are in `losses/`."""
+"""Inputs and outputs of the losses in `losses/`: values per pair of answers, without model or batch layout."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Pairs(NamedTuple):
-    """What a pair loss sees; all of one shape. Log-probabilities are sums over a response's tokens, in nats."""
+    """The inputs of a pair loss, all of one shape. Log-probabilities are sums over a response's tokens, in nats."""
 
     chosen_logprobs: Float[Array, "*P"]
     rejected_logprobs: Float[Array, "*P"]

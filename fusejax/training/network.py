@@ -289,7 +289,7 @@ class Network:
         return gradient.at[self._local_ids(gradient, tokens)].add(dx.astype(gradient.dtype), mode="drop")
 
     def _local_ids(self, embedding: Array, tokens: Int[Array, "R C"]) -> Int[Array, "T"]:
-        """Tokens of all devices along `fsdp`, as rows of this device's part; past its end if another device has them."""
+        """Tokens of all devices along `fsdp`, as rows of this device's part; past its end if another device has it."""
         ids = tokens.reshape(-1)
         if self.fsdp is not None:
             ids = jax.lax.all_gather(ids, self.fsdp, tiled=True)

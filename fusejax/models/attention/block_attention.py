@@ -1,8 +1,8 @@
 """Attention of packed rows in plain XLA, a block of queries against a block of keys at a time.
 
-Scores of a whole row never exist, and blocks that no query of a block may see are never computed: what a row of many
-short sequences costs grows with their lengths, not with the row's. The softmax over blocks and its backward pass are
-those of FlashAttention-2 (arXiv:2307.08691, algorithms 1 and 2).
+The scores of a whole row are never materialised, and blocks of keys that no query of a block may see are skipped: the
+cost of a row of many short sequences grows with their lengths, not with the row's. The softmax over blocks and its
+backward pass are those of FlashAttention-2 (arXiv:2307.08691, algorithms 1 and 2).
 """
 
 import functools
@@ -20,7 +20,7 @@ BLOCK = 64
 
 
 class BlockPlacement(NamedTuple):
-    """Where the tokens of a row's blocks stand."""
+    """Position ids and segment ids of a row's blocks."""
 
     positions: Int[Array, "n C"]
     segment_ids: Int[Array, "n C"]
@@ -70,7 +70,7 @@ def block_attention(
     def row(_, arrays):
         return None, _row(*arrays, settings)
 
-    # One row after the other: each has its own blocks to compute.
+    # Rows are scanned, not batched: each computes different blocks.
     _, mixed = jax.lax.scan(row, None, (queries, keys, values, placement))
     mixed = mixed.reshape(rows, -1, heads // groups, groups, size, width).transpose(0, 1, 4, 2, 3, 5)
     return mixed.reshape(rows, -1, heads, width)[:, :length]
@@ -94,7 +94,7 @@ def _forward(queries, keys, values, placement: BlockPlacement, settings: Setting
         def over_keys(j, stats):
             highest, total, mixed = stats
             scores, _, seen = _scores(query, keys[j], placement, i, j, settings)
-            # Finite, so that a query that sees nothing in a block adds what the next block wipes out.
+            # Finite, so that what a query that sees nothing in this block adds is scaled to 0 by a later block.
             scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
             higher = jnp.maximum(highest, jnp.max(scores, axis=-1))
             weights = jnp.exp(scores - higher[..., None])

@@ -1,7 +1,7 @@
 """Attention by backend: grouped queries, packed segments, sliding window, soft cap.
 
-What may be seen is given by positions and segment ids, never by a mask array, so that fused kernels that never hold
-the scores of a whole row can stand in for plain XLA: `splash` on TPUs and `gpu` on NVIDIA GPUs.
+The mask is given by position ids and segment ids, never as an array, so that fused kernels that never materialise the
+scores of a whole row can replace plain XLA: `splash` on TPUs and `gpu` on NVIDIA GPUs.
 """
 
 import functools
@@ -20,19 +20,19 @@ Kernel = Literal["xla", "splash", "gpu"]
 def kernel_for(platform: str) -> Kernel:
     """The kernel for a computation compiled for `platform`, as `jax.Device.platform` and lowering name it.
 
-    Of the target, not of this process: programs for TPUs are also compiled where there is none.
+    The target decides, not this machine: programs for TPUs are also compiled on machines without one.
     """
     kernels: dict[str, Kernel] = {"tpu": "splash", "gpu": "gpu", "cuda": "gpu"}
     return kernels.get(platform, "xla")
 
 
 class Placement(NamedTuple):
-    """Where tokens stand: what attention needs to know of them beside their vectors."""
+    """Position ids and segment ids of tokens, from which attention derives its mask."""
 
     positions: Int[Array, "B L"]
-    """Place within the sequence, from 0."""
+    """Position ids, from 0 in each sequence."""
     segment_ids: Int[Array, "B L"]
-    """Which of the row's sequences; 0 is padding."""
+    """The row's sequence that a token belongs to; 0 is padding."""
 
 
 def visible(queries: Placement, keys: Placement, window: int | None) -> Bool[Array, "B T S"]:
@@ -63,10 +63,10 @@ def attention(
     """Softmax attention; query heads `n` of one group of `N / K` share key-value head `n // (N / K)`.
 
     Scores and softmax are float32; products take their inputs in the compute dtype. Keys and values are never
-    repeated. Padding gets finite outputs of no meaning.
+    repeated. Padding gets finite but meaningless outputs.
 
-    The fused kernels compute attention of whole rows in bfloat16. Plain XLA serves the rest: other dtypes, on GPUs what
-    no kernel can do (`gpu_attention.implementation`), and, with all scores at once, fewer queries than keys (decoding).
+    The fused kernels compute attention of whole rows in bfloat16. Plain XLA does the rest: other dtypes, what no GPU
+    kernel supports (`gpu_attention.implementation`), and, with all scores at once, decoding (fewer queries than keys).
 
     Args:
       scale: factor on the query-key products.
@@ -107,7 +107,7 @@ def dense_attention(
     softcap: float | None,
     precision: jax.lax.Precision,
 ) -> Float[Array, "B T N H"]:
-    """`attention` with all scores at once, for any tokens in any order: what the others are tested against."""
+    """`attention` with all scores at once, for any tokens in any order; the reference in tests."""
     rows, length, heads, width = query.shape
     groups = query.reshape(rows, length, key.shape[2], heads // key.shape[2], width)
     scores = scale * jnp.einsum(

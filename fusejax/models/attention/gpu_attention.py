@@ -1,7 +1,7 @@
 """Attention of packed rows on NVIDIA GPUs: Tokamax's flash attention kernels (Pallas), forward and backward.
 
 A query's keys are a range of indices: from the start of its segment, or of its window, up to itself. The kernels take
-that range and skip blocks outside it, so no array of queries by keys is formed in the forward pass.
+that range and skip blocks outside it, so no queries x keys array is materialised in the forward pass.
 """
 
 from typing import Any, Literal
@@ -29,8 +29,8 @@ def first_visible(segment_ids: Int[Array, "B T"], window: int | None) -> Int[Arr
 def implementation(head_dim: int, softcap: float | None) -> Implementation | None:
     """Which kernel has a forward and a backward pass for this attention on this process's GPUs; None if none has.
 
-    The backward pass of the Mosaic kernel needs Hopper's shared memory and instructions: Blackwell's takes no more than
-    64 channels a head. The one in Triton works from Ampere on, but knows no soft cap.
+    The backward pass of the Mosaic kernel needs Hopper's shared memory and instructions; on Blackwell it takes at most
+    64 channels per head. The Triton kernel works from Ampere on, but has no soft cap.
     """
     major = compute_capability().partition(".")[0]
     if major == "9" and head_dim <= 256:
@@ -57,7 +57,7 @@ def gpu_attention(
     softcap: float | None,
     implementation: Implementation,
 ) -> Float[Array, "B T N H"]:
-    """As `fusejax.models.attention.dispatch.attention`, of tokens among themselves, in bfloat16.
+    """As `fusejax.models.attention.dispatch.attention`, for self-attention in bfloat16.
 
     Raises:
       UserError: without Tokamax, which the extra `gpu` brings.
@@ -75,7 +75,7 @@ def gpu_attention(
 
 
 def accept_program_arguments() -> None:
-    """Keeps Tokamax from taking this program's arguments for its own and refusing them."""
+    """Keeps Tokamax, which parses absl flags, from reading this program's command line and refusing it."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

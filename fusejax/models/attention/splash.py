@@ -1,8 +1,8 @@
 """Attention of packed rows on TPUs: JAX's splash attention kernel (Pallas), forward and backward.
 
 The kernel goes over blocks of a row's scores, never holding all of them, and skips the blocks that the causal mask or
-the window rules out. That mask goes by index within the row: within a segment, whose tokens are contiguous, distances
-of indices and of positions are the same.
+the window rules out. The mask uses indices within the row, not position ids: within a segment, whose tokens are
+contiguous, their distances are the same.
 
 XLA's cost analysis counts no operations for the kernel, and the compiler's time estimate leaves it out.
 """
@@ -17,25 +17,25 @@ BLOCK = 512
 """Queries, and keys, of a block of scores: 1 MB of float32."""
 
 RESIDUALS = "attention"
-"""Name, for policies of `jax.checkpoint`, of the output and of the softmax's logarithmic sums.
+"""Name, for policies of `jax.checkpoint`, of the output and of the softmax's log-sum-exp.
 
 With both saved, the backward pass does not run the forward kernel again.
 """
 
 
 def whole_blocks(length: int) -> int:
-    """The length of a row that is filled up to whole blocks, which fused kernels need."""
+    """The row length rounded up to whole blocks, which fused kernels need."""
     return length + -length % (BLOCK if length > BLOCK else 128)
 
 
 def block_sizes(length: int) -> splash.BlockSizes:
-    """Blocks that divide a row and fit the scoped memory of every TPU from v5e on, at up to 256 channels a head.
+    """Blocks that divide a row and fit the scoped memory of every TPU from v5e on, at up to 256 channels per head.
 
-    Two blocks of keys are fetched at once where that halves the steps of the grid. One backward kernel computes the
-    gradients of queries, keys and values: two kernels, of which one gives the queries' alone, would form scores and
-    their gradients twice (seven matrix products a block for five). Its price is an array in the queries' dtype of the
-    queries' gradient from every block of keys, before they are added; fetching two blocks bounds that to four such
-    arrays for rows of 4096. Shorter rows keep single blocks, as a larger one skips less above the diagonal.
+    Two blocks of keys are fetched at once where that halves the steps of the grid. One fused backward kernel computes
+    the gradients of queries, keys and values: two separate kernels would compute scores and their gradients twice
+    (seven matrix products per block instead of five). Its cost is memory: it keeps one array of the queries' gradient,
+    in the queries' dtype, for every block of keys until they are added; fetching two blocks limits that to four arrays
+    for rows of 4096. Shorter rows keep single blocks, as a larger one skips less above the diagonal.
     """
     block = min(BLOCK, length)
     double = 2 * block if length % (2 * block) == 0 else block
@@ -62,10 +62,10 @@ def splash_attention(
     softcap: float | None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """As `fusejax.models.attention.dispatch.attention`, of tokens among themselves.
+    """As `fusejax.models.attention.dispatch.attention`, for self-attention.
 
     Args:
-      query: `T` is one that `whole_blocks` gives.
+      query: `T` must be a result of `whole_blocks`.
       interpret: run the kernel's steps as XLA operations, on any platform.
     """
     length, heads = query.shape[1:3]
@@ -80,7 +80,7 @@ def splash_attention(
         residual_checkpoint_name=RESIDUALS,
         interpret=interpret,
     )
-    # The kernel has no scale of its own. In float32, so that a scale that is no power of two is itself not rounded.
+    # The kernel takes no scale. Applied in float32, so that a scale that is no power of two is not rounded first.
     query = (scale * query.astype(jnp.float32)).astype(query.dtype)
     by_head = (array.swapaxes(1, 2) for array in (query, key, value))
     segments = splash.SegmentIds(q=segment_ids, kv=segment_ids)

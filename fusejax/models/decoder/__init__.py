@@ -1,1 +1,1 @@
-"""The one decoder that all families are values of, its parts, and greedy generation with it."""
+"""The one decoder for all model families, its parts, and greedy generation."""

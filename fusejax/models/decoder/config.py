@@ -33,7 +33,7 @@ _UNSUPPORTED = ("attention_bias", "mlp_bias", "attention_dropout", "use_bidirect
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama-3.1's stretching of the slow rotary frequencies, to reach beyond the length of pretraining."""
+    """Llama-3.1's scaling of the low rotary frequencies, to extend the context beyond the length of pretraining."""
 
     factor: float
     low_freq_factor: float
@@ -52,13 +52,13 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     windows: tuple[int | None, ...]
-    """For each layer, how many tokens back it sees, itself included (None: all)."""
+    """For each layer, its sliding window: how many tokens a token sees, itself included (None: all)."""
     activation: Activation = "silu"
     norm_eps: float = 1e-6
     norm_offset: float = 0.0
     """Added to a norm's stored scale: 1 where checkpoints store the deviation from the identity (Gemma)."""
     post_norms: bool = False
-    """Normalise what attention and MLP return, too, before it joins the residual stream."""
+    """Also normalise the outputs of attention and MLP, before they are added to the residual stream."""
     qkv_bias: bool = False
     embedding_scale: float = 1.0
     attention_scale: float | None = None
@@ -168,7 +168,7 @@ def _windows(family: str, values: dict[str, Any], num_layers: int) -> tuple[int 
 
 
 def _rope(values: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
-    """Base and scaling of the rotary embedding: transformers 4 spreads over two keys what 5 keeps in one."""
+    """Base and scaling of the rotary embedding: under two keys in transformers 4, one in transformers 5."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))

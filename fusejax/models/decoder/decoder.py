@@ -133,13 +133,13 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each beside the residual stream.
+    """Attention and MLP, each added to the residual stream.
 
     Args:
       tensor_axis: the mesh axis over which heads and the MLP's inner channels are split; each device then has some.
         What is computed between `_to_parts` and `_from_parts` then differs between devices, and the gradient of a
         parameter that is used there but not split (a norm of each head) must be summed over the axis. The caller does
-        so for all parameters of `PARTS`; whoever uses one elsewhere on parts passes it through `sum_gradient`.
+        so for all parameters of `PARTS`; any other parameter that is used on parts must go through `sum_gradient`.
       kernel: see `attention`.
     """
 
@@ -183,7 +183,7 @@ class Layer(nnx.Module):
         cache: LayerCache | None = None,
         shared: SharedPrefixes | None = None,
     ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
-        """With `shared`, `x` and `rotary` have computed tokens, and `placement` slots; without, these are the same."""
+        """With `shared`, `x` and `rotary` are per computed token, `placement` per slot; otherwise tokens are slots."""
         update, cache = self.attention(self._to_parts(self.attention_norm(x)), placement, rotary, cache, shared)
         update = self._from_parts(update)
         x = x + (self.post_attention_norm(update) if self.post_norms else update)
@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
         return self.embedder.embedding[...] if self.config.tie_embeddings else self.lm_head.embedding[...]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float32[Array, "... V"]:
-        """Dense logits with the final soft cap: for decoding and tests; training never needs all of them."""
+        """Dense logits with the final soft cap: for decoding and tests; training never materialises them."""
         head = self.head().astype(hidden.dtype)
         logits = jnp.einsum(
             "...d,vd->...v", hidden, head, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
@@ -280,7 +280,7 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B L"],
         cache: Cache,
     ) -> tuple[Float[Array, "B L D"], Cache]:
-        """As calling the model, for tokens that follow those in `cache`; they are added to it."""
+        """As calling the model, for tokens that follow those in `cache`; also returns the cache with these added."""
         placement = Placement(positions, segment_ids)
         slots = Placement(
             *(

@@ -29,11 +29,11 @@ def generate(
     pad_id: int = 0,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """The most likely token again and again, until a stop token or `max_new_tokens`.
+    """Greedy decoding: the most likely token each time, until a stop token or `max_new_tokens`.
 
     Args:
       model: the decoder.
-      prompts: token ids, each prompt at least one.
+      prompts: token ids; no prompt may be empty.
       max_new_tokens: of each answer.
       stop_ids: end an answer; they are not part of it.
       pad_id: any token id; it fills up rows and is never seen.

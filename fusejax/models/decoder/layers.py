@@ -39,9 +39,9 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A linear map between the axes `inputs` and `outputs`; each is one axis of its weight, [outputs, inputs].
+    """A linear map from axes `inputs` to axes `outputs`, each flattened to one axis of the weight [outputs, inputs].
 
-    That is how checkpoints have it. Heads and their width as one axis fill a TPU's tiles whatever the width is.
+    Checkpoints have the same layout. Heads and their width, flattened, fill a TPU's tiles whatever the width is.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading = x.shape[: x.ndim - len(self.inputs)]
         weight = self.weight[...].astype(x.dtype)
-        # Tokens on one axis: CPUs transpose them for the weight's gradient, and more axes slowly.
+        # Tokens on one axis: CPUs transpose `x` for the weight's gradient, slowly if it has more axes.
         flat = x.reshape(math.prod(leading), weight.shape[1])
         y = jnp.einsum("ti,oi->to", flat, weight, precision=precision(x.dtype))
         if self.has_bias:
             y += self.bias[...].astype(x.dtype)
-        # A device that has only some of the heads has fewer along the first axis.
+        # -1: with tensor parallelism a device has only some of the heads.
         return y.reshape(*leading, -1, *self.outputs[1:])
 
 

@@ -1,8 +1,8 @@
-"""What two sequences of a row begin with, computed once.
+"""Prefix sharing: the common prefix of two sequences of a row is computed once.
 
-A row has L slots, one for each token of its sequences, which attention and the loss go over. Where two sequences begin
-alike, as a pair's chosen and rejected do with their prompt, their layers find the same for both until they part. Such
-tokens are computed once, so layers go over C <= L tokens, which are spread over the slots just for attention.
+A row has L slots, one for each token of its sequences, over which attention and the loss work. Where two sequences have
+a common prefix, as a pair's chosen and rejected have their prompt, its hidden states are the same in both. So they are
+computed once: layers work on C <= L tokens, which are spread over the slots only for attention and the loss.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from jaxtyping import Array, Int, Shaped
 
 
 class SharedPrefixes(NamedTuple):
-    """`first` and `second` are the inverse of `source`: no token has a third slot."""
+    """`first` and `second` are the inverse of `source`: no token has more than two slots."""
 
     first: Int[Array, "B C"]
     """The slot of each computed token; L where there is none."""
     second: Int[Array, "B C"]
-    """The other slot that has the same; L where there is none."""
+    """Its second slot, in the other sequence; L where there is none."""
     source: Int[Array, "B L"]
     """The computed token of each slot; C in padding."""
 
@@ -41,7 +41,7 @@ def _collect_backward(shared: SharedPrefixes, cotangent: Shaped[Array, "B C ..."
     return _taken(cotangent, jnp.where(is_first, shared.source, shared.first.shape[1])), None
 
 
-# Written out, as JAX's own are scatters, which are slow; these are gathers too.
+# Gradients are written out as gathers: those of JAX would be scatters, which are slow.
 spread.defvjp(
     lambda x, shared: (spread(x, shared), shared),
     lambda shared, cotangent: (_taken(cotangent, shared.first) + _taken(cotangent, shared.second), None),

@@ -10,11 +10,11 @@ Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]
 
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
-    """Radians a position for each pair of channels, float32 [head_dim / 2].
+    """Radians per position for each pair of channels, float32 [head_dim / 2].
 
-    Scaling after Llama 3.1 (transformers, `_compute_llama3_parameters`): waves longer than the length of pretraining
-    / low_freq_factor are stretched by `factor`, waves shorter than that length / high_freq_factor stay, and between
-    the two the frequency is interpolated.
+    Scaling after Llama 3.1 (transformers, `_compute_llama3_parameters`): with n the length of
+    pretraining, wavelengths above n / low_freq_factor are multiplied by `factor`, those below n / high_freq_factor are
+    kept, and between the two the frequency is interpolated.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     inverse = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
