@@ -1,1 +1,1 @@
-"""From preference shards to packed rows of tokens. `records` imports without JAX: the data pipeline writes with it."""
+"""From shards of examples to packed rows of tokens. `records` imports no JAX, as the data pipeline writes with it."""

@@ -1,7 +1,7 @@
 """The arrays of a microbatch, in one table. The loader fills them, programs and plans take their shapes from here.
 
-A *microbatch* is what a device program sees: a fixed number of rows, so that one compiled program serves all steps. A
-*row* holds the token sequences of several examples, one after the other. Imports no JAX.
+A *microbatch* is the input of one device program: a fixed number of rows, so that one program serves all steps. A *row*
+holds the token sequences of several examples, one after the other. Imports no JAX.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class BatchArray:
     dtype: type[np.generic]
     present: Presence
     padding: int | Axis
-    """What stands where there is nothing. An axis stands for its size: an index just beyond the last."""
+    """The value of empty places. An axis stands for its size: an index just beyond the last."""
     meaning: str
 
 
@@ -107,5 +107,5 @@ class BatchShape:
 
 
 def max_examples_per_row(row_length: int) -> int:
-    """P: bounds the size of `pair_ids`, which costs a little packing only where examples average under 16 tokens."""
+    """P, the size of `pair_ids`. As a limit, it makes packing worse only if examples average under 16 tokens."""
     return max(1, row_length // 16)

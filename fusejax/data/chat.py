@@ -44,7 +44,7 @@ class ChatError(Exception):
 class Encoded(NamedTuple):
     tokens: Int32[np.ndarray, "n"]
     loss_mask: Bool[np.ndarray, "n"]
-    """True where the token is one the assistant says."""
+    """True where the token is a target."""
 
 
 class _Turn(NamedTuple):
@@ -53,14 +53,14 @@ class _Turn(NamedTuple):
     start: int
     end: int
     closing: str
-    """What the template writes behind the turn when the conversation ends there."""
+    """What the template writes after the turn when the conversation ends there."""
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Loads a tokenizer that conversations can be masked with; see `chat_template.load_tokenizer`.
 
     Raises:
-      UserError: it cannot be loaded, is not a fast one (only those tell offsets), or has no chat template.
+      UserError: it cannot be loaded, is not a fast one (only those give offsets), or has no chat template.
     """
     tokenizer = chat_template.load_tokenizer(source)
     if not tokenizer.is_fast:
@@ -150,7 +150,7 @@ def _find_turn(
         raise ChatError("empty_response", f"the template leaves nothing of {where}")
     if text[start:end] not in messages[turn]["content"]:
         raise ChatError("no_mask", f"the template rewrites {where}: {text[start : min(end, start + 20)]!r}")
-    # Mistral's `[/INST] Hello`: the space before the answer is the assistant's where the question to it ends before it.
+    # Mistral's `[/INST] Hello`: the space before the answer is the assistant's if the generation prompt ends before it.
     if (
         before.endswith(" ")
         and turn > 0
@@ -167,9 +167,9 @@ def _mask_turns(
     text: str, turns: list[_Turn], ids: list[int], offsets: list[tuple[int, int]], *, special: set[int]
 ) -> Encoded | ChatError:
     tokens = np.array(ids, dtype=np.int32)
-    # Where each token ends, in characters. Where it starts follows: tokenizers with `trim_offsets` leave leading spaces
-    # out, so that a token of only spaces covers nothing, but they are its own. The tokens of one character (an emoji
-    # is several) share its end.
+    # Where each token ends, in characters; a token starts where the one before ends. The tokenizer's own starts would
+    # be wrong: with `trim_offsets` they leave out leading spaces, which belong to the token. The tokens of one
+    # character (an emoji can be several) share its end.
     ends = np.maximum.accumulate([end for _, end in offsets])
     loss_mask = np.zeros(len(tokens), dtype=bool)
     for turn in turns:

@@ -43,7 +43,7 @@ class Tokenized:
     loss_mask: Bool[np.ndarray, "T"]
     """True where a token is a target; never for the first of a sequence, which nothing predicts."""
     offsets: Int64[np.ndarray, "offsets"]
-    """One more than sequences: s is `tokens[offsets[s]:offsets[s + 1]]`."""
+    """One more than sequences: sequence s is `tokens[offsets[s]:offsets[s + 1]]`."""
     ids: list[str]
     """Of the kept examples."""
     rejected: list[Rejection]
@@ -65,7 +65,7 @@ class Tokenized:
     @functools.cached_property
     def target_lengths(self) -> Int64[np.ndarray, "N"]:
         """Target tokens of each example, for pairs of both sequences."""
-        # One at a time: NumPy's sums over many, or the sum up to each, first make 8 bytes of every token.
+        # One sequence at a time: `np.add.reduceat` or `np.cumsum` would first convert every token to 8 bytes.
         spans = itertools.pairwise(self.offsets.tolist())
         counts = [np.count_nonzero(self.loss_mask[start:stop]) for start, stop in spans]
         return np.array(counts, np.int64).reshape(len(self), -1).sum(1)
@@ -85,7 +85,7 @@ class Tokenized:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all that a model gets to see: it changes with the records, the tokenizer, its template, a limit."""
+        """A hash of all that is trained on: it changes with the records, the tokenizer, its template and the limits."""
         digest = hashlib.sha256(self.kind.encode())
         for array in (self.tokens, self.loss_mask, self.offsets):
             digest.update(np.ascontiguousarray(array).data)
@@ -112,7 +112,7 @@ def tokenize(
     Args:
       source: the examples.
       tokenizer: from `fusejax.data.chat.load_tokenizer`.
-      max_length: tokens a sequence; what is longer is cut there, at the end, and counted.
+      max_length: tokens per sequence; a longer one is cut at the end, and counted.
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Packed batches of a tokenised data set, made ahead of time by Grain.
+"""Packed batches of a tokenised data set, prefetched by Grain.
 
-A *step* is what the optimizer sees: exactly `batch_size` examples, in as many rows as they need. A *microbatch* is
-what a device program sees: a fixed number of rows, so that one compiled program serves all steps; the last microbatch
-of a step is filled up with empty rows. Each host assembles only its own rows of every microbatch. Everything follows
-from the step number, so resuming is starting there.
+A *step* is one optimizer step: exactly `batch_size` examples, in as many rows as they need. A *microbatch* is the input
+of one device program: a fixed number of rows, so that one compiled program serves all steps; the last microbatch of a
+step is padded with empty rows. Each host assembles only its own rows of every microbatch. Batches depend on the step
+number alone, so a resumed run just starts at its step.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ def train_batches(
 
     Args:
       tokenized: the data set.
-      batch_size: examples (pairs) a step, over all hosts.
-      row_length: tokens a row computes.
-      attention_length: tokens a row attends over, where what a pair's sequences begin with counts twice. With
-        `row_length`, the default, nothing is shared.
+      batch_size: examples (pairs) per step, over all hosts.
+      row_length: tokens that a row computes.
+      attention_length: tokens that a row attends over, where the shared prefix of a pair counts twice. If it equals
+        `row_length`, the default, there is no prefix sharing.
       seed: of the order of examples.
-      rows_per_microbatch: R, over all hosts: rows a device times devices.
+      rows_per_microbatch: R, over all hosts: rows per device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
       start_step: the first step to make, after a resume.
       local_rows: which rows of every microbatch this host makes, from 0; by default all.
@@ -102,7 +102,7 @@ def eval_batches(
 
 
 def check_fits(tokenized: Tokenized, row_length: int, attention_length: int) -> None:
-    """Raises UserError if a row cannot hold one of the examples: before slow work, while plans find it out after."""
+    """Raises UserError if a row cannot hold one of the examples; called before slow work, as a plan raises after it."""
     computed = tokenized.lengths - (tokenized.shared_lengths if attention_length > row_length else 0)
     too_long = np.count_nonzero(computed > row_length)
     if too_long:
@@ -119,7 +119,7 @@ def _sizes(tokenized: Tokenized, row_length: int, attention_length: int) -> dict
         return {"lengths": tokenized.lengths, "row_length": row_length, "max_examples_per_row": limit}
     lengths = np.stack([tokenized.lengths - tokenized.shared_lengths, tokenized.lengths], axis=1)
     limits = np.array([row_length, attention_length])
-    # The scarcer first: rows that are full by another measure alone would be looked at again and again.
+    # The scarcer length first: rows that are full only by the other would be searched again and again.
     order = np.argsort(-lengths.sum(axis=0) / limits, kind="stable")
     return {"lengths": lengths[:, order], "row_length": limits[order].tolist(), "max_examples_per_row": limit}
 
@@ -128,7 +128,7 @@ def _made_ahead(batches: grain.MapDataset, ahead: int) -> Iterator:
     """Iterates with threads that prepare the next batches, and raises whatever went wrong in them."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)
     with contextlib.closing(iter(batches.to_iter_dataset(options))) as iterator:
-        # Counted, for a StopIteration that escapes from a thread would otherwise look like the end of the data.
+        # Counted, because a StopIteration raised in a thread would otherwise look like the end of the data.
         for _ in range(len(batches)):
             yield next(iterator)
 
@@ -145,7 +145,7 @@ def _microbatch_rows(
 def assemble(
     tokenized: Tokenized, rows: list[PackedRow], row_length: int, attention_length: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The microbatch of the given rows of examples, all but a reference's values; lengths as in `train_batches`."""
+    """The microbatch of the given rows of examples, without the reference's values; lengths as in `train_batches`."""
     each = tokenized.sequences_per_example
     shape = BatchShape(len(rows), row_length, attention_length or row_length, pairs=each == 2)
     microbatch = shape.empty()

@@ -1,7 +1,7 @@
 """The packing plan: which examples make up a step, and how they lie in rows. Pure NumPy, no state.
 
-Three rules make a run reproducible. The *stream* is one seeded permutation of the data set an epoch, one after the
-other without end. Every step takes exactly `batch_size` examples of it. What a step holds depends on the lengths, the
+Three rules make a run reproducible. The *stream* is an endless sequence of epochs, each a seeded permutation of the
+data set. Every step takes exactly `batch_size` examples of it. What a step holds depends on the lengths, the
 seed, the batch size and the row length alone: not on hosts, devices, earlier steps or the length of the run.
 
 Packing each step's examples on their own leaves its last row half empty on average, 3 % of a step of 16 rows. So the
@@ -13,8 +13,8 @@ epochs is packed alone, so that every epoch holds each example once.
     plan.rows(0)    # [[1, 0]]: examples 1 and 0 (5 and 3 tokens) share a row
     plan.rows(1)    # [[3, 2]]
 
-What sequences have in common can be computed once (`fusejax.models.decoder.prefix_sharing`), and then an example has
-two lengths: the tokens that are computed and those that are attended over. A row has a limit for each.
+With prefix sharing (`fusejax.models.decoder.prefix_sharing`) an example has two lengths: the tokens that are computed
+and those that are attended over. A row has a limit for each.
 """
 
 import bisect
@@ -37,7 +37,7 @@ WINDOW = 32
 
 
 def num_steps(num_examples: int, batch_size: int, epochs: int) -> int:
-    """Steps of a run. The last step is completed from the epoch after the last one, so it is whole like the others.
+    """Steps of a run. The last step is filled up with examples of the next epoch, so it is as large as the others.
 
     Raises:
       UserError: fewer examples than one step takes.
@@ -53,10 +53,10 @@ class PackingPlan:
     Args:
       lengths: tokens of each example (a pair counts as one: both of its sequences, in one row); or several lengths of
         each, [N, K], of which the first should be the one that fills rows first.
-      batch_size: examples a step.
-      row_length: tokens a row; or K limits.
-      max_examples_per_row: what a row holds at most, however short the examples.
-      seed: of the order.
+      batch_size: examples per step.
+      row_length: tokens per row; or K limits.
+      max_examples_per_row: the most examples that a row holds, however short they are.
+      seed: of the order of examples.
 
     Raises:
       UserError: fewer examples than `batch_size`, or an example longer than a row.
@@ -78,7 +78,7 @@ class PackingPlan:
         self._limits = np.atleast_1d(row_length)
         self._max_examples = max_examples_per_row
         self._seed = seed
-        # Recomputing would give the same; neighbouring steps share a window, and a window two permutations.
+        # Caches of pure functions: neighbouring steps share a window, and need at most two permutations.
         self._permutation = functools.lru_cache(maxsize=2)(self._permutation)  # type: ignore[method-assign]
         self._plan_window = functools.lru_cache(maxsize=2)(self._plan_window)  # type: ignore[method-assign]
 
@@ -111,12 +111,12 @@ class PackingPlan:
     def _plan_window(self, start: int, stop: int) -> list[list[PackedRow]]:
         """The rows of steps `start` to `stop`, which lie in one epoch."""
         rows = self._pack(self._stream(start, stop))
-        # Shuffled, or steps of equal standing would be dealt rows in order of length.
+        # Shuffled, or steps with equally many examples would be dealt rows in order of length.
         rows = [rows[i] for i in _shuffled(len(rows), self._seed, start, stop)]
         steps = _deal(rows, stop - start)
         self._settle(steps)
         together = [steps[i] for i in _shuffled(len(steps), self._seed, start, stop, 1)]
-        # With one or two rows a step there is little to deal, and settling can cost more rows than it saved.
+        # With one or two rows per step there is little to deal, and settling can cost more rows than it saved.
         alone = [self._pack(self._stream(step, step + 1)) for step in range(start, stop)]
         return min(together, alone, key=lambda steps: sum(map(len, steps)))
 
@@ -169,8 +169,8 @@ def best_fit_decreasing(
 ) -> list[PackedRow]:
     """Packs examples, the longest first, each into the row where it leaves the least room (Johnson, 1974).
 
-    Of several lengths the first decides, and the others need to fit. Examples of about equal length keep their order,
-    so that each epoch puts others together.
+    With several lengths, the first decides and the others only have to fit. Examples of about equal length keep their
+    order, so that each epoch packs different examples together.
     """
     lengths = lengths.reshape(len(lengths), -1)
     limit, *other_limits = np.atleast_1d(row_length).tolist()
@@ -199,8 +199,8 @@ def best_fit_decreasing(
 def _deal(rows: Sequence[PackedRow], num_steps: int) -> list[list[PackedRow]]:
     """Deals rows to steps, those of many examples first, each to the step with the fewest examples so far.
 
-    Rows come sorted, so the steps get about equally many rows too, and the rows of one example that come last even
-    the counts out: what is left for `_settle` is small.
+    As rows are dealt by falling number of examples, steps get about equally many rows too, and the rows of one example
+    at the end even out the counts: little is left for `_settle`.
     """
     steps: list[list[PackedRow]] = [[] for _ in range(num_steps)]
     counts = [(0, step) for step in range(num_steps)]  # a heap
@@ -212,7 +212,7 @@ def _deal(rows: Sequence[PackedRow], num_steps: int) -> list[list[PackedRow]]:
 
 
 def _exchange(giver: list[PackedRow], taker: list[PackedRow], limit: int) -> int:
-    """Swaps a row against one with up to `limit` fewer examples, or gives one away; returns how many that moved."""
+    """Swaps a row for one with up to `limit` fewer examples, or gives one away; returns how many examples moved."""
     mine = {len(row): i for i, row in enumerate(giver)}
     theirs = {len(row): i for i, row in enumerate(taker)}
     for wanted in range(limit, 0, -1):

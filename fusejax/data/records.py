@@ -1,9 +1,9 @@
-"""The one thing that the data pipeline and the trainer share: what an example is, and the shards that hold examples.
+"""The data format between the data pipeline and the trainer: what an example is, and the shards that hold examples.
 
 A record is a `tf.train.Example` whose features are named after the fields: text as UTF-8 bytes, message lists as JSON
-bytes, scores as floats. Never token ids, so one data set serves every target model. Shards are ArrayRecord or TFRecord
-files `{split}-00000-of-00008.{arrayrecord,tfrecord}`; `manifest.json` beside them holds counts, where the data came
-from and a SHA-256 for each shard, and reading checks it. Imports neither JAX nor torch.
+bytes, scores as floats. There are no token ids, so one data set serves every target model. Shards are ArrayRecord or
+TFRecord files `{split}-00000-of-00008.{arrayrecord,tfrecord}`; `manifest.json` beside them holds counts, where the data
+came from and a SHA-256 for each shard, and reading checks it. Imports neither JAX nor torch.
 
     write_shards("data/sft", "train", examples, kind="sft", num_shards=8, manifest={"config": ...})
     examples = open_shards("data/sft/train")
@@ -66,7 +66,7 @@ class SFTExample:
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """Two answers of `source_model` to one prompt; `chosen` and `rejected` hold the turns after it, mostly one."""
+    """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one."""
 
     id: str
     dataset: str
@@ -188,8 +188,8 @@ def write_shards(
 def move_shards(folder: Path, directory: PathLike) -> None:
     """Makes the shards and the manifest in `folder` the data set of `directory`, local or `gs://`.
 
-    The manifest comes last: whoever reads the data set before finds that a hash does not match. Then shards go that
-    the old manifest listed and the new one does not. What the new one lists and `folder` does not hold stays.
+    The manifest is moved last: a reader before that finds that a hash does not match. Then the shards that only the old
+    manifest lists are deleted. Shards that the new one lists but `folder` does not hold are kept.
     """
     directory = epath.Path(directory)
     old, new = _listed(_manifest(directory)), _listed(_manifest(folder))
@@ -233,7 +233,7 @@ class _Reader(Protocol):
     def __getitem__(self, index: int, /) -> bytes: ...
 
 
-class Shards(Sequence):  # not `Sequence[Record]`: what checks types at run time would read a record, maybe a bad one
+class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would read a record, maybe a bad one
     """The examples of one split, read and decoded when asked for. Threads may share it.
 
     Indexing raises `RecordError` for a record that is whole on disk but malformed.
@@ -244,7 +244,7 @@ class Shards(Sequence):  # not `Sequence[Record]`: what checks types at run time
         """As given to `open_shards`."""
         self.kind: Kind = kind
         self.fingerprint = fingerprint
-        """A hash of the contents of all shards: what a cache computed from this data set is keyed by."""
+        """A hash of the contents of all shards: the key of everything cached from this data set."""
         self._readers = readers
         self._locations = [(reader, i) for reader in readers for i in range(len(reader))]
 
@@ -311,7 +311,7 @@ def open_shards(source: PathLike) -> Shards:
 
 
 def _verified(path: epath.Path, sha256: str) -> Path | str:
-    """A file on disk with the contents of the shard, whose hash is right; or what is wrong with the shard."""
+    """A local file with the shard's contents, checked against its hash; or, as text, what is wrong with the shard."""
     local = Path(path)
     if is_remote(path):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -334,7 +334,7 @@ def _manifest(directory: PathLike) -> dict[str, Any]:
 
 
 def _listed(manifest: dict[str, Any]) -> set[str]:
-    """The shards of all its splits."""
+    """File names of the shards of all splits."""
     return {shard["file"] for split in manifest.get("splits", {}).values() for shard in split["shards"]}
 
 

@@ -1,4 +1,4 @@
-"""TFRecord files without tensorflow: a length, its checksum, the bytes, their checksum, again and again.
+"""TFRecord files without tensorflow. Each record is a length, its checksum, the bytes and their checksum.
 
 Format: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
@@ -12,7 +12,7 @@ import google_crc32c
 
 
 class CorruptError(Exception):
-    """A TFRecord file whose checksums or lengths do not hold."""
+    """A TFRecord file whose checksums or lengths do not match its contents."""
 
 
 _LENGTH = struct.Struct("<Q")
@@ -27,7 +27,7 @@ def write(path: Path, records: Iterable[bytes]) -> None:
 
 
 class Reader:
-    """Random access by index; the file is scanned once, all checksums with it, to find where each record lies.
+    """Random access by index. The file is scanned once, to check all checksums and find where each record lies.
 
     Raises:
       CorruptError: at construction, if the file is cut or altered.

@@ -12,7 +12,7 @@ PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
-"""Products of dense bfloat16 matrices, in FLOP/s of one device.
+"""Peak of dense bfloat16 matrix products, in FLOP/s per device.
 
 From Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}) and NVIDIA's
 data sheets of the A100, H100 SXM and H200 SXM, without sparsity.

@@ -1,7 +1,7 @@
-"""What devices exchange, with gradients. For use inside a `jax.shard_map` that is manual over all mesh axes.
+"""Collectives with their gradients, for use inside a `jax.shard_map` that is manual over all mesh axes.
 
-Gradients are written out here rather than left to the checker of replicated values (`check_vma=False`), so that it can
-be read what each device sends.
+Gradients are written out here, not derived by JAX's tracking of replicated values (hence `check_vma=False`), so that
+the code shows what each device sends.
 """
 
 import functools
@@ -17,10 +17,10 @@ from fusejax.distributed.sharding import mesh_axes
 
 
 def gather_layer(params: Any, specs: Any, axis: str, dtype: DTypeLike) -> Any:
-    """A layer's parameters, made whole along `axis`, as `specs` says how they are split; other axes stay split.
+    """All-gathers a layer's parameters along `axis` (FSDP), where `specs` says that they are split by it.
 
-    The backward pass leaves each device with the gradient of its own part, summed over `axis`. What is exchanged is in
-    `dtype`, the compute dtype, in both directions.
+    The backward pass is a reduce-scatter: each device gets the gradient of its own part, summed over `axis`. Both send
+    `dtype`, the compute dtype. Other axes stay split.
     """
 
     def gather(x: Array, spec: PartitionSpec) -> Array:
@@ -33,7 +33,7 @@ def gather_layer(params: Any, specs: Any, axis: str, dtype: DTypeLike) -> Any:
 
 
 def sum_unsplit(params: Any, specs: Any, axis: str) -> Any:
-    """Parameters that `axis` does not split, as `specs` says, with `sum_gradient`; those that it does as they are."""
+    """Applies `sum_gradient` to the parameters that `axis` does not split, by `specs`; the others stay as they are."""
 
     def summed(x: Array, spec: PartitionSpec) -> Array:
         return x if any(axis in mesh_axes(entry) for entry in spec) else sum_gradient(x, axis)
@@ -43,10 +43,10 @@ def sum_unsplit(params: Any, specs: Any, axis: str) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_gradient(x: Array, axis: str) -> Array:
-    """`x`, which is the same on all devices along `axis` but used for something else on each.
+    """Returns `x`, replicated along `axis` but used differently on each device; its gradient is summed over `axis`.
 
-    Every replicated parameter that meets activations which differ along `axis` must go through this on its way there:
-    without it the values are right and each device is left with a part of the gradient. See `network.Network`.
+    Every replicated parameter that is applied to activations which differ along `axis` must go through this. Without
+    it, the forward values are right, but each device has only a part of the gradient. See `network.Network`.
     """
     return x
 
@@ -56,7 +56,7 @@ sum_gradient.defvjp(lambda x, axis: (x, None), lambda axis, _, cotangent: (jax.l
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_parts(x: Array, axis: str) -> Array:
-    """The sum of what the devices along `axis` have, the same on all of them, as everything computed from it is."""
+    """The sum over the devices along `axis`; it is replicated, as must be everything computed from it."""
     return jax.lax.psum(x, axis)
 
 
@@ -64,11 +64,11 @@ sum_parts.defvjp(lambda x, axis: (jax.lax.psum(x, axis), None), lambda axis, _, 
 
 
 def as_stored(x: Array, dtype: DTypeLike) -> Array:
-    """`x`, a part of an array that a loop goes through, such that it is rounded here, to `dtype`, not before the loop.
+    """Keeps XLA from converting a whole array to `dtype` before a loop, whose iteration converts only its part `x`.
 
-    A compiler that sees every turn of a loop round its part of an array to bfloat16 may round the whole array before
-    the loop, and keep that copy. It does not look through a conversion to integers. That takes a copy of the part, so
-    what needs no rounding is left alone.
+    If every iteration of a loop rounds its part of an array to bfloat16, XLA may hoist this out of the loop and keep a
+    rounded copy of the whole array. It does not look through a bitcast to integers. The bitcast copies the part, so
+    `x` is returned as it is if it needs no rounding.
     """
     if x.dtype == dtype:
         return x

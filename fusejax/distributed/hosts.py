@@ -1,9 +1,9 @@
 """The hosts of a run: how they find each other, agree on what they do, and end together.
 
-Every host runs the same command. JAX's coordination service, which lives on host 0, carries a few short texts between
-them. Each host says there every two seconds that it is alive, and looks at what the others say, in a thread of its own:
-the main thread may be deep in a collective that will never end. So a host that ends, for whatever reason, takes the
-others along, and they tell which it was.
+Every host runs the same command. They exchange a few short texts through JAX's coordination service, which runs on host
+0. Every two seconds each host writes a heartbeat there and reads those of the others, in a separate thread, as the main
+thread may be in a collective that will never end. So when a host ends, for whatever reason, the others end too, and
+report which one it was.
 
 | exit status | meaning | the same command again |
 |---|---|---|
@@ -40,20 +40,20 @@ HOST_LOST = 69
 """Exit status of a host that ended because another did: EX_UNAVAILABLE of sysexits.h."""
 BEAT_SECONDS = 2.0
 _MEET_SECONDS = 300
-"""So long a host waits for the others to start: those of a pod may be minutes apart."""
+"""How long a host waits for the others to start: those of a pod may be minutes apart."""
 LOST_SECONDS = 20.0
-"""A host that has not said for so long that it is alive, is not."""
+"""A host without a heartbeat for so long is considered lost."""
 
 _UNWINDING_SECONDS = 5.0
-"""So long Ctrl-C may take to end a host in an orderly way."""
+"""How long Ctrl-C may take to end a host in an orderly way."""
 
 _JAX_TIMEOUT = 100
-"""For JAX's own heartbeats, in seconds: it aborts the others after a good half of them, without our line, so it must be
-well behind our watch, and is for the case that this is stuck."""
+"""Seconds, for JAX's own heartbeats: JAX aborts the other hosts after a good half of them, without our message. So it
+is well above `LOST_SECONDS`, and matters only if our own thread is stuck."""
 _FOREVER = 7 * 24 * 3600 * 1000
-"""Milliseconds to wait for a host that is alive, and may be busy with what it alone does."""
+"""Milliseconds to wait for a host that is alive, but may be busy with work that only it does."""
 _FAREWELL_SECONDS = 10.0
-"""So long host 0, and the coordination service with it, outlives a failure for the others to hear of it."""
+"""How long host 0 and its coordination service stay up after a failure, so that the others learn of it."""
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ class Hosts:
     """This host and the others; made by `join`, or without arguments for a run on one host alone.
 
     Attributes:
-      index: this host's; host 0 writes what there is one of.
+      index: this host's, from 0; host 0 writes everything that is written once per run.
       count: how many there are.
     """
 
@@ -84,7 +84,7 @@ class Hosts:
             threading.Thread(target=self._watch, name="hosts", daemon=True).start()
 
     def lead(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns on host 0, which alone calls it while the others wait; must be JSON, and short."""
+        """Calls `work` on host 0 only, while the others wait, and returns its result on all; it must be short JSON."""
         if self._client is None:
             return work()
         self._leads += 1
@@ -109,16 +109,16 @@ class Hosts:
             raise UserError(f"{what} on host {self.index} differs from host 0's")
 
     def note(self, text: str) -> None:
-        """Tells what all hosts know, once."""
+        """Prints a line on host 0 only, as all hosts would print the same."""
         if self.index == 0:
             note(text)
 
     def stops_after(self, step: int) -> bool:
-        """Whether SIGTERM has reached any host, so that step `step` must be the last one: alike on all hosts.
+        """Whether step `step` must be the last one because SIGTERM has reached any host; all hosts get the same answer.
 
-        To be asked before each step is started, the steps counted one by one; and step `step - 2` must be complete on
-        the devices. That is what makes the answers alike: the host that got the signal announces, before its step s,
-        that step s + 2 is the last; and no host asks about that one before all have started step s.
+        To be called before each step is started, for every step in order, when step `step - 2` is complete on the
+        devices. This makes the answers agree: the host that got the signal announces, before its step s, that step
+        s + 2 is the last; and no host asks about that one before all have started step s.
         """
         self._saves_steps = True
         if self._client is None:
@@ -132,7 +132,7 @@ class Hosts:
     # How a host ends.
 
     def close(self) -> None:
-        """Waits until every host is done, and parts from them."""
+        """Waits until every host is done, and disconnects from them."""
         if self._client is not None:
             self._client.wait_at_barrier(_ROOT + "done", _FOREVER)
             self._closed.set()
@@ -158,7 +158,7 @@ class Hosts:
             self.leave(STOPPED, "stopped by SIGTERM before the first step; the same command starts again")
 
     def _watch(self) -> None:
-        """Says that this host is alive, and looks whether the others are."""
+        """Writes this host's heartbeat and checks those of the others."""
         heard = {index: ("", time.monotonic()) for index in range(self.count)}
         beat = 0
         while not self._closed.wait(BEAT_SECONDS):
@@ -167,7 +167,7 @@ class Hosts:
                 self._client.key_value_set(f"{_ROOT}alive/{self.index}", str(beat), True)
                 ended, alive = self._all("end/"), dict(self._all("alive/"))
             except jax.errors.JaxRuntimeError:
-                continue  # host 0 is gone: `_say_who_aborted` tells
+                continue  # host 0 is gone: the handler of `_on_abort` says so
             if self._closed.is_set():
                 return
             for _, end in ended:
@@ -204,18 +204,18 @@ class Hosts:
 
 @contextlib.contextmanager
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Iterator[Hosts]:
-    """Finds the other hosts and stays with them until the block ends; to be called before JAX computes anything.
+    """Connects to the other hosts until the block ends; to be called before JAX computes anything.
 
     SIGTERM and exceptions in the block end the process as the table above says, here and on all other hosts.
 
     Args:
       coordinator: HOST:PORT of host 0, where its port is free; by default the hosts of a TPU pod find each other, and
         any other machine is alone.
-      count: how many hosts there are; needed with `coordinator`, and only then, as is
-      index: which of them this is, from 0.
+      count: how many hosts there are; given together with `coordinator`, or not at all.
+      index: which of them this is, from 0; given together with `coordinator`, or not at all.
 
     Raises:
-      UserError: of the arguments some are missing; the hosts do not find each other. On a host alone, also the block's.
+      UserError: some arguments are missing; the hosts do not find each other. On a single host, also the block's.
     """
     listener = _Listener()  # before the wait for the others
     hosts = Hosts(*_connect(coordinator, count, index))
@@ -244,10 +244,10 @@ _ROOT = "fusejax/"
 
 
 class _Listener:
-    """Hears SIGTERM in a thread: Python calls handlers in the main thread only, when that is not deep in a library.
+    """Handles SIGTERM in a thread: Python calls handlers only in the main thread, and not while that is in a library.
 
-    SIGINT, too: the exception that it raises in the main thread is lost if it comes in a library's callback, and where
-    it came in the midst of a queue's work, what is unwound may wait for ever. `interrupted` is called if so.
+    SIGINT, too: the `KeyboardInterrupt` in the main thread is lost if it is raised in a library's callback, and if it
+    interrupts the work of a queue, unwinding may wait for ever. In both cases, `interrupted` is called.
     """
 
     def __init__(self) -> None:
@@ -285,7 +285,7 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> t
         raise UserError(f"--coordinator {coordinator}: expected HOST:PORT")
     # On CPU; elsewhere it has no effect.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX would take SIGTERM for itself.
+    # Otherwise JAX would handle SIGTERM itself.
     jax.config.update("jax_enable_preemption_service", False)
     with_coordinator = f"--coordinator {coordinator}" if coordinator else "this TPU pod"
     _on_abort(lambda: f"{with_coordinator}: the hosts did not find each other in {_MEET_SECONDS} s; did all start?")
@@ -301,7 +301,7 @@ def _connect(coordinator: str | None, count: int | None, index: int | None) -> t
         why = f"the hosts do not find each other: {one_line(error)}"
         if coordinator:
             raise UserError(f"{with_coordinator}: {why}") from error
-        # Nothing that the user said: starting the command again may well help.
+        # Not a mistake of the user's: starting the command again may well help.
         _tell(HOST_LOST, f"{with_coordinator}: {why}")
         sys.exit(HOST_LOST)
     state = jax_distributed.global_state
@@ -316,10 +316,10 @@ def _on_tpu_pod() -> bool:
 
 
 def _on_abort(why: Callable[[], str | None]) -> None:
-    """Makes an abort of this process tell why, and end with `HOST_LOST`, if that is known.
+    """Makes an abort of this process print its reason and exit with `HOST_LOST`, if `why` knows the reason.
 
-    JAX aborts when the hosts have not met in time, and, within milliseconds, when host 0 ends; there is no other way to
-    learn of either before.
+    JAX aborts the process when the hosts have not met in time and, within milliseconds, when host 0 ends; there is no
+    way to learn of either before.
     """
 
     def handler(number: int) -> None:

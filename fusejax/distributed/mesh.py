@@ -1,7 +1,7 @@
 """Devices as a mesh with the axes `slice`, `data`, `fsdp` and `tensor`.
 
-A slice is a set of TPU chips joined by fast links; several slices talk over the slower data centre network, and share
-nothing but the sum of their gradients, once a step.
+A slice is a set of TPU chips joined by fast links; several slices are connected by the slower data centre network, over
+which only gradients are summed, once per step.
 """
 
 import math
@@ -16,13 +16,13 @@ from fusejax.config import MeshConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")
 REPLICAS = ("slice", "data")
-"""Along these, every position holds all parameters."""
+"""Along these axes, parameters are replicated."""
 BATCH_AXES = ("slice", "data", "fsdp")
 """Rows of a batch are split over these."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays devices out, by default all there are; the axis with -1 takes what the others leave of a slice.
+    """Arranges devices (by default all) as a mesh; an axis of -1 takes the devices of a slice that the others leave.
 
     Raises:
       UserError: the axes do not multiply to the number of devices of a slice.

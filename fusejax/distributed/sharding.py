@@ -71,5 +71,5 @@ def parameter_specs(params: Any, mesh: Mesh) -> Any:
 
 
 def with_replicas(spec: PartitionSpec) -> PartitionSpec:
-    """Of an array with a leading axis on which every replica of the parameters has something of its own."""
+    """The spec with a leading axis that has one entry per replica of the parameters."""
     return PartitionSpec(REPLICAS, *spec)

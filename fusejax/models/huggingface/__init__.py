@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints, read and written: one table of names, used in both directions; weights that stream."""
+"""Reads and writes Hugging Face checkpoints: one table of names for both directions; weights are streamed."""

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in and out. The weights stream, in `import_weights` and `export_weights`.
+"""Hugging Face checkpoints in and out. `import_weights` and `export_weights` stream the weights.
 
 Import is strict: a tensor that is missing, unexpected or misshapen is named. The names are in `names.py`.
 """
@@ -65,7 +65,7 @@ def find(source: str) -> Checkpoint:
     From the Hub, every host downloads the whole checkpoint, to the Hub's cache on its disk.
 
     Raises:
-      UserError: neither a directory nor a repository that can be had.
+      UserError: neither a directory nor a repository that can be downloaded.
     """
     if is_remote(source):
         return Checkpoint(epath.Path(source), local_files(source))
@@ -90,7 +90,7 @@ def _download(source: str) -> Path:
 
 
 def local_files(directory: PathLike) -> Path:
-    """The directory itself or, of one in `gs://`, a copy of all but the weights that lasts until the program ends."""
+    """The directory itself or, if it is in `gs://`, a local copy without the weights, kept until the program ends."""
     return _downloads.enter_context(local_copies(directory, ["config.json", *_TOKENIZER_FILES]))
 
 
@@ -215,7 +215,7 @@ def save(
     Of several processes that share a model's arrays, all must call this; the first writes, and if it fails, all raise.
 
     Args:
-      model: the decoder, or its parameters, or where else they are taken from.
+      model: the decoder, its parameters, or another `Source` of these.
       config: its shape, which must be what `hf_config` says.
       directory: must not exist, or be empty.
       hf_config: what goes into `config.json`; its dtype is set here.
@@ -276,7 +276,7 @@ def _making(directory: PathLike) -> Iterator[epath.Path]:
 
 
 def check_target(directory: PathLike) -> None:
-    """Whether `save` can make `directory`, to be asked before the weights are read.
+    """Checks that `save` can make `directory`; to be called before the weights are read.
 
     Raises:
       UserError: it holds something already, or must not be written.

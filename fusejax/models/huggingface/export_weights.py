@@ -1,7 +1,7 @@
-"""Parameters into safetensors files, tensor by tensor, from any number of processes, to disk or to a bucket.
+"""Writes parameters to safetensors files, tensor by tensor, from any number of processes, on disk or in a bucket.
 
 All shapes are known beforehand, so a file's header is written first and its tensors stream after it, each being fetched
-while the one before is written. Of several processes all help to gather the tensors, and the first writes.
+while the one before is written. With several processes, all gather the tensors together, and the first writes.
 """
 
 import concurrent.futures
@@ -34,10 +34,10 @@ class Source(Protocol):
     """Where parameters are taken from."""
 
     on_all_processes: bool
-    """Whether a piece is there only when all processes fetch it."""
+    """Whether fetching a piece is a collective operation of all processes."""
 
     def pieces(self, parameter: Parameter, block: int) -> Iterable[Fetch]:
-        """What returns one tensor: whole, or some rows after the others.
+        """Functions that return one tensor: whole, or one range of rows after the other.
 
         Args:
           parameter: which.
@@ -73,13 +73,13 @@ def _take(array: jax.Array, block: int | Int[jax.Array, ""], *, stacked: bool, d
 
 
 class WeightFiles:
-    """The files that a model is written to, and its tensors on their way into them.
+    """The files that a model is written to, and the stream of tensors that goes into them.
 
     Args:
       source: of the parameters.
       table: see `names.parameters`.
       dtype: of the tensors written; the source gives them in it.
-      max_bytes: of one file, but never less than one tensor.
+      max_bytes: limit of one file; a larger tensor gets a file of its own.
     """
 
     def __init__(self, source: Source, table: list[Parameter], dtype: np.dtype, max_bytes: float):
@@ -144,10 +144,10 @@ def _fetch_ahead(fetches: Iterable[Fetch]) -> Iterator[np.ndarray]:
 
 
 def on_first_process(action: Callable[[], None], help_: Callable[[], None], what: str) -> None:
-    """Calls `action` in the first process and `help_` in all, also when the action has failed: then all fail.
+    """Calls `action` in the first process, then `help_` in all, even if `action` has failed; in that case all raise.
 
     Args:
-      action: fails without leaving the others waiting for it in a collective operation that `help_` does not do.
+      action: if it fails, the others must not be left waiting in a collective operation that `help_` does not complete.
       help_: what all must do together.
       what: names the action in the error of the others.
 

@@ -1,13 +1,13 @@
-"""Safetensors into device arrays, tensor by tensor, wherever the file lies and however many hosts take part.
+"""Reads safetensors into device arrays, tensor by tensor, from disk or from a bucket, on any number of hosts.
 
 Every host reads a part of each tensor's rows, which are contiguous in a file, and puts it on its devices. Where a
-parameter is split along the other axis, a device's part is a few bytes of every row: the hosts share out the rows all
-the same, and the devices exchange what they need over their interconnect, which is far faster than any storage. Each
-byte of a checkpoint is then read once, however finely the parameters are split; where they are replicated, once by each
-host that holds a replica.
+parameter is split along the other axis, a device's part is a few bytes of every row: the hosts still read whole rows,
+and the parts are then redistributed over the devices' interconnect, which is far faster than any storage. So each byte
+of a checkpoint is read once, however finely the parameters are split; where they are replicated, once by each host that
+holds a replica.
 
-Readers run ahead of the devices, but hold little (see `_LOOK_AHEAD`), and a parameter that stacks many tensors is
-assembled on the devices alone: host memory beside the arrays does not depend on the model's depth.
+Readers prefetch only a little (see `_LOOK_AHEAD`), and a parameter that stacks many tensors is assembled only on the
+devices, so host memory beside the arrays does not depend on the model's depth.
 """
 
 import collections
@@ -34,10 +34,10 @@ from fusejax.models.huggingface.names import Parameter
 from fusejax.models.huggingface.safetensors_file import DTYPES, Tensor
 
 Shardings = Callable[[str, tuple[int, ...]], NamedSharding]
-"""From a parameter's path and shape to where it lives."""
+"""From a parameter's path and shape to its sharding."""
 
 _LOOK_AHEAD = 2**28
-"""How many bytes may be read but not yet on a device. But a tensor that is larger is read when nothing else is."""
+"""How many bytes may be read but not yet on a device. A larger tensor is read while nothing else is."""
 _READERS = 8
 _ALIGNMENT = 64
 _TASK_BYTES = 2**24
@@ -96,15 +96,15 @@ def find_tensors(directory: epath.Path, files: list[str]) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], table: list[Parameter], directory: epath.Path, *, tied: bool) -> None:
-    """Every tensor of the table is there in its shape, and no other.
+    """Checks that the tensors are exactly those of the table, in their shapes.
 
     Raises:
-      UserError: it is not so; a tensor is named.
+      UserError: they are not; the message names a tensor.
     """
     expected = {name: parameter for parameter in table for name in parameter.hf_names}
     found = set(tensors)
     if tied and "lm_head.weight" in found:
-        # Some exporters write the tied projection, too. Another content would be lost: it is an error then.
+        # Some exporters also write the tied projection. If it differs from the embedding it would be lost: an error.
         if not _equal(tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight")):
             raise UserError(
                 f"{directory}: tie_word_embeddings is set, but lm_head.weight differs from model.embed_tokens.weight"
@@ -155,13 +155,13 @@ class _Part:
     """Which of the parameter's stacked tensors it is."""
     tensor: Tensor
     sharding: NamedSharding
-    """Of the tensor as it is read: split along rows alone."""
+    """Of the tensor as it is read: split only along its rows."""
     rows: dict[tuple[int, int], list[Any]]
     """From a range of rows to the devices that get it."""
 
     @property
     def dtype(self) -> np.dtype:
-        """As it goes to the device, where the conversion is done; but no device has float64."""
+        """Of the host's buffers: that of the file, to be converted on the device; but devices have no float64."""
         dtype = DTYPES[self.tensor.dtype]
         return np.dtype(np.float32) if dtype == np.float64 else dtype
 
@@ -212,10 +212,10 @@ def _read_sharding(parameter: Parameter, sharding: NamedSharding) -> NamedShardi
 
 
 class _Readers:
-    """Threads that read some parts, ahead of whoever iterates over them: each with a buffer for each range of its rows.
+    """Threads that read parts ahead of the loop over them, each part into one buffer per range of its rows.
 
-    What is copied on the devices is read into memory that is used again and again, as new memory is slow. Others may
-    become the parameter itself, and each has its own.
+    Parts of stacked parameters, which the devices copy, are read into reused memory, as new memory is slow. The memory
+    of any other part may become the parameter itself, so it is not reused.
     """
 
     def __init__(self, parts: list[_Part]):
@@ -235,7 +235,7 @@ class _Readers:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[_Part, list[np.ndarray]]]:
-        """The parts in order; a part's buffers are good until the next is asked for."""
+        """The parts in order; a part's buffers are valid until the next part is requested."""
         while self._reading:
             part, memory, tasks = self._reading.popleft()
             for task in tasks:
@@ -272,7 +272,7 @@ def _padded(nbytes: int) -> int:
 
 
 def _aligned(nbytes: int) -> np.ndarray:
-    """Bytes that a CPU device can use as they are, without copying them."""
+    """Aligned memory, which a CPU device can use without copying it."""
     memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + nbytes]
@@ -294,7 +294,7 @@ def _read_rows(tensor: Tensor, first: int, target: np.ndarray) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _empty(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
-    """An array with anything in it."""
+    """An uninitialised array."""
     return jax.lax.with_sharding_constraint(jax.lax.empty(shape, dtype), sharding)
 
 
@@ -302,7 +302,7 @@ def _empty(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) ->
 def _fill(
     stack: jax.Array, tensor: jax.Array, block: int | Int[jax.Array, ""], *, sharding: NamedSharding
 ) -> jax.Array:
-    """Puts one tensor into its place, in the very memory of `stack`."""
+    """Writes one tensor to index `block` of `stack`, in place."""
     update = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     on_cpu = sharding.mesh.devices.flat[0].platform == "cpu"
     if on_cpu and tensor.dtype == stack.dtype:

@@ -1,7 +1,7 @@
 """The table of parameter names: ours beside Hugging Face's, read in both directions.
 
-Both have the same arrays, linear maps as [outputs, inputs] with heads flattened. But Hugging Face stores each layer's
-apart, and here they are stacked.
+Both have the same arrays, linear maps as [outputs, inputs] with heads flattened. But Hugging Face stores the arrays of
+each layer separately, and here they are stacked.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ class Parameter:
     """One of our parameters and the tensors that it is made of."""
 
     path: str
-    """Ours, as `decoder.named_parameters` gives it."""
+    """Our name, as `decoder.named_parameters` gives it."""
     hf_names: tuple[str, ...]
     """Hugging Face's: one tensor, or for a stacked parameter one for each block, in order."""
     hf_shape: Shape
-    """Of such a tensor."""
+    """Shape of one such tensor."""
     stacked: bool
 
     @property
@@ -55,7 +55,7 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
             ("mlp_norm.scale", "pre_feedforward_layernorm.weight", (width,)),
             ("post_mlp_norm.scale", "post_feedforward_layernorm.weight", (width,)),
         ]
-    else:  # what is here called after its place is the norm before the MLP
+    else:  # here `post_attention_layernorm` is the norm before the MLP
         layer += [("mlp_norm.scale", "post_attention_layernorm.weight", (width,))]
 
     table = [Parameter("embedder.embedding", ("model.embed_tokens.weight",), (vocab, width), stacked=False)]

@@ -118,9 +118,9 @@ def read_range(file: epath.Path, offset: int, target: memoryview) -> None:
 
 
 def _read_local(file: epath.Path, offset: int, target: memoryview) -> int:
-    """How many bytes there were; they go past the page cache, which costs more processor time than all else here.
+    """Reads by direct I/O and returns the number of bytes: the page cache costs more CPU time than all else here.
 
-    Not mapped into memory either: what is read counts as this process's memory once, in `target`.
+    `mmap` is not used, so that what is read counts as this process's memory only once, in `target`.
     """
     descriptor = _open_local(file)
     try:
@@ -146,20 +146,20 @@ def _open_local(file: epath.Path) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(file, os.O_RDONLY)  # some file systems, such as those in memory, have no way past the cache
+        return os.open(file, os.O_RDONLY)  # some file systems, such as those in memory, have no direct I/O
 
 
 def _block() -> memoryview:
-    """This thread's own; its address is a multiple of a page's size, as direct reads demand."""
+    """This thread's read buffer; its address is a multiple of the page size, as direct I/O demands."""
     if not hasattr(_thread, "block"):
         _thread.block = memoryview(mmap.mmap(-1, _BLOCK))
     return _thread.block
 
 
 _SECTOR = 4096
-"""Direct reads start at a multiple of it, or of a part of it, on all disks."""
+"""Alignment of direct reads: a multiple of the sector size of any disk."""
 _BLOCK = 2**20
-"""What is read at a time: it fits into a core's cache, and disks are as fast as with more."""
+"""Bytes per read: they fit into a core's cache, and larger reads are no faster."""
 _thread = threading.local()
 
 
