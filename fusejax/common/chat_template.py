@@ -1,8 +1,8 @@
 """Conversations rendered by a tokenizer's chat template, alike for sampling, training and evaluation.
 
 Where a template refuses a system turn (Gemma's, some of Mistral's), the system text is put at the beginning of the
-first user turn, followed by a blank line. So every source model and the target get the same prompt, and the prompts
-that are trained on are those that were sampled from.
+first user turn, followed by a blank line. So every source model and the target get the same prompt, in sampling and in
+training.
 """
 
 import re

@@ -102,7 +102,7 @@ def eval_batches(
 
 
 def check_fits(tokenized: Tokenized, row_length: int, attention_length: int) -> None:
-    """Raises UserError if a row cannot hold one of the examples; called before slow work, as a plan raises after it."""
+    """Raises UserError if a row cannot hold one of the examples. For use before slow work; plans raise it later."""
     computed = tokenized.lengths - (tokenized.shared_lengths if attention_length > row_length else 0)
     too_long = np.count_nonzero(computed > row_length)
     if too_long:

@@ -1,7 +1,7 @@
 """The packing plan: which examples make up a step, and how they lie in rows. Pure NumPy, no state.
 
 Three rules make a run reproducible. The *stream* is an endless sequence of epochs, each a seeded permutation of the
-data set. Every step takes exactly `batch_size` examples of it. What a step holds depends on the lengths, the
+data set. Every step takes exactly `batch_size` examples of the stream. What a step holds depends on the lengths, the
 seed, the batch size and the row length alone: not on hosts, devices, earlier steps or the length of the run.
 
 Packing each step's examples on their own leaves its last row half empty on average, 3 % of a step of 16 rows. So the

@@ -64,7 +64,7 @@ sum_parts.defvjp(lambda x, axis: (jax.lax.psum(x, axis), None), lambda axis, _, 
 
 
 def as_stored(x: Array, dtype: DTypeLike) -> Array:
-    """Keeps XLA from converting a whole array to `dtype` before a loop, whose iteration converts only its part `x`.
+    """Keeps XLA from converting a whole array to `dtype` before a loop whose iterations each use one part, `x`.
 
     If every iteration of a loop rounds its part of an array to bfloat16, XLA may hoist this out of the loop and keep a
     rounded copy of the whole array. It does not look through a bitcast to integers. The bitcast copies the part, so

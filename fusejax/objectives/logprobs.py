@@ -26,8 +26,8 @@ class Projection:
 
     Attributes:
       softcap: logits become `softcap * tanh(logits / softcap)` (Gemma-2), or None.
-      fsdp, tensor: the mesh axes that split the head's channels and its vocabulary; None if they are not split. If one
-        is given, the functions here must run inside a `jax.shard_map` that is manual over it.
+      fsdp, tensor: the mesh axes that split the head's channels and its vocabulary; None if they are not split. With
+        either, the functions here must run inside a `jax.shard_map` that is manual over it.
       chunk_tokens, chunk_vocab: most tokens and ids of one chunk. The logits of a chunk, float32, take 128 MiB by
         default.
       unroll: unroll the loops, as if every token were a target, for the compiler's cost analysis.
@@ -41,11 +41,11 @@ class Projection:
     unroll: bool = False
 
     def tokens_at_once(self, tokens: int) -> int:
-        """Tokens of a chunk: `chunk_tokens`, or a quarter of all if less, to stop soon after the last target."""
+        """Tokens of a chunk: `chunk_tokens`, or a quarter of all if less, to end soon after the last target."""
         return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
 
     def vocab_at_once(self, vocab_size: int) -> int:
-        """Ids of a chunk, in whole TPU tiles. All chunks are as large, so the last may overlap the one before."""
+        """Ids of a chunk, in whole TPU tiles. All chunks are equally large, so the last may overlap."""
         chunks = -(-vocab_size // self.chunk_vocab)
         return min(vocab_size, -(-vocab_size // (128 * chunks)) * 128)
 

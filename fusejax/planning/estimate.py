@@ -23,7 +23,7 @@ _PRODUCTS = {"fwd": 2, "dkv": 5}
 
 
 def shallow_depths(model: DecoderConfig) -> tuple[int, ...]:
-    """Depths of the models to extrapolate from: whole blocks, 2 and 4 layers if possible; or only the model's own."""
+    """Depths to extrapolate from: whole blocks, 2 and 4 layers if possible; or only the depth of the model itself."""
     block = len(model.pattern)
     few = block * max(1, 2 // block)
     return (few, 2 * few) if model.num_layers > 2 * few else (model.num_layers,)

@@ -12,9 +12,9 @@ Rotation = tuple[Float[Array, "B L 1 half"], Float[Array, "B L 1 half"]]
 def frequencies(config: DecoderConfig) -> np.ndarray:
     """Radians per position for each pair of channels, float32 [head_dim / 2].
 
-    Scaling after Llama 3.1 (transformers, `_compute_llama3_parameters`): with n the length of
-    pretraining, wavelengths above n / low_freq_factor are multiplied by `factor`, those below n / high_freq_factor are
-    kept, and between the two the frequency is interpolated.
+    Scaling after Llama 3.1 (transformers, `_compute_llama3_parameters`): with n the length of pretraining, wavelengths
+    above n / low_freq_factor are multiplied by `factor`, those below n / high_freq_factor are kept, and between the two
+    the frequency is interpolated.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
     inverse = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
@@ -34,7 +34,7 @@ def rotation(config: DecoderConfig, positions: Int[Array, "B L"]) -> Rotation:
 
 
 def rotate(x: Float[Array, "B L N H"], by: Rotation) -> Float[Array, "B L N H"]:
-    """Turns channel `i` with channel `i + H / 2` (the half-split pairing of Hugging Face checkpoints)."""
+    """Rotates channel `i` with channel `i + H / 2` (the half-split pairing of Hugging Face checkpoints)."""
     cos, sin = by
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

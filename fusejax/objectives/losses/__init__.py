@@ -1,8 +1,8 @@
 """The losses on pairs of answers: each file of this folder is one, named as `preference.loss` names it.
 
 The file defines one subclass of `PairLoss`. Its fields are then keys of the section `preference`; whether there is a
-reference pass, and reference values in batches and plans, follows from its `needs_reference`. No other code names
-a loss. JAX is imported only when a loss is loaded, as configurations are checked without it.
+reference pass, and reference values in batches and plans, follows from its `needs_reference`. No other code names a
+loss. JAX is imported only when a loss is asked for, so that other configurations are checked without it.
 """
 
 import abc
