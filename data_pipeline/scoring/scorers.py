@@ -21,7 +21,7 @@ def build(
 
     Raises:
       UserError: an import path leads nowhere, there is no such reward model, or programs are to be run and no sandbox
-        holds here.
+        works here.
     """
     from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
     from data_pipeline.scoring.function_scorer import FunctionReward

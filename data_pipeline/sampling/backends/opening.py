@@ -1,4 +1,4 @@
-"""Which backend asks a source."""
+"""Opens the backend that samples from a source."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, 
       config: the whole.
       source: one of its sources.
       directory: where the checkpoint lies.
-      context: tokens of prompt and answer together that requests keep to.
+      context: most tokens that a request's prompt and answer have together.
 
     Raises:
       UserError: it cannot be loaded, or its server does not serve it.

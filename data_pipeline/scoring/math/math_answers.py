@@ -1,4 +1,4 @@
-"""Final answers in mathematical text: finding them, and reading them as exact numbers where they are such."""
+"""Final answers in mathematical text: finding them, and reading them as exact numbers where possible."""
 
 import re
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ _UNIT = re.compile(
 
 
 class Found(NamedTuple):
-    """A final answer. How much it can be trusted decides whether a mismatch is the answer's fault or the reader's."""
+    """A final answer. `trust` decides whether a mismatch means a wrong answer or, perhaps, a misread text."""
 
     answer: str
     trust: Literal["stated", "only", "guess"]
@@ -220,7 +220,7 @@ def as_tuple(values: Iterable[str]) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """What the commas outside of all brackets part; nothing where brackets do not balance."""
+    """The parts between commas outside of all brackets; none where brackets do not balance."""
     items, depth, start = [], 0, 0
     for position, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")

@@ -53,7 +53,7 @@ def landlock_abi() -> int:
 
 
 def drop_user(user: int) -> None:
-    """Becomes another user for good; nobody of that user may look into this process. Raises OSError."""
+    """Becomes another user for good; that user's other processes may not inspect this one. Raises OSError."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
@@ -133,7 +133,7 @@ def seccomp() -> None:
     clock = [(load, 0, 0, first), (at_least, 0, 1, _FIRST_CLOCK_OF_OTHERS), deny, allow]
     guarded = dict.fromkeys(_CLOCKS, clock)
     for call, flags in ((_OPEN, second), (_OPENAT, third)):
-        # Landlock does not see such an opening, which tells whether a file is there.
+        # Landlock does not check opening with O_PATH, which reveals whether a file exists.
         guarded[call] = [(load, 0, 0, flags), (any_bit, 0, 1, _O_PATH), deny, allow]
     commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), allow)]
     guarded[_FCNTL] = [(load, 0, 0, second), *commands, deny]

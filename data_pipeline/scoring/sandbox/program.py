@@ -1,4 +1,4 @@
-"""The hostile side: loads a program and does what the examiner asks of it. Nothing here is relied on by a verdict."""
+"""The untrusted side: loads a program and does what the examiner asks of it. No verdict relies on anything here."""
 
 import builtins
 import operator
