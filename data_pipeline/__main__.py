@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         from data_pipeline.scoring import scorers
         from data_pipeline.selection import stage as select
 
-        # Before hours of sampling, not after.
+        # Checked before hours of sampling, not after.
         domains = {entry.domain for entry in config.prompts}
         select.require_judges(config, domains)
         scorers.build(config, domains)

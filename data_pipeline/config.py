@@ -182,7 +182,8 @@ class GivenConfig(RowsConfig):
     model: str
     """Who made them, for the record."""
     prompt: str
-    """Column with the prompt's text; an answer goes to the prompt whose only turn is exactly this text."""
+    """Column with the prompt's text; an answer goes to the prompt whose only turn is this text, spaces at its ends
+    aside."""
     answer: str
     """Column with the answer's text."""
     domains: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Four small domains that a model of two hundred thousand parameters can learn in a minute.
 
-Every task takes a few *skills*: the facts that it asks for, the sums that it needs, the expression that it comes down
-to. Training and held-out tasks take the same skills, but never in the same combination: a hash of the combination
+Every task needs a few *skills*: the facts that it asks for, the sums in it, the expression that it comes down to.
+Training and held-out tasks need the same skills, but never in the same combination: a hash of the combination
 decides which side it belongs to, so the two sides are disjoint for every seed. A model that only memorises whole
 answers scores nothing on the held-out side.
 
@@ -24,7 +24,7 @@ Domain = Literal["instruction", "math", "code", "chinese"]
 Split = Literal["train", "heldout"]
 DOMAINS: tuple[Domain, ...] = ("instruction", "math", "code", "chinese")
 
-# One combination in so many is kept for the evaluation.
+# One combination in this many is kept for the evaluation.
 HELDOUT_SHARE = 5
 
 
@@ -35,7 +35,7 @@ class Task:
     Attributes:
       domain: one of `DOMAINS`.
       prompt: the user's turn.
-      skills: what a right reply takes.
+      skills: what a right reply needs.
       reply: from the skills that are got wrong to the reply; with none of them, the right reply.
       answer: what a verifier compares with, where replies are not run: the two facts laid out, or the number.
       tests: assert statements, for code.

@@ -220,7 +220,7 @@ _MESSAGES = pydantic.TypeAdapter(list[_Message])
 
 
 def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig) -> dict[str, Any]:
-    """A row of `SCHEMA`, whose id may be None, or `Rejected`."""
+    """A row of `SCHEMA`, whose id may be None. Raises `Rejected`."""
     messages = values.get("messages")
     if messages is None:
         text = values.get("prompt")

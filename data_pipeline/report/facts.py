@@ -100,7 +100,7 @@ class Facts:
     engines: list[str]
     """The software that generated the answers, where known."""
     rates: dict[str, float]
-    """Source -> answer tokens a second, where it was measured."""
+    """Source -> answer tokens per second, where measured."""
     length_unit: str
     """Unit of the column `length`."""
 

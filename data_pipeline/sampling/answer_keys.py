@@ -48,7 +48,7 @@ def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory:
     Args:
       config: the whole.
       source: one of its sources.
-      directory: where the checkpoint lies.
+      directory: where the checkpoint is.
     """
     return {
         "model": source.model,

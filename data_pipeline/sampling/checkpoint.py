@@ -47,7 +47,7 @@ def revision(directory: Path, served_as: str | None = None) -> str:
     A directory without weights says nothing about the weights on a server: there, the server's name for them is added.
 
     Args:
-      directory: where the checkpoint lies.
+      directory: where the checkpoint is.
       served_as: the model's name on its server, if it has one of its own.
     """
     if directory.parent.name == "snapshots":

@@ -194,7 +194,7 @@ def ask(
       asked: its sample plan.
       common: its `answer_keys.sampling_parameters`.
       answers: its store.
-      progress: is told of every answer.
+      progress: counts every answer.
       stop: ends the work, by KeyboardInterrupt, when it is set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether a prompt asks for code or mathematics, told from its text, for data sets that do not label their rows.
+"""Whether a prompt asks for code or mathematics, judging by its text, for data sets that do not label their rows.
 
 The recipe leaves both topics out of the instruction and Chinese sets and does not say how. These are rules that a
 person can read: a rejected prompt is kept with the words that matched, so that a wrong rule shows.

@@ -12,7 +12,7 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, 
     Args:
       config: the whole.
       source: one of its sources.
-      directory: where the checkpoint lies.
+      directory: where the checkpoint is.
       context: most tokens that a request's prompt and answer have together.
 
     Raises:

@@ -23,7 +23,7 @@ _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445
 
 # What a Python process that neither forks nor connects needs: memory, clocks, its own signals' handlers, opening files
 # (which Landlock or the mounts bound). Left out: processes, signals, sockets, links, directories, modes, namespaces,
-# tracing, and what tells of files without opening them (stat, access, readlink; Python's `open` goes without).
+# tracing, and calls that reveal files without opening them (stat, access, readlink; Python's `open` needs none).
 _ALLOWED = {
     "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
     "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18,

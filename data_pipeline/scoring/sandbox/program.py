@@ -44,7 +44,7 @@ class _Server:
         }
 
     def serve(self) -> Any:
-        """Does what is asked; returns what the examiner's function returned, when one was called."""
+        """Serves requests until a message is not one: the result of a call of the tests' function, which it returns."""
         while True:
             message = self._channel.receive()
             if "do" not in message:

@@ -132,8 +132,8 @@ class Decoder:
 
     Args:
       nodes: as received; not trusted in any way.
-      classes: where objects of known classes are made, by name.
-      foreign: makes the object of a node of another kind.
+      classes: gives the class of objects by its name; None for an unknown one.
+      foreign: makes the object of a node of any other kind.
       known: the objects of the earlier message that "at" counts in; only these change.
 
     Raises:
