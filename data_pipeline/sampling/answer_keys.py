@@ -46,7 +46,7 @@ def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory:
     """The model, its revision and dtype, and the sampling parameters: the columns that all answers of a source share.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
       directory: where the checkpoint is.
     """
@@ -68,7 +68,7 @@ def plan_samples(
     """Renders the prompts and gives each answer its key.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
       prompts: those of its domains.
       tokenizer: the source's.

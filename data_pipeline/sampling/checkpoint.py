@@ -19,7 +19,7 @@ def locate(model: str, revision: str | None = None, weights: bool = True) -> Pat
     Args:
       model: directory or Hub id.
       revision: of a Hub id: branch, tag or commit.
-      weights: whether they are needed, besides tokenizer and configuration.
+      weights: whether weights are needed, besides tokenizer and configuration.
 
     Raises:
       UserError: neither exists, or a directory is given a revision.

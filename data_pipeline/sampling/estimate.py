@@ -80,7 +80,7 @@ def spent(known: pl.DataFrame) -> Spent:
     """What answers took, as far as it was measured.
 
     Args:
-      known: a source's, with the columns of `sample.STORED`.
+      known: a source's answers, with the columns `STORED` of `sampling.stage`.
     """
     timed = known.filter(pl.col("seconds").is_not_null())
     return Spent(len(timed), int(timed["completion_tokens"].sum()), float(timed["seconds"].sum()))

@@ -18,7 +18,7 @@ class FunctionReward:
         self._score, self.fingerprint = _load(path, key, "score")
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`."""
+        """One score per item, in order; see `scorer.Scorer`."""
         return [self._one(item) for item in items]
 
     def _one(self, item: Item) -> Score:
@@ -41,7 +41,7 @@ class FunctionVerifier:
         self._check, self.fingerprint = _load(path, key, "check")
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`."""
+        """One score per item, in order; see `scorer.Scorer`."""
         return [self._one(item) for item in items]
 
     def _one(self, item: Item) -> Score:

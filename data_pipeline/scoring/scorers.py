@@ -15,7 +15,7 @@ def build(
     Domains with the same reward model share it: it is in memory once.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       domains: those that have answers.
       workers: processes that verify. Default: `scorers.workers`.
 

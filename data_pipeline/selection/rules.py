@@ -77,8 +77,7 @@ class Margins(ConfigModel):
     max_margin: float | None = Field(0.1, ge=0)
     """Upper bound, inclusive, of chosen minus rejected reward; null is no bound."""
     pair_source: PairSource = "best"
-    """Which source's valid pair: that with the best chosen answer, a seeded random one, or that with the widest margin.
-    """
+    """Which source's valid pair: with the best chosen answer, a seeded random one, or with the widest margin."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Margins":

@@ -75,7 +75,7 @@ class Example:
     """The values of one worked example."""
 
     inputs: dict[str, Any]
-    """By name; by place where the statement gives none."""
+    """By name; by position where the statement gives no names."""
     output: Any
 
     def arguments(self, parameters: list[str]) -> str | None:
@@ -134,7 +134,7 @@ def _value(node: ast.expr) -> Any:
     """`ast.literal_eval`, which also knows JSON's constants.
 
     Raises:
-      ValueError: it is no literal.
+      ValueError: it is not a literal.
     """
     if isinstance(node, ast.Name) and node.id in _JSON:
         return _JSON[node.id]
@@ -149,6 +149,6 @@ def _assertion(call: str, output: Any, unordered: bool) -> str:
     if unordered and isinstance(output, list):
         try:
             return f"assert sorted({call}) == {sorted(output)!r}"
-        except TypeError:  # What cannot be sorted has values of several kinds.
+        except TypeError:  # Values of different types cannot be sorted.
             raise Rejected("many_answers", "in any order") from None
     return f"assert {call} == {output!r}"

@@ -61,7 +61,7 @@ _WORD_PROBLEM = re.compile(
     rf"\d[^?]*\d[^?]*\b(?:{_AMOUNT})\b|\d[^?]*\d[^?]*(?:多少|几[个只本元天岁])", re.IGNORECASE | re.DOTALL
 )
 LONGEST_WORD_PROBLEM = 1500
-"""Characters. Longer texts have numbers and questions that have nothing to do with each other."""
+"""Characters. In longer texts, numbers and questions need not belong together."""
 
 
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:

@@ -10,7 +10,7 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, 
     """Loads the source model, or finds its server.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
       directory: where the checkpoint is.
       context: most tokens that a request's prompt and answer have together.

@@ -1,8 +1,8 @@
 """Sampling with vLLM in this process.
 
 The engine is stepped here, not by `LLM.generate`: each answer is kept the moment it is finished, and a request that the
-engine refuses fails alone, where `generate` would lose the whole list. A request is one sample with
-its own seed: vLLM's n=k uses the seeds s to s+k-1, which would tie the samples of a prompt to each other.
+engine refuses fails alone, where `generate` would lose the whole list. A request is one sample with its own seed:
+vLLM's n=k uses the seeds s to s+k-1, which would tie the samples of a prompt to each other.
 """
 
 from collections.abc import Container, Iterator, Sequence

@@ -117,7 +117,7 @@ def _job(code: str, suite: code_tests.Suite) -> judge.Job:
 
 def extract(text: str, wanted: Iterable[str] = ()) -> str | None:
     """The program in an answer: its first Python block that defines a wanted name, with the blocks that define what
-    this one uses; failing that its last block that defines something, else its last, else the whole text if that is a
+    this one uses; else its last block that defines something; else its last block; else the whole text, if that is a
     program with a definition.
 
     Args:
@@ -169,8 +169,8 @@ def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
 
 
 def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()) -> str | None:
-    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, reads a name that is
-    withheld from it, or one that nothing in it, in its setting or in Python defines. None if nothing is.
+    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, or reads a name that
+    is withheld from it or that neither the program, its setting nor Python defines. None if nothing is wrong.
 
     >>> analyse("def f(x):\\n    return y")
     'undefined_name: y'

@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
     answer: str
     trust: Literal["stated", "only", "guess"]
-    """In a box, after a marker or phrase; the only number there is; or one number among several."""
+    """In a box or after a marker or phrase; the only number in the text; or one number among several."""
 
 
 def extract(text: str, *, marked_only: bool = False) -> Found | None:
@@ -72,7 +72,7 @@ def extract(text: str, *, marked_only: bool = False) -> Found | None:
 
 
 def _statement(text: str) -> Found | None:
-    """The answer in what follows a marker: the formula, number or word that it is, or the number in its prose."""
+    """The answer in the text after a marker: the text itself if a formula, number or word, else the number in it."""
     if formula := _FORMULA.match(text):
         return Found(next(group for group in formula.groups() if group is not None).strip(), "stated")
     sentence = _trim(re.split(r"[.!?](?=\s|\**$)|[。!?]", text, maxsplit=1)[0])
@@ -134,7 +134,7 @@ def _joined(number: re.Match[str]) -> str:
 
 
 def _unwrapped(answer: str) -> str:
-    """Without dollars, spacing commands and `\\text{}`; single spaces."""
+    """Without dollar signs, spacing commands and `\\text{}`; single spaces."""
     answer = _NOTHING.sub("", _SPACES.sub(" ", answer.strip().strip("$")))
     previous = None
     while previous != answer:
@@ -190,7 +190,7 @@ def in_symbols(answer: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """Without the dollars around it and without `\\left` and `\\right`."""
+    """Without the dollar signs around it and without `\\left` and `\\right`."""
     return _NOTHING.sub("", answer.strip().strip("$")).strip()
 
 

@@ -16,7 +16,7 @@ import sympy
 from data_pipeline.scoring.math import math_answers
 from data_pipeline.scoring.scorer import Verdict
 
-# It warns that its own time-out is off: ours kills the process.
+# It would warn that its own time-out is off; ours, which kills the process, replaces it.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 DIGITS = 60
 """Significant digits at which two constants are compared."""
@@ -193,7 +193,7 @@ def _counts_differ(left: Any, right: Any) -> bool:
         if not all(_is_constant(element) for element in elements):
             return False
         counts.append(len(elements))
-    # No solutions are 0 solutions.
+    # "No solutions" may be written as 0.
     return counts[0] != counts[1] and not (0 in counts and 0 in (left, right))
 
 

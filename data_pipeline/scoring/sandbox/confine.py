@@ -11,7 +11,7 @@ import resource
 import struct
 
 MACHINE = "x86_64"
-"""The only machine whose system calls are listed here."""
+"""The only architecture whose system calls are listed here."""
 SCRATCH_FILE_BYTES = 2**20
 OPEN_FILES = 32
 
@@ -117,7 +117,7 @@ def seccomp() -> None:
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     number, architecture = 0, 4
     first, second, third = 16, 24, 32
-    """Where the arguments lie: the lower half of each, 4 bytes before its upper half."""
+    """Offsets of the arguments: of the lower half of each, 4 bytes before its upper half."""
     allow, deny, kill = ((give, 0, 0, action) for action in (0x7FFF0000, 0x00050001, 0x80000000))
     # An instruction: what, how many to skip if true, how many if false, operand.
     code: list[tuple[int, int, int, int]] = [

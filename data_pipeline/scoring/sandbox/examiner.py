@@ -22,11 +22,11 @@ _REPORT_BYTES = 3_000
 
 
 class Misbehaved(BaseException):
-    """The program broke the protocol: no answer, too many, or nonsense. No `Exception`, so tests do not catch it."""
+    """The program broke the protocol: no answer, too many, or nonsense. Not an `Exception`: tests do not catch it."""
 
 
 class Undecidable(BaseException):
-    """The test needs something that the program cannot be asked for. No `Exception`, so tests do not catch it."""
+    """The test needs something that the program cannot be asked for. Not an `Exception`: tests do not catch it."""
 
 
 def examine(channel: Channel, job: dict, report: int) -> None:

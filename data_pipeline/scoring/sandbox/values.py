@@ -40,7 +40,7 @@ _BUILTIN_NAMES = {value: name for name, value in _BUILTIN_TYPES.items()}
 
 
 class Malformed(Exception):
-    """A message that no honest side sends."""
+    """A message that an honest other side never sends."""
 
 
 class Encoder:
