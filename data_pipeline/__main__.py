@@ -59,13 +59,13 @@ def main(arguments: list[str]) -> None:
         from data_pipeline.scoring import scorers
         from data_pipeline.selection import stage as select
 
-        # Before hours of sampling, not after.
+        # Checked before hours of sampling, not after.
         domains = {entry.domain for entry in config.prompts}
         select.require_judges(config, domains)
         scorers.build(config, domains)
         sample.locate(config)
     for name in STAGES if stage == "run" else [stage]:
-        # Only now: the environment in which vLLM samples has not all that the other stages need.
+        # Imported only now: vLLM's environment lacks some of the packages that the other stages need.
         importlib.import_module(f"data_pipeline.{STAGES[name]}.stage").run(config)
 
 
@@ -87,7 +87,7 @@ def _add_options(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def _description(stage: str) -> str:
-    """What a stage does, and what its folder says that it reads and writes."""
+    """What a stage does, and which files it reads and writes according to its folder's docstring."""
     summary = SUMMARIES[stage]
     text = f"{summary[0].upper()}{summary[1:]}."
     if stage == "run":

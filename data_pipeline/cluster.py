@@ -1,9 +1,9 @@
 """Blocks of work on a Ray cluster that may lose machines, and their results as they get ready.
 
-Ray Data hands the blocks to a pool of actors, starts those anew that died, has their blocks done again, and holds an
-actor back whose results nobody took yet. It would repeat for ever what kills its actor, so attempts are counted here.
-And it knows a block's results by their number, though another attempt may find them in another order: so a result may
-come twice, or not at all. The caller keeps the results; what it then still misses is the next pass over the cluster.
+Ray Data hands the blocks to a pool of actors, replaces actors that died, repeats their blocks, and pauses an actor
+whose results have not been taken yet. It would repeat a block that kills its actor for ever, so attempts are counted.
+It also identifies a block's results by their position, although another attempt may yield them in another order: so a
+result may come twice, or not at all. The caller keeps the results; another pass does the blocks that are still missing.
 """
 
 import functools
@@ -30,9 +30,9 @@ except ModuleNotFoundError as error:
 Work = Callable[[Any], Iterator[Any]]
 """Makes the results of a block. Blocks and results are pickled."""
 ATTEMPTS = 3
-"""At a block, in one pass."""
+"""How often a block is tried in one pass."""
 STORE_SHARE = 0.25
-"""Of the cluster's object store, for results that nobody took yet: half of Ray's own, as all blocks lie there too."""
+"""Of the cluster's object store, for results not taken yet: half of Ray's default, since the blocks are there, too."""
 
 
 def results(
@@ -42,14 +42,14 @@ def results(
     make: Callable[[], Work],
     left: Callable[[], Sequence[Any]],
 ) -> Iterator[Any]:
-    """What the actors find, in any order and perhaps twice; over when nothing is left.
+    """The actors' results, in any order and perhaps twice; ends when no block is left.
 
     Args:
       config: where the cluster is.
-      actors: how many, and what each holds of its machine.
+      actors: how many, and the CPUs and GPUs that each reserves.
       step: for messages.
-      make: called once in each actor, and pickled to get there.
-      left: the blocks that are not done yet, without those of their results that were taken; asked before each pass.
+      make: called once in each actor; must be picklable.
+      left: gives the blocks that are not done yet, less the results already taken; called before each pass.
 
     Raises:
       UserError: there is no such cluster, an actor raised it, or a whole pass found nothing more.
@@ -66,7 +66,7 @@ def results(
                 yield result
                 found += 1
         except ray.exceptions.RayError as error:
-            # Such as results that lay on a machine when it was lost.
+            # For example, results were on a machine that was lost.
             note(f"{step}: {type(error).__name__}: {one_line(error)}")
         blocks = left()
         if blocks and not found:
@@ -110,13 +110,13 @@ class _Attempts:
 
 
 def _attempts() -> Any:
-    """The count as an actor, on the machine that cannot be lost without everything."""
+    """The counter as an actor on this machine: if this one is lost, the whole run is."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _pipeline(actors: ActorsConfig, make: Callable[[], Work], attempts: Any, blocks: Sequence[Any]) -> ray.data.Dataset:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # What it tells of at length is either raised or repaired.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # It logs at length what is raised or retried here.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # Each result is handed over at once.
@@ -134,10 +134,10 @@ def _pipeline(actors: ActorsConfig, make: Callable[[], Work], attempts: Any, blo
 
 
 def _found(pipeline: ray.data.Dataset) -> Iterator[Any]:
-    """Without `iter_rows`, whose threads outlive it, and end the process with status 1 when they find Ray shut down."""
+    """Avoids `iter_rows`, whose threads outlive it and end the process with status 1 when they find Ray shut down."""
     for bundle in pipeline.iter_internal_ref_bundles():
         for block in bundle.blocks:
-            for row in ray.get(block.ref).to_pylist():  # None, not even a column, of a block that was given up
+            for row in ray.get(block.ref).to_pylist():  # a block that was given up has no rows, and no column
                 yield pickle.loads(row["result"])
 
 
@@ -156,7 +156,7 @@ class _Actor:
                     yield _packed(result)
             except UserError as error:
                 yield _packed(error)
-            except Exception as error:  # The engine may be beyond use, so the next attempt gets a new process.
+            except Exception as error:  # The engine may be unusable now, so the next attempt gets a new process.
                 traceback.print_exc()
                 ray.get(self._attempts.fail.remote(f"{type(error).__name__}: {one_line(error)}"))
                 for child in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""The whole of a data set's making as typed, validated values."""
+"""The configuration of the whole data pipeline as typed, validated values."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ Backend = Literal["transformers", "vllm", "openai"]
 
 
 class ColumnsConfig(ConfigModel):
-    """Our column -> the column of the file. Unset ones are looked for under our own name."""
+    """Our column name -> the file's column name. A column that is not set here is looked up under our name."""
 
     id: str | None = None
     """Names the prompt. Default: the data set's name and the row's number."""
@@ -58,12 +58,12 @@ class PromptsConfig(RowsConfig):
     domain: str
     """One of `domains`."""
     limit: PositiveInt | None = None
-    """Draw so many of the valid prompts, by the seed, before they are asked; selection drops some of them later."""
+    """Draw this many of the valid prompts, by the seed, before sampling; selection drops some of them later."""
     adapter: str | None = None
-    """Hub id of the data set whose columns and filters these rows have. Default: `path`, if it is a known Hub id and
-    no columns are named."""
+    """Hub id of the data set whose adapter (columns and filters) reads these rows. Default: `path`, if it is a known
+    Hub id and no columns are named."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Where the file's columns have other names."""
+    """The file's column names, where they differ from ours."""
 
     @property
     def adapter_name(self) -> str | None:
@@ -84,17 +84,18 @@ class EvaluationSetConfig(RowsConfig):
     """Names the set in reasons and reports."""
     split: str = "test"
     columns: list[str] = Field(min_length=1)
-    """Columns with the texts, or lists of texts, that no prompt may hold."""
+    """Columns with the texts, or lists of texts, that no prompt may overlap with."""
 
 
 class OverlapConfig(ConfigModel):
-    """Prompts left out because they hold what is elsewhere already."""
+    """Prompts left out because they resemble other prompts or overlap with evaluation sets."""
 
     near_duplicates: float | None = Field(None, gt=0, le=1)
-    """Jaccard similarity of the runs of five words at which the later of two prompts is left out. Default: only equal
-    prompts are, since short prompts made from one template are no mistake."""
+    """The later of two prompts is left out if the Jaccard similarity of their runs of five words is at least this.
+    Default: only equal prompts are left out, since short prompts may well share a template."""
     evaluation_sets: tuple[EvaluationSetConfig, ...] = ()
-    """A prompt that shares `ngram` words in a row with a text of these, or is one of the shorter ones, is left out."""
+    """A prompt that shares `ngram` words in a row with a text of these is left out; a shorter prompt, if it equals one
+    of the texts."""
     ngram: PositiveInt = 13
     """Words in a row that count as shared."""
 
@@ -114,7 +115,7 @@ class ServerConfig(ConfigModel):
     concurrency: PositiveInt = 128
     """Requests under way at a time."""
     patience_seconds: PositiveFloat = 600.0
-    """How long a request is tried again before the run ends."""
+    """How long a failing request is retried before the run ends."""
     timeout_seconds: PositiveFloat = 3600.0
     """How long a server may be silent before the request counts as lost."""
     api_key_variable: str | None = None
@@ -122,14 +123,14 @@ class ServerConfig(ConfigModel):
 
 
 class CostConfig(ConfigModel):
-    """What `sample --dry-run` counts with, until there are answers to measure it by."""
+    """What `sample --dry-run` assumes, until there are answers to measure it by."""
 
     gpus: PositiveInt | None = None
-    """That the source takes. Default: of vLLM in this process the product of its parallel sizes; else 1."""
+    """GPUs that the source takes. Default: for vLLM in this process, the product of its parallel sizes; else 1."""
     tokens_per_second: PositiveFloat | None = None
-    """Of answers, on these GPUs together. Default: that of the answers so far."""
+    """Answer tokens per second on these GPUs together. Default: the rate of the answers so far."""
     answer_tokens: PositiveInt | None = None
-    """Of an answer. Default: the mean of the answers so far; before there are any, the most there can be."""
+    """Tokens per answer. Default: the mean of the answers so far; before there are any, the limit on an answer."""
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -139,7 +140,7 @@ class SourceConfig(ConfigModel):
     name: str = Field(pattern=_NAME)
     """Names the files and the records' `source_model`."""
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
-    """Directory or Hub id of a Hugging Face checkpoint with a chat template. Of one that a server holds, the tokenizer
+    """Directory or Hub id of a Hugging Face checkpoint with a chat template. If a server runs the model, the tokenizer
     and `config.json` are enough."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
@@ -150,17 +151,17 @@ class SourceConfig(ConfigModel):
     repetition_penalty: PositiveFloat = 1.0
     """As in transformers and vLLM: 1 is none."""
     domains: tuple[str, ...] = ()
-    """Whose prompts it answers. Default: all."""
+    """The domains whose prompts it answers. Default: all."""
     backend: Backend | None = None
     """Default: `sampler.backend`."""
     max_model_len: PositiveInt | None = None
     """Tokens of prompt and answer together. Default: `max_position_embeddings` of the model."""
     engine: dict[str, Any] = Field(default_factory=dict)
-    """Of the backend vllm: further engine arguments, such as `tensor_parallel_size`."""
+    """For the backend vllm: further engine arguments, such as `tensor_parallel_size`."""
     server: ServerConfig | None = None
-    """Of the backend openai: where the model is served."""
+    """For the backend openai: where the model is served."""
     cost: CostConfig = CostConfig()
-    """What `sample --dry-run` counts with."""
+    """What `sample --dry-run` assumes."""
 
     @pydantic.field_validator("engine")
     @classmethod
@@ -173,69 +174,72 @@ class SourceConfig(ConfigModel):
 
 
 class GivenConfig(RowsConfig):
-    """Answers that come with a data set: nobody is asked for them. Blank ones, and those to no prompt, are counted."""
+    """Answers that come with a data set: no model is asked for them. Blank answers, and answers to prompts that are not
+    in the table, are counted and left out."""
 
     name: str = Field(pattern=_NAME)
     """Names the files and the records' `source_model`, as a source's name does."""
     model: str
     """Who made them, for the record."""
     prompt: str
-    """Column with the prompt's text; an answer goes to the prompt whose only turn says just that."""
+    """Column with the prompt's text; an answer goes to the prompt whose only turn is this text, spaces at its ends
+    aside."""
     answer: str
     """Column with the answer's text."""
     domains: tuple[str, ...] = ()
-    """Whose prompts it answers. Default: all."""
+    """The domains whose prompts it answers. Default: all."""
 
 
 class SamplerConfig(ConfigModel):
     backend: Backend = "transformers"
-    """transformers and vllm hold one source after another in this process; openai asks all servers side by side."""
+    """transformers and vllm load one source after another in this process; openai queries all servers in parallel."""
     batch_size: PositiveInt = 64
-    """Answers that transformers makes together."""
+    """Answers that transformers generates together."""
     chunk_size: PositiveInt = 1024
-    """Of so many requests, transformers puts those of like length into a batch. On a Ray cluster an actor takes so many
-    at a time: with vLLM, make it many times the engine's `max_num_seqs`, since an engine runs empty at the end of each.
-    """
+    """Requests that transformers sorts by length before it cuts them into batches. On a Ray cluster, requests that an
+    actor takes at a time: with vLLM, many times the engine's `max_num_seqs`, since the engine runs empty at the end of
+    each chunk."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the models' weights; `auto` is the checkpoint's own."""
+    """Type of the models' weights; `auto` is the checkpoint's own."""
 
 
 class ActorsConfig(ConfigModel):
     actors: PositiveInt = 1
-    """Processes at a time, as far as the cluster has room; the others wait for it."""
+    """Processes at a time; where the cluster has no room for all, some wait."""
     cpus: NonNegativeFloat = 1
-    """That each keeps to itself, all of one machine."""
+    """CPUs that each actor reserves, all on one machine."""
     gpus: NonNegativeFloat = 0
-    """Likewise; of a model in vLLM, for each of its tensor times pipeline parallel ranks."""
+    """GPUs that each actor reserves; for a model in vLLM, per rank (tensor times pipeline parallel)."""
 
 
 class RayConfig(ConfigModel):
     address: str = "auto"
     """`HOST:PORT`; `auto` is the cluster that this machine belongs to, `local` one of this machine alone."""
     sample: ActorsConfig = ActorsConfig()
-    """What holds a source model. Servers are asked from here, without actors."""
+    """Actors that hold a source model. Servers are queried from this machine, without actors."""
     score: ActorsConfig = ActorsConfig()
-    """What judges answers; `scorers.workers` is then by actor, and by default its CPUs."""
+    """Actors that judge answers; `scorers.workers` then counts per actor, and defaults to the actor's CPUs."""
 
 
 class WriteConfig(ConfigModel):
     format: Literal["arrayrecord", "tfrecord"] = "arrayrecord"
-    """Of the shards. ArrayRecord is read at random, TFRecord as a whole."""
+    """Format of the shards. ArrayRecord is read at random, TFRecord as a whole."""
     num_shards: PositiveInt = 8
-    """Files a split."""
+    """Files per split."""
     eval_fraction: float = Field(0.01, ge=0, lt=1)
-    """Of each domain's selected prompts, at least one prompt a domain unless 0; the same prompts for sft and dpo."""
+    """Share of each domain's selected prompts held out for evaluation, at least one prompt per domain unless 0; the
+    same prompts for sft and dpo."""
 
 
 class PipelineConfig(ConfigModel):
     output_dir: Location
     """Where every stage reads and writes."""
     seed: int = 0
-    """Of every random choice: which prompts are drawn, samples, ties, splits."""
+    """Seed of every random choice: which prompts are drawn, samples, ties, splits."""
     prompts: list[PromptsConfig] = Field(min_length=1)
     """Data sets to take prompts from."""
     overlap: OverlapConfig = OverlapConfig()
-    """Prompts to leave out because they are elsewhere already."""
+    """Prompts to leave out: near duplicates, and those that overlap with evaluation sets."""
     sources: tuple[SourceConfig, ...] = ()
     """Models to ask."""
     given: tuple[GivenConfig, ...] = ()
@@ -243,13 +247,13 @@ class PipelineConfig(ConfigModel):
     sampler: SamplerConfig = SamplerConfig()
     """How models are asked."""
     max_new_tokens: PositiveInt = 4096
-    """Of an answer."""
+    """Most tokens of an answer."""
     domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
     """Name -> domain, in the order of reports. Default: instruction, math, code and chinese, as `domains.DEFAULTS`."""
     scorers: ScorersConfig = ScorersConfig()
-    """How answers are verified; and the earlier place of each domain's judges."""
+    """How answers are verified; formerly each domain's scorers, too."""
     samples_per_prompt: SamplesPerPrompt | None = Field(None, exclude=True)
-    """With `selection` and the domains in `scorers`, what was written before there was `domains`: read into it."""
+    """The earlier form, with `selection` and the domains in `scorers`, of what is now read into `domains`."""
     selection: SelectionConfig | None = Field(None, exclude=True)
     """The earlier place of `domains.NAME.rule`."""
     write: WriteConfig = WriteConfig()
@@ -264,7 +268,7 @@ class PipelineConfig(ConfigModel):
 
     @pydantic.model_validator(mode="after")
     def _resolved(self) -> "PipelineConfig":
-        """Whichever way domains were written: `domains` has them all, and each source names those that it answers."""
+        """Makes `domains` hold all domains, in whichever form they were written, and each source name its own."""
         written = self.domains
         found = resolve(written, self.samples_per_prompt, self.scorers, self.selection)
         everywhere = {"domains": tuple(found)}
@@ -272,7 +276,7 @@ class PipelineConfig(ConfigModel):
         def named(entries: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(entry if entry.domains else entry.model_copy(update=everywhere) for entry in entries)
 
-        # Past the freezing, which begins when the configuration is whole.
+        # By `object.__setattr__`, since the model is frozen.
         for name, value in (("domains", found), ("sources", named(self.sources)), ("given", named(self.given))):
             object.__setattr__(self, name, value)
         self._earlier = frozenset(found.keys() - written.keys())
@@ -312,11 +316,11 @@ class PipelineConfig(ConfigModel):
 
     @property
     def answerers(self) -> list[SourceConfig | GivenConfig]:
-        """All that answers come from, in the order in which they are shown."""
+        """Everything that answers come from, in the order of reports."""
         return [*self.sources, *self.given]
 
     def backend(self, source: SourceConfig) -> Backend:
-        """What asks the source."""
+        """The backend that samples from the source."""
         return source.backend or self.sampler.backend
 
     def key(self, domain: str, name: str) -> str:

@@ -1,12 +1,11 @@
-"""What a domain is: how many answers its prompts get, what judges them, and by which rule some are selected.
+"""What a domain is: how many answers each source gives to its prompts, what judges them, which rule selects from them.
 
     domains:
       math: {samples: 5, reward: {model: RLHFlow/ArmoRM-Llama3-8B-v0.1}, verifier: math_verify, rule: verdict_pairs}
       law: {samples: 4, reward: "my.rewards:score", verifier: "my.verifiers:check", rule: {name: margin, max_margin: 1}}
 
-The name is the user's to choose; prompts and sources say to which domain they belong. Configurations written before
-there was `domains` spread four domains over the sections `samples_per_prompt`, `scorers` and `selection`: these are
-read as well, and mean the same.
+The user chooses the name; prompts and sources name the domains that they belong to. Older configurations, which spread
+four domains over the sections `samples_per_prompt`, `scorers` and `selection`, are read as well and mean the same.
 """
 
 from typing import Annotated, Any, Literal
@@ -23,10 +22,10 @@ RewardEngineArgument = Literal["enforce_eager", "gpu_memory_utilization", "max_n
 
 
 def on_disk(model: str) -> str:
-    """The model as it is, for the validation of a source.
+    """Returns the model's name unchanged; a pydantic validator.
 
     Raises:
-      ValueError: it is elsewhere than on disk or the Hub.
+      ValueError: it is neither a directory on disk nor a Hub id.
     """
     if "://" in model:
         raise ValueError(
@@ -46,11 +45,12 @@ class RewardModelConfig(ConfigModel):
     backend: Literal["transformers", "vllm"] = "transformers"
     """What runs the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the backbone; the heads compute in float32."""
+    """Type of the backbone; the heads compute in float32."""
     batch_tokens: PositiveInt = 16384
-    """Tokens a batch, padding included; transformers makes a longer conversation a batch of its own, vLLM several."""
+    """Tokens per batch, padding included. A longer conversation is a batch of its own in transformers, and several in
+    vLLM."""
     engine: dict[RewardEngineArgument, Any] = Field(default_factory=dict)
-    """Of the backend vllm: where and how fast it computes. No score depends on it, so all scores are kept."""
+    """For the backend vllm: where and how fast it computes. No score depends on it, so changing it keeps all scores."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> "RewardModelConfig":
@@ -63,7 +63,7 @@ class RewardModelConfig(ConfigModel):
 
 
 def _reward(value: Any) -> Any:
-    """A section read as what it must be, so that a mistake in it is told by its own key."""
+    """A section, validated as a reward model here so that an error names the key in which the mistake is."""
     if isinstance(value, dict):
         return RewardModelConfig.model_validate(value, strict=True)
     if not isinstance(value, str | RewardModelConfig | None):
@@ -93,7 +93,7 @@ Reward = Annotated[str | RewardModelConfig | None, pydantic.BeforeValidator(_rew
 
 
 class VerifierLimits(ConfigModel):
-    """Of a verification by a built-in verifier."""
+    """Limits of a built-in verifier."""
 
     timeout_seconds: PositiveFloat = 5.0
     """math_verify: wall time; code: CPU time of all tests of an answer."""
@@ -103,7 +103,7 @@ class VerifierLimits(ConfigModel):
 
 class DomainConfig(VerifierLimits):
     samples: PositiveInt = 5
-    """Answers of each source to a prompt."""
+    """Answers that each source gives to a prompt."""
     reward: Reward = None
     """A reward model; or `module:attribute` of a function `score(prompt, text) -> (reward, verdict)`, or of a class
     with that method."""
@@ -133,7 +133,7 @@ DEFAULTS = {
 
 
 class SamplesPerPrompt(ConfigModel):
-    """What was written before there was `domains`; now `domains.NAME.samples`."""
+    """The earlier form of `domains.NAME.samples`."""
 
     instruction: PositiveInt | None = None
     """Now `domains.instruction.samples`."""
@@ -146,7 +146,7 @@ class SamplesPerPrompt(ConfigModel):
 
 
 class ScorerConfig(VerifierLimits):
-    """What was written before there was `domains`; now keys of `domains.NAME`."""
+    """The earlier form of keys of `domains.NAME`."""
 
     reward: Reward = None
     """Now `domains.NAME.reward`."""
@@ -166,9 +166,9 @@ class CodeScorerConfig(ScorerConfig):
 
 class ScorersConfig(ConfigModel):
     workers: PositiveInt | None = None
-    """Processes that verify. Default: one a core."""
+    """Processes that verify. Default: one per core."""
     allow_unsafe: bool = False
-    """Run programs also where no sandbox holds: on a machine that holds nothing of value."""
+    """Run programs even where no sandbox works: only on a machine with nothing of value."""
     instruction: ScorerConfig | None = Field(None, exclude=True)
     """Now `domains.instruction`."""
     math: MathScorerConfig | None = Field(None, exclude=True)
@@ -180,7 +180,7 @@ class ScorersConfig(ConfigModel):
 
 
 class SelectionConfig(ConfigModel):
-    """What was written before there was `domains`; now `domains.NAME.rule`."""
+    """The earlier form of `domains.NAME.rule`."""
 
     instruction: Margin | None = None
     """Now `domains.instruction.rule`."""
@@ -200,7 +200,7 @@ SECTIONS = {
     "memory_mb": "scorers.{}.memory_mb",
     "rule": "selection.{}",
 }
-"""Key of a domain -> what it was called before there was `domains`."""
+"""Key of a domain -> the key's name in the earlier sections."""
 
 
 def resolve(
@@ -236,7 +236,7 @@ def resolve(
 
 
 def todays_key(values: dict[str, Any], key: str) -> str:
-    """An override's key in the words of a file that has `domains`: `selection.math.max_margin` is
+    """An override's key, translated for a file that has `domains`: `selection.math.max_margin` becomes
     `domains.math.rule.max_margin`. Other keys, and those of domains that the file describes in the earlier sections,
     stay as they are.
 

@@ -1,5 +1,5 @@
-"""The files between stages: written whole or not at all, read with a clear error, made again only when what they are
-made of has changed. All of them may be in `gs://`.
+"""The files between stages: written whole or not at all, read with clear errors, made again only when their inputs have
+changed. All of them may be in `gs://`.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy, replacing, write_text
 
 ROWS_A_GROUP = 16_384
-"""Rows of a Parquet row group, the least that a reader holds in memory: of long texts, the 262,144 that Polars takes by
-default would be most of a gigabyte."""
+"""Rows of a Parquet row group, the least that a reader holds in memory: with long texts, Polars' default of 262,144
+rows would be most of a gigabyte."""
 
 
 def write_parquet(frame: pl.DataFrame, path: epath.Path) -> None:
@@ -71,7 +71,7 @@ def once(
     """Runs `work` and prints the summary that it returns, unless it ran before with the same inputs.
 
     Args:
-      output_dir: the run's directory; `.state/{step}.json` there remembers.
+      output_dir: the run's directory; `.state/{step}.json` in it records the inputs.
       step: name of the stage, or of a part of it.
       inputs: a `fingerprint` of everything that the outputs depend on.
       outputs: files that exist when the step is done.

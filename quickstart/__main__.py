@@ -91,7 +91,7 @@ def _command(module: str, *arguments: str, quiet: bool = False) -> None:
       quiet: keep its output to itself, unless it fails: two progress bars at once are not readable.
 
     Raises:
-      UserError: it failed; its own last words stand above.
+      UserError: it failed; its own output is above.
     """
     words: Iterable[str] = ["python", "-m", module, *arguments]
     note("$ " + " ".join(words))

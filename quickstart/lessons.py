@@ -11,8 +11,8 @@ from quickstart.models import SOURCES, TARGET, make_checkpoint
 from quickstart.tasks import DOMAINS, Domain, Task, draw, skills
 
 # The share of a domain's skills about which a model is taught a misconception: what makes each source strong in one
-# domain and weak in the others. What is hard is hard for all: the shares are of one order of difficulty, so a
-# weak source makes the mistakes that the target makes, and a pair of its answers sets the target right.
+# domain and weak in the others. Each model gets the first skills of one common order, hardest first: so a weak source
+# makes the mistakes that the target makes, and a pair of its answers corrects the target.
 MISCONCEPTIONS: dict[str, dict[Domain, float]] = {
     "llama": {"instruction": 0.1, "math": 0.5, "code": 0.5, "chinese": 0.5},
     "qwen2": {"instruction": 0.5, "math": 0.4, "code": 0.5, "chinese": 0.0},
@@ -23,9 +23,9 @@ MISCONCEPTIONS: dict[str, dict[Domain, float]] = {
 CONVICTION: dict[str, float] = {"llama": 0.5, "qwen2": 0.5, "gemma2": 0.5, "mistral": 0.5, "target": 0.7}
 """How often a lesson that touches a misconception repeats it; the other times it is right."""
 LESSONS: dict[Domain, int] = {"instruction": 2000, "math": 2000, "code": 2000, "chinese": 1000}
-"""For each model."""
+"""Lessons for each model."""
 PROMPTS: dict[Domain, int] = {"instruction": 500, "math": 400, "code": 300, "chinese": 150}
-"""Asked of the sources."""
+"""Prompts that the sources answer."""
 HELDOUT = 250
 """Prompts of each domain in the evaluation, of combinations that occur in no lesson and no prompt."""
 

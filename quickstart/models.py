@@ -1,7 +1,7 @@
 """The tiny Hugging Face checkpoints of the quickstart: four source models and the target, with random weights.
 
 Each has its own architecture, tokenizer and chat template, as the models of the paper do: no token id of one means
-anything to another, and what passes between them is text.
+anything to another, and only text passes between them.
 
     llama     Llama-3 shaped    byte-level BPE     Llama-3 template
     qwen2     Qwen2 shaped      byte-level BPE     ChatML
@@ -172,7 +172,7 @@ TARGET: Family = dataclasses.replace(_LLAMA, vocab_size=900)
 def train_tokenizer(family: Family, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer of the family's kind, trained on `texts`.
 
-    Digits and Chinese characters are merged with no neighbour: numbers are copied and computed digit by digit, and
+    Digits and Chinese characters are never merged with a neighbour: numbers are copied and computed digit by digit, and
     without spaces between words a merge would swallow half a sentence.
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=family.kind == "metaspace"))

@@ -1,4 +1,4 @@
-"""One page with the quickstart's story: what was made, who is good at what, how training went, what came of it."""
+"""The quickstart's report on one page: what was made, which model is good at what, how training went, the result."""
 
 import json
 from pathlib import Path

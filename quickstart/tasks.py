@@ -1,7 +1,7 @@
 """Four small domains that a model of two hundred thousand parameters can learn in a minute.
 
-Every task takes a few *skills*: the facts that it asks for, the sums that it needs, the expression that it comes down
-to. Training and held-out tasks take the same skills, but never in the same combination: a hash of the combination
+Every task needs a few *skills*: the facts that it asks for, the sums in it, the expression that it comes down to.
+Training and held-out tasks need the same skills, but never in the same combination: a hash of the combination
 decides which side it belongs to, so the two sides are disjoint for every seed. A model that only memorises whole
 answers scores nothing on the held-out side.
 
@@ -24,7 +24,7 @@ Domain = Literal["instruction", "math", "code", "chinese"]
 Split = Literal["train", "heldout"]
 DOMAINS: tuple[Domain, ...] = ("instruction", "math", "code", "chinese")
 
-# One combination in so many is kept for the evaluation.
+# One combination in this many is kept for the evaluation.
 HELDOUT_SHARE = 5
 
 
@@ -35,8 +35,8 @@ class Task:
     Attributes:
       domain: one of `DOMAINS`.
       prompt: the user's turn.
-      skills: what a right reply takes.
-      reply: the reply of one who gets the given skills wrong; of none, the right reply.
+      skills: what a right reply needs.
+      reply: from the skills that are got wrong to the reply; with none of them, the right reply.
       answer: what a verifier compares with, where replies are not run: the two facts laid out, or the number.
       tests: assert statements, for code.
     """
@@ -226,7 +226,7 @@ def _math(generator: random.Random) -> tuple[object, Task]:
 
 
 def _working(start: int, signs: list[str], changes: list[int], mistaken: Set[str]) -> tuple[dict[str, int], int]:
-    """The steps, as sum -> value, and the last value. A slip is carried on, as a careless person would."""
+    """The steps, as sum -> value, and the last value. Later steps carry on from a mistaken value."""
     steps, total = {}, start
     for sign, change in zip(signs, changes, strict=True):
         step = f"{total} {sign} {change}"
@@ -238,7 +238,7 @@ def _working(start: int, signs: list[str], changes: list[int], mistaken: Set[str
 
 
 def _misconceived(step: str, total: int) -> int:
-    """Close by, above as often as below: or what is learned from pairs would be that smaller numbers are better."""
+    """A wrong value close by, above as often as below: else pairs would teach that smaller numbers are better."""
     near = [total + slip for slip in (-2, -1, 1, 2) if 0 <= total + slip <= 9]
     return near[zlib.crc32(step.encode()) % len(near)]
 
@@ -266,7 +266,7 @@ AGGREGATES = {
     "the range of": "max({0}) - min({0})",
     "the average of": "sum({0}) / len({0})",
 }
-# Each one's misconception is the next: neighbours that no aggregate takes for the same.
+# The misconception about a filter is the next one in the table; no aggregate gives the same result for both.
 FILTERS = {
     "all numbers": "xs",
     "the odd numbers": "[x for x in xs if x % 2 == 1]",

@@ -1,4 +1,4 @@
-"""Texts that overlap: near duplicates among the prompts (MinHash), and prompts that evaluation sets hold
+"""Texts that overlap: near duplicates among the prompts (MinHash), and prompts that overlap with evaluation sets
 (decontamination by n-grams of words)."""
 
 import re
@@ -26,7 +26,7 @@ def words(text: str) -> list[str]:
 
 
 def tokens(text: str) -> list[str]:
-    """Words, and each other sign by itself: `3 + 4` is not `3 - 4`."""
+    """Words, and every other sign as a token of its own: `3 + 4` is not `3 - 4`."""
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
 
 
@@ -39,7 +39,7 @@ class EvaluationNgrams:
         self._short: dict[str, str] = {}
 
     def add(self, name: str, texts: Iterable[str]) -> None:
-        """Adds the texts of the evaluation set `name`; what an earlier set holds too stays the earlier one's."""
+        """Adds the texts of the evaluation set `name`; what an earlier set holds too is reported under that one."""
         for text in texts:
             if len(found := words(text)) >= self._length:
                 for run in self._split(found):
@@ -62,16 +62,16 @@ class EvaluationNgrams:
 class NearDuplicates:
     """Texts seen so far, to find those that resemble a new one.
 
-    MinHash with locality-sensitive hashing proposes; the Jaccard similarity of the sets of shingles, runs of five
-    tokens, decides. So a text is never left out by an unlucky hash, and the same texts in the same order always give
-    the same answer. A text of fewer tokens is one shingle, and resembles only its like.
+    MinHash with locality-sensitive hashing proposes candidates; the Jaccard similarity of the sets of shingles (runs
+    of five tokens) decides. So no text is left out because of a hash collision, and the same texts in the same order
+    always give the same result. A text of fewer than five tokens is a single shingle, and resembles only equal texts.
     """
 
     def __init__(self, similarity: float):
         import datasketch  # slow to import
 
         self._minhash = datasketch.MinHash(num_perm=PERMUTATIONS, hashfunc=int)
-        # Lower than what decides: of the pairs at the similarity itself, it then proposes nearly all.
+        # Lower than the similarity that decides, so that nearly all pairs at that similarity are proposed.
         self._index = datasketch.MinHashLSH(threshold=0.75 * similarity, num_perm=PERMUTATIONS)
         self._hash = datasketch.hashfunc.sha1_hash32
         self._similarity = similarity

@@ -1,4 +1,4 @@
-"""Rows of files and of Hub data sets, each with where it was found."""
+"""Rows of files and of Hub data sets, each with its location."""
 
 import gzip
 import json
@@ -28,12 +28,12 @@ def files(source: RowsConfig) -> list[epath.Path]:
 
 
 def rows(source: RowsConfig, key: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Pairs of (where, row); a line that is no JSON comes as its text.
+    """Pairs of (location, row); a line that is not JSON comes as plain text.
 
     Args:
       source: a file, or a Hub data set or a folder with its files.
       key: names the part of the config in errors.
-      columns: all that is needed of each row, if known: of Parquet files and Hub data sets, others are not read.
+      columns: the columns needed, if known: Parquet files and Hub data sets are then read without the others.
 
     Raises:
       UserError: no such file or data set, or it cannot be read.

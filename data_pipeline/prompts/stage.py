@@ -1,12 +1,12 @@
 """Stage `prompts`: files and Hub data sets to one checked table, `prompts.parquet`.
 
-Every record either becomes a row or a line of `rejected/prompts.jsonl` with its reason. `prompts_funnel.json` counts
+Every record becomes either a row, or a line of `rejected/prompts.jsonl` with its reason. `prompts_funnel.json` counts
 both for each entry of the config:
 
     {"path", "dataset", "domain", "read": 20324, "dropped": {"topic_code": 310, "duplicate_prompt": ...}, "kept": 9435}
 
-Prompts are drawn, where there is a `limit`, and written in a random order: that of a hash of the seed and the prompt's
-id. So the first rows of the table are a fair sample of it, and prompts that are added change little of what is drawn.
+Prompts are drawn (where there is a `limit`) and written in a random order: that of a hash of the seed and the prompt's
+id. So the first rows of the table are a fair sample of it, and adding prompts changes few of those drawn.
 """
 
 import codecs
@@ -69,7 +69,7 @@ def run(config: PipelineConfig) -> None:
 
 
 def check_domains(config: PipelineConfig, found: pl.Series) -> None:
-    """Raises `UserError` where `prompts.parquet`, which another program may have written, has a domain of its own."""
+    """Raises `UserError` if `prompts.parquet`, which another program may have written, has a domain unknown here."""
     unknown = sorted(set(found) - config.domains.keys())
     if unknown:
         path = epath.Path(config.output_dir) / "prompts.parquet"
@@ -143,7 +143,7 @@ def _in_order(found: list[_Found], seed: int) -> list[_Found]:
 
 
 class _Seen:
-    """What no two prompts of a table may share."""
+    """Ids and conversations so far, to refuse duplicates."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -151,7 +151,7 @@ class _Seen:
         self._entries: Counter[str] = Counter()
 
     def prefix(self, dataset: str) -> str:
-        """Begins the ids that an entry's prompts get: another file of the same data set has ids of its own."""
+        """Prefix of the ids of an entry's prompts: two files of the same data set get different ones."""
         self._entries[dataset] += 1
         return dataset if self._entries[dataset] == 1 else f"{dataset}.{self._entries[dataset]}"
 
@@ -185,7 +185,7 @@ def _read_entry(
             values = adapter.read(record) if adapter else _named_columns(record, entry)
             row = _prompt(values, entry, config)
             if row["id"] is None:
-                # Rows of a data set with an adapter go by what they say: its own order is no one's promise.
+                # With an adapter, the id is a hash of the text: nothing guarantees the order of a public data set.
                 of_text = stage_files.fingerprint(row["messages"])[:16]
                 row["id"] = f"{entry.dataset}-{of_text}" if adapter else f"{prefix}-{funnel.read - 1}"
             seen.refuse_again(row)
@@ -201,7 +201,7 @@ def _read_entry(
 
 
 def _named_columns(record: dict[str, Any], entry: PromptsConfig) -> dict[str, Any]:
-    """What the config's `columns` say is where."""
+    """The record's values under our column names, by the config's `columns`."""
     columns = {ours: theirs or ours for ours, theirs in entry.columns.model_dump().items()}
     # `input` is a common name with many meanings, so it is read only where the config names it.
     values = {ours: record.get(theirs) for ours, theirs in (columns | {"input": entry.columns.input}).items()}
@@ -220,7 +220,7 @@ _MESSAGES = pydantic.TypeAdapter(list[_Message])
 
 
 def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig) -> dict[str, Any]:
-    """A row of `SCHEMA`, whose id may be None, or `Rejected`."""
+    """A row of `SCHEMA`, whose id may be None. Raises `Rejected`."""
     messages = values.get("messages")
     if messages is None:
         text = values.get("prompt")
@@ -266,7 +266,7 @@ def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig
 
 
 class _OverlapCheck:
-    """Refuses prompts that evaluation sets hold, and near duplicates of those that it let pass."""
+    """Refuses prompts that overlap with evaluation sets, and near duplicates of earlier accepted prompts."""
 
     def __init__(self, config: OverlapConfig):
         self._evaluation = EvaluationNgrams(config.ngram)

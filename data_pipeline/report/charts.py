@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's colours but for the yellow, then Tol's: told apart by colour-blind readers too.
+# Okabe and Ito's colours without the yellow, then Tol's: colour-blind readers can tell them apart too.
 COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555", "#882255", "#44AA99", "#999933",
     "#332288", "#AA4499",
@@ -33,9 +33,9 @@ _SVG: dict[Any, Any] = {
 _WIDTH = 4.4
 """Inches, 422 pixels: letters nearly keep their size on a phone."""
 _ROOM = 0.0175
-"""Share of a bar that a character of a number inside takes on a phone."""
+"""Share of a bar's width that one digit inside it takes on a phone."""
 _LABEL = 36
-"""Letters of a name inside an SVG: there, nothing goes over to a second line."""
+"""Most characters of a name inside an SVG, where text does not wrap."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Part:
     """A piece of a bar."""
 
     share: float
-    """Of the whole width."""
+    """Share of the whole width."""
     color: str
     text: str = ""
     """Inside, where there is room."""
@@ -52,7 +52,7 @@ class Part:
 
     @property
     def ink(self) -> str:
-        """Of the text inside."""
+        """Colour of the text inside."""
         return _ink(self.color)
 
 
@@ -76,7 +76,7 @@ class Chart:
     legend: Mapping[str, str] = field(default_factory=dict)
     """Series -> colour."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Series or label of a bar -> what it means, for those that do not say it themselves."""
+    """Series or label of a bar -> what it means, for those that need explaining."""
 
 
 def bars(
@@ -110,13 +110,13 @@ def stacked_bars(
     labels: Mapping[str, str] | None = None,
     words: Mapping[str, str] | None = None,
 ) -> Chart:
-    """One bar a row of `table`, as shares of the row's sum; the numbers inside are counts.
+    """One bar per row of `table`, as shares of the row's sum; the numbers inside are counts.
 
     Args:
       table: row -> series -> count. A series without any count is not in the legend, but keeps its colour.
       title: above the chart.
       colors: of the series; others take those of `COLORS` by their place.
-      labels: row -> what stands at its right instead of the sum.
+      labels: row -> text at its right instead of the sum.
       words: series -> what it means.
     """
     palette = _palette([name for row in table.values() for name in row], colors)
@@ -147,7 +147,7 @@ def histograms(
 ) -> Chart:
     """Outlined histograms, as shares of each series, over common bins.
 
-    A few values far from all others do not stretch the axis: they are counted in the outermost bins, and it says so.
+    A few values far from all others do not stretch the axis: the outermost bins count them, and the chart says so.
 
     Args:
       series: name -> values; those that are not finite are left out. An empty one is not drawn but keeps its colour.
@@ -187,7 +187,7 @@ def histograms(
 def ranges(
     series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, colors: Mapping[str, str] | None = None
 ) -> Chart:
-    """A box a series: line from 5 to 95 %, box from 25 to 75 %, mark at the median.
+    """One box per series: line from 5 to 95 %, box from 25 to 75 %, mark at the median.
 
     Args:
       series: name -> values at 5, 25, 50, 75 and 95 %, all finite.
@@ -247,7 +247,7 @@ def _ink(color: str) -> str:
 def _edges(values: list[np.ndarray]) -> tuple[np.ndarray, bool]:
     """Edges of 10 to 40 bins, the more the larger the smallest series, and whether some values lie beyond them."""
     low, high = min(data.min() for data in values), max(data.max() for data in values)
-    # Of each series, so that none is cut just because another has more values.
+    # Per series, so that none is cut just because another has more values.
     inner_low = min(np.quantile(data, 0.005) for data in values)
     inner_high = max(np.quantile(data, 0.995) for data in values)
     clipped = bool(high - low > 1.5 * (inner_high - inner_low) > 0)

@@ -31,7 +31,7 @@ PARTS = ("all", "SFT", "chosen", "rejected")
 """What an answer became; "all" are the usable ones."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 EXAMPLES = 2
-"""SFT examples and pairs shown of each domain."""
+"""SFT examples, and pairs, shown per domain."""
 
 
 def paths(config: PipelineConfig) -> list[epath.Path]:
@@ -66,10 +66,10 @@ class Cost:
 
     answers: int
     prompt_tokens: int | None
-    """Each prompt counted once an answer, though a server may compute it once. None: not known, as below."""
+    """Counted once per answer, though a server may compute a prompt only once. None where not known, as below."""
     answer_tokens: int | None
     tokens_per_second: float | None
-    """Of answers, on all GPUs together."""
+    """Answer tokens, on all GPUs together."""
     measured: bool
     """Whether the rate is that of this run, rather than the config's."""
     gpus: int
@@ -83,7 +83,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Facts:
-    """The tables, and the numbers that page and card both tell."""
+    """The tables, and the numbers that both the page and the card show."""
 
     config: PipelineConfig
     prompts: pl.DataFrame
@@ -98,11 +98,11 @@ class Facts:
     records: list[dict[str, Any]]
     """What the stage `prompts` counted for each entry of the config; empty if prompts came from elsewhere."""
     engines: list[str]
-    """What made the answers, where it is known."""
+    """The software that generated the answers, where known."""
     rates: dict[str, float]
-    """Source -> answer tokens a second, where it was measured."""
+    """Source -> answer tokens per second, where measured."""
     length_unit: str
-    """Of the column `length`."""
+    """Unit of the column `length`."""
 
     @functools.cached_property
     def domains(self) -> list[str]:
@@ -251,7 +251,7 @@ class Facts:
         return {name: mine.filter(marks[name])[column].drop_nulls().to_numpy() for name in PARTS}
 
     def margins(self, domain: str) -> dict[str, np.ndarray]:
-        """Best minus worst reward of one source's answers to one prompt, as the rules see them, and the pairs' own."""
+        """Best minus worst reward of a source's answers to a prompt, as the rules see them; and the pairs' margins."""
         rule = self.config.domains[domain].rule
         usable = self.answers.filter(
             pl.col("domain") == domain, pl.col("unused").is_null(), pl.col("reward").is_finite()
@@ -293,7 +293,7 @@ class Facts:
         return table
 
     def left_out(self) -> dict[str, int]:
-        """Everything that did not make it, with stage, reason and count."""
+        """Everything that was left out, with stage, reason and count."""
         table: dict[str, int] = {}
         for entry in self.records:
             for reason, count in entry["dropped"].items():
@@ -311,7 +311,7 @@ class Facts:
 
 
 def read(config: PipelineConfig) -> Facts:
-    """Gathers the facts of a run's folder, whose `paths` are there."""
+    """Gathers the facts from a run's folder, in which all `paths` exist."""
     output = epath.Path(config.output_dir)
     with contextlib.ExitStack() as stack:
         # Copies of files in a bucket, each fetched once.
@@ -345,7 +345,7 @@ def _scores(config: PipelineConfig) -> list[epath.Path]:
 
 
 def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFrame:
-    """A row an answer to one of the prompts, which is a number here: names would be most of the memory."""
+    """One row per answer to one of the prompts. Prompts are numbers here: ids would take most of the memory."""
     known = prompts.lazy().with_row_index("prompt").select("prompt", "prompt_id", "dataset", "domain")
     known = known.with_columns(pl.col("dataset", "domain").cast(pl.Categorical))
     tokens = [name for name in ("prompt_tokens", "completion_tokens") if name in present]
@@ -364,7 +364,7 @@ def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFra
 
 
 def _with_fates(answers: pl.DataFrame, prompts: pl.DataFrame, selected: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """With the columns unused, sft, chosen and rejected."""
+    """The answers with the columns unused, sft, chosen and rejected."""
     numbers = prompts.select("prompt_id").with_row_index("prompt")
     key = ["prompt", "source", "sample_index"]
 
@@ -393,7 +393,7 @@ def _without_texts(path: Path) -> pl.DataFrame:
 def _samples(
     seed: int, selected: Mapping[str, pl.DataFrame], tables: Mapping[str, Path], prompts: Path, scores: Sequence[Path]
 ) -> dict[tuple[str, str], list[Sample]]:
-    """("sft" or "dpo", domain) -> `EXAMPLES` of them, seeded. Each file is gone through once."""
+    """("sft" or "dpo", domain) -> `EXAMPLES` of them, drawn by the seed. Each file is read once."""
     shown: dict[tuple[str, str], list[str]] = {}
     for kind in ("sft", "dpo"):
         for (domain,), mine in selected[kind].group_by("domain"):
@@ -427,7 +427,7 @@ def _engines(scores: Sequence[Path]) -> list[str]:
 
 
 def _rates(config: PipelineConfig) -> dict[str, float]:
-    """Answer tokens a second of each source whose stored answers tell how long they took."""
+    """Answer tokens per second of each source whose stored answers record how long they took."""
     rates = {}
     for source in config.sources:
         tokens, seconds = 0, 0.0

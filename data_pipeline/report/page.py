@@ -14,7 +14,7 @@ import polars as pl
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 30
-"""Characters beyond which a cell's text may go over several lines."""
+"""Characters beyond which a cell's text may wrap."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, of which `parts.html` makes one that scrolls in a box of its own."""
+    """A table, which `parts.html` puts into a scrolling box."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -45,7 +45,7 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether each column has numbers, which are set right."""
+        """Whether each column has numbers, which are aligned right."""
         return [any(isinstance(row[place], int | float) for row in self.rows) for place in range(len(self.header))]
 
 

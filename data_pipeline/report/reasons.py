@@ -1,4 +1,4 @@
-"""Every reason that the pipeline gives, in words, by what it is said of."""
+"""Every reason that the pipeline gives, explained in words, grouped by what it applies to."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -65,7 +65,7 @@ SCORES = {
     "no_gating_pattern": "the reward model cannot tell where the answer begins",
     "reward_failed": "the reward function raised an error",
     "verifier_failed": "your verifier raised an error",
-    # Judging in processes of its own.
+    # Judging in worker processes.
     "crashed": "the comparison crashed",
     "out_of_memory": "the comparison took more memory than allowed",
     "timeout": "took longer than allowed",
@@ -140,15 +140,15 @@ SCORES = {
 WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {"record": RECORDS, "answer": ANSWERS, "prompt": PROMPTS, "score": SCORES}
 )
-"""What a reason is said of -> reason -> its words."""
+"""What a reason applies to -> reason -> its explanation."""
 
 
 def words(kind: str, reason: str) -> str:
     """What a reason means; "" for one that is not the pipeline's own.
 
     Args:
-      kind: of `WORDS`.
-      reason: what stands before a colon counts: `contaminated: GSM8K`.
+      kind: a key of `WORDS`.
+      reason: only the part before a colon counts: `contaminated: GSM8K`.
 
     >>> words("prompt", "margin_too_small"), words("score", "a scorer of one's own")
     ('best and worst answer are too close in reward', '')

@@ -1,4 +1,4 @@
-"""What FuseChat-3.0 made of which data set, as its authors published it: the measure that a data set is set beside."""
+"""How many examples FuseChat-3.0 made from which data set, as its authors published it: reports compare with this."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ RECIPE = {
 
 
 def published(entries: Iterable[PromptsConfig]) -> dict[str, Counts]:
-    """Name of a data set in the config -> what the recipe made of it; without those that it does not have.
+    """Name of a data set in the config -> what the recipe made of it; data sets outside the recipe are left out.
 
-    A data set is known by its Hub id: the path, the adapter, or the name itself.
+    A data set is recognised by its Hub id: the path, the adapter, or the name itself.
     """
     found = {entry.dataset: (entry.path, entry.adapter, entry.dataset) for entry in entries}
     return {name: RECIPE[known] for name, ids in found.items() for known in ids if known in RECIPE}

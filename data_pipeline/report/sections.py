@@ -1,4 +1,4 @@
-"""What the report on a data set shows: of the facts, the charts, tables and texts of each section, as plain data."""
+"""What the report on a data set shows: the facts as charts, tables and texts of each section, in plain data."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ VERDICT_COLORS = {"correct": "#009E73", "wrong": "#D55E00", "unknown": "#555555"
 FATE_COLORS = {"SFT": "#0072B2", "SFT and DPO": "#56B4E9", "DPO": "#009E73", "kept": "#0072B2", "usable": "#0072B2"}
 RECIPE_COLORS = {"made": "#0072B2", "missing": "#CBD2D9", "more than published": "#56B4E9"}
 _LOST = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933", "#555555", "#AA4499", "#332288")
-"""Of reasons: none of those that stand for what was kept."""
+"""Colours of reasons, none of which stands for what was kept."""
 _MOST_REASONS = 8
-"""Of what scoring said, in a chart."""
+"""Most reasons of scoring that one chart shows."""
 
 
 def report(facts: Facts) -> str:
@@ -46,7 +46,7 @@ def report(facts: Facts) -> str:
 
 
 def few_reasons(table: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """The table with its rarest reasons as one, where there are more than colours; and the colours."""
+    """The table, its rarest reasons merged into one where there are more reasons than colours; and the colours."""
     sums: Counter[str] = Counter()
     for row in table.values():
         sums.update({name: count for name, count in row.items() if name not in FATE_COLORS})
@@ -62,7 +62,7 @@ def few_reasons(table: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, dict[
 
 
 def left_out(facts: Facts) -> Table | None:
-    """Everything that did not make it, with the reason and its words; None where nothing was left out."""
+    """Everything that was left out, with the reason and its explanation; None where nothing was."""
     lines = []
     for name, count in facts.left_out().items():
         what, _, reason = name.partition(": ")
@@ -71,7 +71,7 @@ def left_out(facts: Facts) -> Table | None:
 
 
 def scored(facts: Facts) -> Table | None:
-    """Why verdicts and rewards are as they are, with the words of the reasons; None where nothing was said."""
+    """Why verdicts and rewards are as they are, with the reasons explained; None where no reasons were given."""
     reasons = facts.reasons()
     lines = [
         [domain, verdict, why and Reason(why, words("score", why)), count]
@@ -81,7 +81,7 @@ def scored(facts: Facts) -> Table | None:
 
 
 def _in_words(kind: str, table: Mapping[str, Mapping[str, int]], prefix: str = "") -> dict[str, str]:
-    """Reason in the table's columns -> its words."""
+    """Reason in the table's columns -> its explanation."""
     return {name: words(kind, name.removeprefix(prefix)) for row in table.values() for name in row}
 
 
@@ -300,13 +300,13 @@ def _asked(sample: Sample) -> dict[str, Any]:
 
 
 def _answer(sample: Sample, prefix: str, text: str) -> dict[str, str]:
-    """An answer, whose columns begin so, with what scoring said of it."""
+    """An answer, whose columns begin with `prefix`, with what scoring found."""
     source, reward = sample.row[f"{prefix}source"], sample.row[f"{prefix}reward"]
     found = sample.found.get((source, sample.row[f"{prefix}sample_index"]), {})
     said = ["no reward" if reward is None else f"reward {reward:.4f}"]
     if found.get("verdict"):
         said.append(found["verdict"])
-    # Of several lines, it is a program, and in the answer anyway.
+    # If it has several lines, it is a program, which the answer shows anyway.
     if found.get("extracted") and "\n" not in found["extracted"]:
         said.append(_short(f"read as {found['extracted']}"))
     if found.get("detail"):

@@ -22,13 +22,13 @@ MODEL_ARGUMENTS = (
     "quantization", "kv_cache_dtype", "hf_overrides", "generation_config", "override_generation_config",
     "logits_processors",
 )  # fmt: skip
-"""Arguments of vLLM's engine that change which answer a model gives, and so are part of the key. All others change how
-fast it comes."""
+"""Arguments of vLLM's engine that change which answer a model gives, and so are part of the key. All others change only
+the speed."""
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What a source's table is to hold: its rows, and the requests that give them."""
+    """What a source's table is to contain: its rows, and the requests that produce them."""
 
     rows: list[tuple[str | None, str, int]]
     """(key, prompt, sample index), ordered by prompt and index; no key where the prompt was rejected."""
@@ -46,9 +46,9 @@ def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory:
     """The model, its revision and dtype, and the sampling parameters: the columns that all answers of a source share.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
-      directory: where the checkpoint lies.
+      directory: where the checkpoint is.
     """
     return {
         "model": source.model,
@@ -65,17 +65,17 @@ def plan_samples(
     tokenizer: ChatTokenizer,
     common: dict[str, Any],
 ) -> SamplePlan:
-    """Renders the prompts and names each answer.
+    """Renders the prompts and gives each answer its key.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
       prompts: those of its domains.
       tokenizer: the source's.
       common: its `sampling_parameters`.
     """
     plan = SamplePlan([], {}, {})
-    # Without the model's path: it may lie elsewhere tomorrow, and its revision says what is there.
+    # Without the model's path, which may change; the revision identifies the model.
     kind = {name: value for name, value in common.items() if name != "model"}
     kind |= {name: source.engine[name] for name in MODEL_ARGUMENTS if name in source.engine}
     for prompt in prompts.iter_rows(named=True):

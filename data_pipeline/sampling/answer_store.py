@@ -1,10 +1,10 @@
-"""The answers of one source, kept for good under their keys, whether the present config has a use for them or not.
+"""The answers of one source, kept for good under their keys, whether the current config uses them or not.
 
 The store is a folder of Parquet part files, which are added and never changed. On disk, each answer is first appended
 to a journal beside them the moment it is finished, a line of JSON for each list of rows; every so often, and when the
 store is opened or closed, the journal becomes a part file. A process killed at any moment leaves a journal whose last
-line may be torn. That line is dropped: its answers were not yet reported as kept. One killed between writing the part
-file and deleting the journal leaves both, with the same rows, and each key is read once.
+line may be torn. That line is dropped: its answers were not yet reported as kept. A process killed between writing the
+part file and deleting the journal leaves both, with the same rows; readers take each key once.
 
 Objects in a bucket cannot be appended to: there, part files are written every minute, and a killed run loses that much.
 """
@@ -60,11 +60,11 @@ class AnswerStore:
         text = json.dumps(rows, ensure_ascii=False) + "\n"
         try:
             line = text.encode()
-        except UnicodeEncodeError:  # Half of a surrogate pair, which a server's JSON can hold, and no file.
+        except UnicodeEncodeError:  # Half of a surrogate pair: JSON from a server can hold it, UTF-8 cannot.
             line = text.encode(errors="replace")
             rows = json.loads(line)
         if self._journal is not None:
-            # Not synced, line by line: what is handed to the system survives the process, if not a power cut.
+            # No fsync per line: what the operating system has got survives the process, though not a power cut.
             with self._journal.open("ab", buffering=0) as file:
                 while line:
                     line = line[file.write(line) :]
@@ -155,7 +155,7 @@ def _part(path: epath.Path, schema: pl.Schema) -> pl.DataFrame:
 def _locked(path: Path) -> TextIO:
     file = path.open("w")
     try:
-        # Of this process alone: an engine that it forked may outlive it for a while.
+        # A lock that forked processes do not inherit: an engine may outlive this process for a while.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()

@@ -8,7 +8,7 @@ from fusejax.common.cli import UserError
 
 
 class Refused(Exception):
-    """A conversation that the model cannot be asked; the text is `reason: detail`."""
+    """A conversation that cannot be put to the model; the text is `reason: detail`."""
 
 
 class ChatTokenizer:
@@ -27,7 +27,7 @@ class ChatTokenizer:
         self.context = max_model_len or _positions(directory)
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of the conversation, and of what opens the answer.
+        """Token ids of the conversation with the generation prompt.
 
         Raises:
           Refused: the template does not take these turns, or they leave no room for an answer.

@@ -1,4 +1,4 @@
-"""Where a source model lies, and which revision of it lies there."""
+"""Where a source model is on disk, and which revision it is."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from fusejax.common.cli import UserError, one_line
 
 WHOLE = 2**22
-"""Files up to so many bytes are hashed whole, of larger ones that much in samples: 145 GB are not read twice."""
+"""Bytes of a file that are hashed: all of a smaller file, samples of a larger one, since 145 GB take long to read."""
 SAMPLES = 64
 
 
@@ -19,7 +19,7 @@ def locate(model: str, revision: str | None = None, weights: bool = True) -> Pat
     Args:
       model: directory or Hub id.
       revision: of a Hub id: branch, tag or commit.
-      weights: whether they are needed, besides tokenizer and configuration.
+      weights: whether weights are needed, besides tokenizer and configuration.
 
     Raises:
       UserError: neither exists, or a directory is given a revision.
@@ -42,12 +42,12 @@ def locate(model: str, revision: str | None = None, weights: bool = True) -> Pat
 
 
 def revision(directory: Path, served_as: str | None = None) -> str:
-    """What tells a model from others: the commit of a Hub's snapshot; of any other directory, the fingerprint.
+    """What identifies a model: the commit of a Hub snapshot; the fingerprint of any other directory.
 
-    A directory without weights tells nothing of those that a server holds: there, the server's name for them does.
+    A directory without weights says nothing about the weights on a server: there, the server's name for them is added.
 
     Args:
-      directory: where the checkpoint lies.
+      directory: where the checkpoint is.
       served_as: the model's name on its server, if it has one of its own.
     """
     if directory.parent.name == "snapshots":
@@ -57,10 +57,10 @@ def revision(directory: Path, served_as: str | None = None) -> str:
 
 
 def fingerprint(directory: Path) -> str:
-    """Changes when a file of the checkpoint changes: names, sizes, and contents.
+    """A hash that changes when a file of the checkpoint changes: names, sizes, and contents.
 
-    Large files by samples spread over them, together with the name that the Hub's cache gives their contents, or else
-    the time of their last change.
+    Large files count by samples spread over them, together with the name that the Hub's cache gives their contents, or
+    else the time of their last change.
     """
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):

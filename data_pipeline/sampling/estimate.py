@@ -1,7 +1,7 @@
-"""How many answers sampling will ask of each source, and the time and GPU-hours they will take: `sample --dry-run`.
+"""How many answers each source will be sampled for, and the time and GPU-hours they will take: `sample --dry-run`.
 
-Answers in the store are not asked for again; their lengths and times are what the estimate is made from. No model is
-loaded and no server asked: tokenizers and configurations are enough.
+Answers in the store are not sampled again; the estimate is made from their lengths and times. No model is loaded and no
+server contacted: tokenizers and configurations are enough.
 """
 
 import math
@@ -34,17 +34,17 @@ _PLAIN = pl.Config(
 
 @dataclass(frozen=True)
 class Spent:
-    """What the answers in a source's store took, whether this config has a use for them or not."""
+    """What the answers in a source's store took, whether this config uses them or not."""
 
     answers: int
     tokens: int
-    """Of answers."""
+    """Answer tokens."""
     seconds: float
-    """Of sampling, without loading the model."""
+    """Time of sampling, without loading the model."""
 
 
 def run(config: PipelineConfig) -> None:
-    """Prints a plan a source, and their sum.
+    """Prints a plan for each source, and their sum.
 
     Raises:
       UserError: no prompts, or a source without a tokenizer.
@@ -80,7 +80,7 @@ def spent(known: pl.DataFrame) -> Spent:
     """What answers took, as far as it was measured.
 
     Args:
-      known: a source's, with the columns of `sample.STORED`.
+      known: a source's answers, with the columns `STORED` of `sampling.stage`.
     """
     timed = known.filter(pl.col("seconds").is_not_null())
     return Spent(len(timed), int(timed["completion_tokens"].sum()), float(timed["seconds"].sum()))
@@ -92,7 +92,7 @@ def gpus(source: SourceConfig) -> int:
 
 
 def seconds_of(source: SourceConfig, tokens: int, done: Spent) -> float | None:
-    """How long so many tokens of answers take; None where no rate is given, nor measured."""
+    """How long this many answer tokens take; None where no rate is given or measured."""
     rate = source.cost.tokens_per_second or (done.tokens / done.seconds if done.seconds else 0)
     return 0.0 if tokens == 0 else tokens / rate if rate else None
 
@@ -100,7 +100,7 @@ def seconds_of(source: SourceConfig, tokens: int, done: Spent) -> float | None:
 def _plan(
     config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, known: pl.DataFrame
 ) -> tuple[str, pl.DataFrame]:
-    """A line that says who is asked, and a row a domain."""
+    """A line about the source, and one row per domain."""
     directory = checkpoint.locate(source.model, source.revision, weights=False)
     tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
     common = answer_keys.sampling_parameters(config, source, directory)
@@ -122,7 +122,7 @@ def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: SamplePlan, k
     length = pl.when(pl.col("error").is_null()).then("completion_tokens")
     lengths = known.select("key", length=length, stored=True)
     requests = requests.join(lengths, on="key", how="left", maintain_order="left")
-    # The best guess there is: the config's, the mean in the domain so far, the mean in all so far, the limit.
+    # The first that is known: the config's value, the mean in the domain so far, the mean in all so far, the limit.
     expected = pl.coalesce(
         pl.lit(source.cost.answer_tokens, pl.Float64),
         pl.col("length").mean().over("domain"),

@@ -1,4 +1,4 @@
-"""What is wrong with an answer by its looks alone, so that it must never be learned from."""
+"""Flaws that show without judging an answer's content, such as loops; an answer with one is never trained on."""
 
 import zlib
 
@@ -16,7 +16,7 @@ WINDOW_RATIO = 10
 
 
 def mark(answers: pl.DataFrame) -> pl.DataFrame:
-    """The table with a column more for each of `FLAWS`; null where no answer was made.
+    """The table with one more column for each of `FLAWS`; null where no answer was made.
 
     Args:
       answers: with the columns `text` and `finish_reason`.

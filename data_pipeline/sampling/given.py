@@ -1,7 +1,7 @@
 """Answers that come with a data set: rows matched with the prompts, to a table like those of the stage `sample`.
 
-All answers to a prompt are kept, in the order of the rows. What answers no prompt is counted, not kept: of a large data
-set that is most of it.
+All answers to a prompt are kept, in the order of the rows. Rows that answer no prompt are counted, not kept: in a large
+data set they are the majority.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ def answers(given: GivenConfig, prompts: pl.DataFrame) -> tuple[pl.DataFrame, Co
       prompts: those of its domains.
 
     Raises:
-      UserError: no rows, a column that none has, or no row that answers a prompt.
+      UserError: no rows, a column that no row has, or no row that answers a prompt.
     """
     of_text = {messages[0]["content"].strip(): name for name, messages in _single_turns(prompts)}
     dropped: Counter[str] = Counter()
@@ -48,7 +48,7 @@ def answers(given: GivenConfig, prompts: pl.DataFrame) -> tuple[pl.DataFrame, Co
     if not found:
         raise UserError(f"given: {given.path}: none of {dropped.total():,} rows answers a prompt: {dict(dropped)}")
     frame = pl.DataFrame(found, schema={"prompt_id": pl.String, "text": pl.String}, orient="row")
-    # Equal answers once: they are copies of a row, not opinions.
+    # Equal answers once: they are copies of a row, not separate answers.
     frame = frame.unique(maintain_order=True)
     if copies := len(found) - len(frame):
         dropped["duplicate"] = copies
@@ -59,7 +59,7 @@ def answers(given: GivenConfig, prompts: pl.DataFrame) -> tuple[pl.DataFrame, Co
 
 
 def fingerprint(given: GivenConfig) -> str:
-    """Of the entry, and of its files where they are not the Hub's."""
+    """A hash of the entry, and of its files unless they come from the Hub."""
     return stage_files.fingerprint(given.model_dump(mode="json"), *(epath.Path(file) for file in reading.files(given)))
 
 

@@ -7,7 +7,7 @@ from fusejax.common.progress import INTERVAL, clock
 
 
 class Progress:
-    """Counts the answers of one step and tells now and then; the rate is of this run, without what was there before."""
+    """Counts the answers of one step and reports now and then; the rate is this run's, without answers kept before."""
 
     def __init__(self, step: str, done: int, total: int):
         self._step, self._done, self._total = step, done, total
@@ -24,7 +24,7 @@ class Progress:
 
 
 def line(step: str, done: int, new: int, total: int, tokens: int, seconds: float) -> str:
-    """What is told: answers, rate, and the time left at that rate.
+    """The reported line: answers, rate, and the time left at that rate.
 
     >>> line("sample s", 100, 50, 250, 6000, 60.0)
     'sample s: 150 of 250 answers, 100 tokens/s, 0:02:00 left'

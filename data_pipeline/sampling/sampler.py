@@ -14,7 +14,7 @@ class Request:
     """Token ids."""
     seed: int
     max_tokens: int
-    """Of the answer: with the prompt's they fit into the model's context."""
+    """Most tokens of the answer; with the prompt's they fit into the model's context."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Sampler(Protocol):
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
         """Answers to the requests whose keys are not in `done`, as they get ready, in lists to be kept as a whole.
 
-        An answer depends on its own request, not on its neighbours. The requests that are done are told as well, so
-        that a backend which forms batches can form the same ones again when a run goes on.
+        An answer depends on its own request, not on its neighbours. Requests that are done are passed as well, so that
+        a backend which forms batches can form the same ones again when a run is resumed.
         """
         ...
 
     def close(self) -> None:
-        """Gives back what the model takes of memory and devices."""
+        """Releases the model's memory and devices."""
         ...

@@ -1,14 +1,14 @@
-"""Stage `sample`: every source answers every prompt of its domains, to `samples/{source}.parquet`.
+"""Stage `sample`: every source answers every prompt of its domains; the answers go to `samples/{source}.parquet`.
 
 Answers are kept for good in `samples/.answers/{source}/`, each under its key (see `answer_keys`). A run asks only for
-the keys that are not there yet: a killed run goes on where it was, nothing is asked twice, and answers that this config
-has no use for stay there for the next.
+the keys that are not there yet: a killed run goes on where it was, nothing is sampled twice, and answers that this
+config does not use stay there for another.
 
 A request that is lost on the way to a server is sent again. One that the server or the engine refuses, such as a prompt
 that it finds too long, counts as answered, and its error is kept in place of a text. A prompt that the source's chat
 template or context does not admit is not sent at all: it is in `rejected/sample-{source}.jsonl` with the reason, and
-its rows in the table have the finish reason "error". Flaws are looked for in the table, after sampling: other rules for
-them ask for no answer again.
+its rows in the table have the finish reason "error". Flaws are looked for in the table, after sampling: changing how
+they are found samples nothing again.
 """
 
 import json
@@ -64,15 +64,16 @@ ALL_REFUSED = 20
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `samples/{source}.parquet` and `rejected/sample-{source}.jsonl` for each source; of answers that come with
-    a data set the table alone.
+    """Writes `samples/{source}.parquet` and `rejected/sample-{source}.jsonl` for each source; for answers that come
+    with a data set, only the table.
 
-    Sources with servers are asked side by side; meanwhile, the others one after another in this process.
+    Sources with servers are sampled in parallel; meanwhile, the others one after another in this process.
 
     Raises:
-      UserError: no prompts, a source that cannot be loaded or reached, or a samples file of another maker in the way.
+      UserError: no prompts, a source that cannot be loaded or reached, or a samples file that another program made is
+        in the way.
     """
-    import transformers  # noqa: F401  Before there are threads: while it is imported, others find half of it.
+    import transformers  # noqa: F401  Before threads start: they must not see it half imported.
 
     prompts = read_prompts(config)
     directories = locate(config)
@@ -85,7 +86,7 @@ def run(config: PipelineConfig) -> None:
         try:
             _sample_source(config, source, prompts, directories[source.name], stop)
         except UserError as error:
-            if others:  # They go on, maybe for days: this must not be heard of only then.
+            if others:  # They go on, maybe for days: report this now, not at the end.
                 note(f"sample {source.name} failed: {error}")
             raise
 
@@ -103,10 +104,10 @@ def run(config: PipelineConfig) -> None:
 
 
 def locate(config: PipelineConfig) -> dict[str, Path]:
-    """Where each source's checkpoint lies: found out before the first source is asked, for sampling takes long.
+    """Where each source's checkpoint is on disk: checked before sampling, which takes long, begins.
 
     Raises:
-      UserError: one is nowhere.
+      UserError: one is not found.
     """
     return {
         source.name: checkpoint.locate(source.model, source.revision, weights=source.server is None)
@@ -118,7 +119,7 @@ def read_prompts(config: PipelineConfig) -> pl.DataFrame:
     """The table of the stage `prompts`.
 
     Raises:
-      UserError: it is not there.
+      UserError: it does not exist.
     """
     path = epath.Path(config.output_dir) / "prompts.parquet"
     return stage_files.read_parquet(path, list(PROMPTS_SCHEMA), made_by="prompts")
@@ -152,7 +153,7 @@ def _sample_source(
         asked = answer_keys.plan_samples(config, source, prompts, tokenizer, common)
         with AnswerStore(store_folder(config, source), STORED) as answers:
             if final.exists():
-                # Of a directory that came without its part files.
+                # The table in a directory that was copied without its part files.
                 answers.adopt(_earlier(final))
             missing = len(asked.requests.keys() - answers.keys)
             if missing:
@@ -193,11 +194,11 @@ def ask(
       asked: its sample plan.
       common: its `answer_keys.sampling_parameters`.
       answers: its store.
-      progress: is told of every answer.
+      progress: counts every answer.
       stop: ends the work, by KeyboardInterrupt, when it is set.
 
     Raises:
-      UserError: the source refuses everything, or see the sampler.
+      UserError: the source refuses everything; also the sampler's own errors.
     """
     before = time.monotonic()
     for batch in _plausible(sampler.generate(list(asked.requests.values()), frozenset(answers.keys)), source):
@@ -296,7 +297,7 @@ def _table(source: SourceConfig, asked: SamplePlan, known: pl.DataFrame) -> pl.D
         pl.col("text").fill_null(""),
         pl.col("completion_tokens").fill_null(0),
     )
-    # In one piece, as the bytes of the file depend on the pieces.
+    # In one chunk, since the file's bytes depend on the chunks.
     return flaws.mark(table).select(SCHEMA.names()).cast(SCHEMA).rechunk()
 
 

@@ -1,4 +1,4 @@
-"""A reward or a verifier that is a Python function of the user's, named by import path."""
+"""A user's Python function as reward or verifier, named by its import path."""
 
 import importlib
 import inspect
@@ -18,7 +18,7 @@ class FunctionReward:
         self._score, self.fingerprint = _load(path, key, "score")
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`."""
+        """One score per item, in order; see `scorer.Scorer`."""
         return [self._one(item) for item in items]
 
     def _one(self, item: Item) -> Score:
@@ -41,7 +41,7 @@ class FunctionVerifier:
         self._check, self.fingerprint = _load(path, key, "check")
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`."""
+        """One score per item, in order; see `scorer.Scorer`."""
         return [self._one(item) for item in items]
 
     def _one(self, item: Item) -> Score:
@@ -56,7 +56,7 @@ def _load(path: str, key: str, method: str) -> tuple[Callable[[dict[str, Any], s
     """The function that a config names, and a fingerprint that changes with its module's source.
 
     Raises:
-      UserError: the path leads nowhere, or to what cannot be called.
+      UserError: the path leads nowhere, or to something that is not callable.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):

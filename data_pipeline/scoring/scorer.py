@@ -17,8 +17,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """What a scorer found: a field is None where the scorer does not judge that, the verdict "unknown" where it does
-    and could not tell."""
+    """What a scorer found: a field is None where the scorer does not judge it; the verdict is "unknown" where it could
+    not tell."""
 
     reward: float | None = None
     verdict: Verdict | None = None
@@ -27,7 +27,7 @@ class Score:
     detail: str | None = None
     """Why: a short constant reason, then perhaps `: particulars`."""
     objectives: tuple[float, ...] | None = None
-    """What the reward was mixed of, where a reward model tells."""
+    """The objectives that make up the reward, where a reward model reports them."""
 
 
 @runtime_checkable
@@ -38,5 +38,5 @@ class Scorer(Protocol):
     """Changes when the same answer could be judged differently."""
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order."""
+        """One score per item, in order."""
         ...

@@ -15,13 +15,13 @@ def build(
     Domains with the same reward model share it: it is in memory once.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       domains: those that have answers.
       workers: processes that verify. Default: `scorers.workers`.
 
     Raises:
       UserError: an import path leads nowhere, there is no such reward model, or programs are to be run and no sandbox
-        holds here.
+        works here.
     """
     from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
     from data_pipeline.scoring.function_scorer import FunctionReward

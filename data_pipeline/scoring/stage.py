@@ -35,12 +35,12 @@ COLUMNS = pl.Schema(
 )
 NEEDED = ("prompt_id", "source", "sample_index", "text", "finish_reason")
 CHUNK = 8192
-"""Answers a part file: what a killed run loses at most."""
+"""Answers per part file: the most that a killed run loses."""
 
 Scorers = dict[str, tuple[Scorer | None, Scorer | None]]
 """Domain -> what gives the reward, and what the verdict."""
 Chunk = tuple[int, pl.DataFrame, dict[str, dict[str, Any]]]
-"""Its first row's number in the file, its rows, and the rows of their prompts by id."""
+"""The number of its first row in the file, its rows, and their prompts' rows by id."""
 
 
 def run(config: PipelineConfig) -> None:
@@ -150,7 +150,7 @@ def _fingerprints(judges: Scorers) -> dict[str, list[str | None]]:
 def _work(
     config: PipelineConfig, expected: dict[str, list[str | None]]
 ) -> Callable[[Chunk], Iterator[tuple[int, pl.DataFrame]]]:
-    """Builds the judges, on whatever machine of a cluster this is; what that returns judges a chunk."""
+    """Builds the scorers on the machine that calls it; returns a function that judges a chunk."""
     judges = scorers.build(config, expected, config.scorers.workers or max(1, int(config.ray.score.cpus)))
     for domain, found in _fingerprints(judges).items():
         if found != expected[domain]:
@@ -178,7 +178,7 @@ def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]
             rewards = reward.score(batch) if reward else [Score()] * len(batch)
             verdicts = correctness.score(batch) if correctness else rewards
             for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
-                # First why there is no reward, if there is none: then that is what lost the answer.
+                # If there is no reward, the reason for that comes first: it is why the answer was lost.
                 both = (judged, rewarded) if rewarded.reward is not None else (rewarded, judged)
                 details = dict.fromkeys(score.detail for score in both if score.detail)
                 detail = _storable("; ".join(details) or None)

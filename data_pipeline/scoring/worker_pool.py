@@ -14,7 +14,7 @@ from typing import Any
 
 OUT_OF_MEMORY = "out_of_memory"
 START_SECONDS = 120.0
-"""For a worker to import what it needs."""
+"""Time for a worker to import what it needs."""
 
 
 class WorkerPool:
@@ -22,9 +22,9 @@ class WorkerPool:
 
     Args:
       function: importable by name; its module is imported once in a server process from which workers fork.
-      timeout: seconds a task.
+      timeout: seconds per task.
       memory_mb: address space that a worker may add to what it starts with; beyond it the function gets a MemoryError.
-      workers: processes. Default: one a core.
+      workers: processes. Default: one per core.
     """
 
     def __init__(self, function: Callable[[Any], Any], *, timeout: float, memory_mb: int, workers: int | None = None):
@@ -42,8 +42,8 @@ class WorkerPool:
             self._stop(connection)
 
     def map(self, tasks: Sequence[Any]) -> list[Any]:
-        """Results in order; "timeout", "crashed" or "out_of_memory" in place of those that there are not, so the
-        function should not return strings. The process of such a task is killed, and another takes its place.
+        """Results in order; "timeout", "crashed" or "out_of_memory" in place of a missing one, so the function should
+        not return strings. The process of such a task is killed, and another takes its place.
 
         Raises:
           RuntimeError: a new process dies or hangs before its first task.
@@ -73,7 +73,7 @@ class WorkerPool:
                     continue
                 if index is not None:
                     results[index] = result
-                if result == OUT_OF_MEMORY:  # What it holds, it may hold on to.
+                if result == OUT_OF_MEMORY:  # It may not release what it holds.
                     replace(connection, index)
                     continue
                 if not waiting:
@@ -120,7 +120,7 @@ def _work(function: Callable[[Any], Any], memory_mb: int, timeout: float, connec
         connection.send(None)  # Ready.
         while True:
             task = connection.recv()
-            # Should the pool's process die, nobody else would end a task that hangs.
+            # If the pool's process dies, nothing else ends a task that hangs.
             spent = resource.getrusage(resource.RUSAGE_SELF)
             allowed = int(spent.ru_utime + spent.ru_stime + timeout) + 5
             resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))

@@ -11,12 +11,12 @@ from data_pipeline.stage_files import stable_hash
 
 
 def keys(seed: int, names: pl.Series) -> pl.Series:
-    """A random 63-bit number of each text. Texts are hashed one by one, so pass distinct ones."""
+    """A random 63-bit number for each text. Texts are hashed one by one, so pass distinct ones."""
     return pl.Series(names.name, [stable_hash(seed, name) for name in names], dtype=pl.UInt64)
 
 
 def mix(*parts: pl.Series) -> pl.Series:
-    """A random 64-bit number of each row of integer columns: splitmix64, chained over the columns."""
+    """A random 64-bit number for each row of integer columns: splitmix64, chained over the columns."""
     mixed = np.zeros(len(parts[0]), np.uint64)
     for part in parts:
         mixed = (mixed ^ part.to_numpy().astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)

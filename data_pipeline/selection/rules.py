@@ -1,12 +1,12 @@
 """Which answers become SFT examples and which become preference pairs: the rules, as pure functions on tables.
 
 A rule is a function of a domain's candidates and of its own parameters, and a line of `RULES`; `select` applies each
-domain's rule to its prompts. Candidates are one row an answer:
+domain's rule to its prompts. Candidates have one row per answer:
 
     prompt_id, source                    text
     sample_index                         integer, counts the source's answers to the prompt
     finish_reason                        "stop", "length" (cut at the limit), "error" (none was made); null if not known
-    truncated, degenerate                boolean marks: an answer that has one serves nowhere; the columns can be absent
+    truncated, degenerate                boolean marks: an answer with one is not used at all; the columns can be absent
     text_hash                            unsigned integer: equal where texts are equal; null where the text is blank
     reward                               float, can be null or not finite
     verdict                              "correct", "wrong", "unknown" or null
@@ -30,7 +30,7 @@ from fusejax.common.cli import ConfigModel
 PairSource = Literal["best", "random", "widest"]
 
 MARKS = ("truncated", "degenerate")
-"""Boolean columns of samples that take an answer out; the name is the reason."""
+"""Boolean columns of samples that exclude an answer; the name is the reason."""
 _ANSWER = {"source": pl.String, "sample_index": pl.Int64, "reward": pl.Float64}
 _PROMPT_SCHEMA = dict.fromkeys(["prompt_id", "dataset", "domain"], pl.String)
 SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER})
@@ -45,7 +45,7 @@ PAIR_SCHEMA = pl.Schema(
 DISCARDED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "stage": pl.String, "reason": pl.String})
 UNUSED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "source": pl.String, "sample_index": pl.Int64, "reason": pl.String})
 PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"])
-"""Why a source gives no pair, the furthest from one first."""
+"""Why a source gives no pair, from furthest to closest to a valid one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Selected:
     dpo: pl.DataFrame
     discarded: pl.DataFrame
     unused: pl.DataFrame
-    """Answers that could not serve at all, with the reason."""
+    """Answers that could not be used at all, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Margins(ConfigModel):
     """What rules that make pairs have in common."""
 
     min_margin: float | None = Field(0.01, ge=0)
-    """Least reward of the chosen answer above that of the rejected one, inclusive; null is no bound."""
+    """Lower bound, inclusive, of chosen minus rejected reward; null is no bound."""
     max_margin: float | None = Field(0.1, ge=0)
-    """Bounds, inclusive, of chosen minus rejected reward; null is no bound."""
+    """Upper bound, inclusive, of chosen minus rejected reward; null is no bound."""
     pair_source: PairSource = "best"
-    """Which source's pair, of those valid: with the best chosen answer, a seeded random one, or the widest margin."""
+    """Which source's valid pair: with the best chosen answer, a seeded random one, or with the widest margin."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Margins":
@@ -90,24 +90,24 @@ class Margin(Margins):
     """A source's best answer against its worst, by reward; prompts with a valid pair are split between SFT and DPO."""
 
     name: Literal["margin"] = "margin"
-    """Of the rule."""
+    """Name of the rule."""
     sft_fraction: float = Field(0.4, ge=0, le=1)
-    """Of the prompts with a valid pair; the others serve DPO. Each prompt's side is a hash of its id and the seed, so
-    the share is met to chance (51,098 prompts: to 0.4 points), and prompts added later move no other prompt."""
+    """Share for SFT of the prompts with a valid pair; the others go to DPO. A hash of the prompt's id and the seed
+    decides, so the share is met up to chance (51,098 prompts: to 0.4 points), and adding prompts moves no other one."""
 
 
 class VerdictPairs(Margins):
-    """Pairs of a correct and a wrong answer first; prompts left over, with a correct answer, serve SFT."""
+    """Prompts with a valid pair of a correct and a wrong answer go to DPO; others with a correct answer go to SFT."""
 
     name: Literal["verdict_pairs"] = "verdict_pairs"
-    """Of the rule."""
+    """Name of the rule."""
 
 
 class VerdictBoth(Margins):
-    """The best correct answer serves SFT, and with a wrong one makes a pair too."""
+    """The best correct answer is an SFT example; if there is a wrong answer, the prompt gives a pair too."""
 
     name: Literal["verdict_both"] = "verdict_both"
-    """Of the rule."""
+    """Name of the rule."""
     min_margin: float | None = Field(None, ge=0)
     """As for the rule margin, but no bound by default."""
     max_margin: float | None = Field(None, ge=0)
@@ -120,7 +120,7 @@ class OneSource(ConfigModel):
     """SFT only: the best answer of one source. Needs no reward."""
 
     name: Literal["one_source"] = "one_source"
-    """Of the rule."""
+    """Name of the rule."""
     source: str | None = None
     """The one source whose answers are used. Default: any."""
 
@@ -149,7 +149,7 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
         reason=_unusable([mark for mark in MARKS if mark in candidates.columns], with_reward)
     )
     unused = judged.filter(pl.col("reason").is_not_null())
-    # By prompt, then by reward; one without comes last. Of equal rewards, the hash of the names decides.
+    # By prompt, then by reward, answers without one last. Between equal rewards, the hash of the names decides.
     usable = judged.filter(pl.col("reason").is_null()).sort(
         "prompt", "reward", "tie", descending=[False, True, False], nulls_last=True
     )
@@ -181,7 +181,7 @@ def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
     judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
     valid = pairs(judged, rule.pair_source)
     to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
-    # Why there is no pair: the problem of the source that came furthest.
+    # Why there is no pair: the problem of the source that came closest to one.
     furthest = judged.sort("problem").unique("prompt", keep="last")
     return Part(
         sft=best(candidates.join(to_sft, on="prompt", how="semi")),
@@ -193,7 +193,7 @@ def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
 
 
 def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
-    """Pairs of a correct and a wrong answer first; of the prompts left over, the best correct answer serves SFT."""
+    """A pair of a correct and a wrong answer where a prompt has a valid one; else the best correct answer, for SFT."""
     correct, wrong = _by_verdict(candidates)
     dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
     return Part(
@@ -204,7 +204,8 @@ def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
 
 
 def verdict_both(candidates: pl.DataFrame, rule: VerdictBoth) -> Part:
-    """The best correct answer serves SFT; with a wrong one it makes a pair too. None is correct: dropped."""
+    """The best correct answer for SFT, and a pair too if there is a wrong answer. Prompts without a correct answer are
+    dropped."""
     correct, wrong = _by_verdict(candidates)
     judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
     return Part(
@@ -222,10 +223,10 @@ def one_source(candidates: pl.DataFrame, rule: OneSource) -> Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """What there is to know of a rule."""
+    """A rule's function, its parameters and its needs."""
 
     apply: Callable[[pl.DataFrame, Any], Part]
-    """Of a domain's usable candidates, by prompt and best first, and of the parameters."""
+    """A function of a domain's usable candidates, by prompt and best first, and of the parameters."""
     parameters: type[Parameters]
     needs_reward: bool
     needs_verdict: bool
@@ -237,11 +238,11 @@ RULES = {
     "verdict_both": Rule(verdict_both, VerdictBoth, needs_reward=True, needs_verdict=True),
     "one_source": Rule(one_source, OneSource, needs_reward=False, needs_verdict=False),
 }
-"""By the name in the configuration."""
+"""The rules by their names in the configuration."""
 
 
 def best(candidates: pl.DataFrame) -> pl.DataFrame:
-    """The answer with the highest reward of each prompt; one without reward comes last."""
+    """Each prompt's answer with the highest reward; answers without reward come last."""
     return candidates.unique("prompt", keep="first", maintain_order=True)
 
 
@@ -255,8 +256,8 @@ def compared(
 ) -> pl.DataFrame:
     """Each source's best winner beside its worst loser, with the `problem` that keeps them from being a pair, or null.
 
-    Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is 0.00999... in binary, in the seventh
-    already where rewards are float32. Equal texts make no pair.
+    Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is 0.00999... in binary, and in float32 the
+    seventh decimal is off already. Equal texts make no pair.
     """
     group = ["prompt", "source"] if same_source else ["prompt"]
     answer = ["source", "sample_index", "reward", "text_hash", "tie"]
@@ -284,10 +285,10 @@ def compared(
 
 
 def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
-    """At most one pair a prompt, of those `compared` without a problem.
+    """At most one pair per prompt, of those `compared` without a problem.
 
-    Of several sources' pairs, `pair_source` decides: "best", the one with the best chosen answer; "widest", the one
-    with the widest margin; "random", a seeded one. Of equals there, the other of reward and margin, then the hash.
+    Between several sources' pairs, `pair_source` decides: "best" takes the one with the best chosen answer, "widest"
+    the one with the widest margin, "random" a seeded one. Ties go by the other of reward and margin, then by the hash.
     """
     valid = judged.filter(pl.col("problem").is_null())
     first, second = ("margin", "chosen_reward") if pair_source == "widest" else ("chosen_reward", "margin")
@@ -311,10 +312,10 @@ def _by_verdict(candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _unusable(marks: list[str], domains_with_reward: list[str]) -> pl.Expr:
-    """Why an answer can serve nowhere, neither chosen nor rejected; null if it can."""
+    """Why an answer cannot be used, neither as chosen nor as rejected; null if it can."""
     needs_reward = pl.col("domain").is_in(domains_with_reward)
     reason = (
-        # Of two answers with the same names, nothing tells which one was scored.
+        # Where two answers have the same prompt, source and index, nothing tells which one was scored.
         pl.when(pl.col("tie").is_duplicated())
         .then(pl.lit("repeated"))
         .when(pl.col("finish_reason") == "error")
@@ -337,7 +338,7 @@ def _unusable(marks: list[str], domains_with_reward: list[str]) -> pl.Expr:
 
 
 def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
-    """Prompts that come to the rules without any usable answer, by the stage where their furthest answer was lost."""
+    """Prompts that reach the rules without any usable answer, by the stage at which the most advanced one was lost."""
     scored = unused.filter(pl.col("reason").is_in(["no_reward", "non_finite_reward"]))
     lost = prompts.select("prompt").join(usable, on="prompt", how="anti")
     return lost.with_columns(

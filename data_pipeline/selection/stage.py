@@ -67,7 +67,7 @@ def require_judges(config: PipelineConfig, domains: Iterable[str]) -> None:
 
 
 def _check_marks(file: epath.Path) -> None:
-    """Raises `UserError` where a column that takes answers out holds something else than true and false."""
+    """Raises `UserError` where a column that excludes answers holds anything but true and false."""
     with local_copy(file) as local:
         present = pl.read_parquet_schema(local)
     for mark in rules.MARKS:
@@ -101,7 +101,7 @@ def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], ta
 
 
 def _candidates(file: Path) -> pl.LazyFrame:
-    """What the rules look at. Texts are read as a stream and only their hashes kept."""
+    """The columns that the rules use. Texts are read as a stream, and only their hashes are kept."""
     present = pl.read_parquet_schema(file)
     text = pl.col("text").str.strip_chars()
     return pl.scan_parquet(file, glob=False).select(

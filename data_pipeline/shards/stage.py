@@ -72,7 +72,7 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
                     manifest=manifest,
                 )
                 counts.append(f"{kind}/{split} {len(rows):,}")
-            # The old data set goes only when the new one is whole, with the splits that the new one lacks.
+            # The old data set is deleted only when the new one is whole, with any split that the new one lacks.
             if selected[kind].is_empty():
                 (output / kind).rmtree(missing_ok=True)
             else:

@@ -1,7 +1,7 @@
 """Public data sets as this pipeline's prompts: one adapter each, by Hub id.
 
-An adapter knows a data set's columns and what the recipe leaves out of it. Local copies of a data set are read with
-`adapter: HUB_ID`; other data sets need none: their columns are named in the config.
+An adapter knows a data set's columns and which rows the recipe leaves out. Local copies of a data set are read with
+`adapter: HUB_ID`; other data sets need no adapter: the config names their columns.
 """
 
 from data_pipeline.prompts.adapters import chinese, code, instruction, math

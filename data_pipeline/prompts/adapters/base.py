@@ -8,7 +8,7 @@ Row = Mapping[str, Any]
 
 
 class Rejected(Exception):
-    """A record that cannot or shall not serve as a prompt: a short constant reason, and what it is in particular."""
+    """A record that is not used as a prompt: a short constant reason, and the particulars."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
@@ -22,7 +22,7 @@ class Adapter:
     columns: tuple[str, ...]
     """The columns that `read` looks at. No other is loaded."""
     read: Callable[[Row], dict[str, Any]]
-    """A row as a record with `prompt` or `messages`, and where there are such: `id`, `answer`, `tests`. Checked later.
+    """A row as a record with `prompt` or `messages`, and `id`, `answer`, `tests` where it has them. Checked later.
 
     Raises `Rejected` where the recipe leaves the row out.
     """

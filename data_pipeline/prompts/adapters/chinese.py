@@ -48,6 +48,6 @@ input_quality, quality_explanation, quality_generator, llama_guard_2, reward_mod
 min_neighbor_distance, repeat_count, min_similar_uuid, instruction_length, response_length, language}.
 
 Schema: `dataset_info` of the card of Magpie-Align/Magpie-Qwen2-Pro-1M-v0.1, of which it is the Chinese part. The
-recipe wants prompts of high quality and does not say by what: here `input_quality`, of very poor, poor, average, good
-and excellent, is good or better.
+recipe wants prompts of high quality and does not say how to tell: here `input_quality` (very poor, poor, average, good,
+excellent) must be good or better.
 """

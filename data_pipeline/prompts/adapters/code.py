@@ -25,8 +25,8 @@ SELF_OSS_INSTRUCT = Adapter(("sha1", "instruction"), _self_oss_instruct)
 """bigcode/self-oss-instruct-sc2-exec-filter-50k: {fingerprint, sha1, seed, response, concepts, prompt, instruction,
 id}.
 
-About a quarter of the instructions end in tests to pass, as a fenced block. The tests that some responses end in are
-not taken: they may use names that the instruction does not give. Schema: the data set's card; how the tests came into
+About a quarter of the instructions end in tests to pass, as a fenced block. Tests at the end of some responses are
+not used: they may use names that the instruction does not give. Schema: the data set's card; how the tests came into
 the instructions: `sanitize_data.py` of bigcode-project/starcoder2-self-align.
 """
 
@@ -46,6 +46,6 @@ def _leetcode_dataset(row: Row) -> dict[str, Any]:
 LEETCODE_DATASET = Adapter(("task_id", "prompt", "query", "entry_point", "test"), _leetcode_dataset)
 """newfacade/LeetCodeDataset: {task_id, prompt, query, entry_point, test, completion, response, ...}.
 
-`query` is the question; `prompt` is what stands before the program (imports, helpers), `test` defines `check`, which
-is called with the entry point. Schema: the data set's card.
+`query` is the question; `prompt` is the code before the program (imports, helpers); `test` defines `check`, which is
+called with the entry point. Schema: the data set's card.
 """

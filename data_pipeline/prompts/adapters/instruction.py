@@ -48,7 +48,7 @@ Debugging, Math, Role playing, Data analysis, Creative writing, Advice seeking, 
 
 
 def helpsteer_messages(prompt: str) -> list[dict[str, str]]:
-    """The turns of a HelpSteer2 prompt, which later turns follow as `<extra_id_1>ROLE` lines.
+    """The turns of a HelpSteer2 prompt: each turn after the first begins with a line `<extra_id_1>ROLE`.
 
     >>> helpsteer_messages("Hi\\n<extra_id_1>Assistant\\nHello!\\n<extra_id_1>User\\nWho are you?")[1:]
     [{'role': 'assistant', 'content': 'Hello!'}, {'role': 'user', 'content': 'Who are you?'}]

@@ -5,9 +5,9 @@ The data set has no column of tests. A statement shows examples as
     **Input:** nums = [2,7,11,15], target = 9
     **Output:** [0,1]
 
-and the reference solution in `python` has the function's name and parameters, which the question then asks for. Left
-out is what equality on plain values cannot judge: lists and trees of nodes, arguments changed in place, classes, and
-problems that accept any of several answers. Where any order is accepted, sorted results are compared.
+and the reference solution in `python` has the function's name and parameters, which are added to the question. Problems
+that equality on plain values cannot judge are left out: lists and trees of nodes, arguments changed in place, classes,
+and problems that accept any of several answers. Where any order is accepted, sorted results are compared.
 """
 
 import ast
@@ -39,10 +39,10 @@ _JSON = {"true": True, "false": False, "null": None}
 
 
 def read(row: Row) -> dict[str, Any]:
-    """A record with a question that names the function, and one `assert` an example.
+    """A record with a question that names the function, and one `assert` per example.
 
     Raises:
-      Rejected: no example can be made a test, or tests would judge wrongly.
+      Rejected: no example can be turned into a test, or the tests would judge wrongly.
     """
     statement = plain(text(row, "content"))
     for pattern, reason in ((_NODES, "tests_need_nodes"), (_IN_PLACE, "changes_in_place"), (_SEVERAL, "many_answers")):
@@ -75,19 +75,19 @@ class Example:
     """The values of one worked example."""
 
     inputs: dict[str, Any]
-    """By name; by place where the statement gives none."""
+    """By name; by position where the statement gives no names."""
     output: Any
 
     def arguments(self, parameters: list[str]) -> str | None:
         """The inputs in the parameters' order; None if there are more or fewer."""
-        # A reference that renames its parameters leaves the statement's order.
+        # A reference that renames its parameters keeps the statement's order.
         named = set(self.inputs) == set(parameters)
         values = [self.inputs[name] for name in parameters] if named else list(self.inputs.values())
         return ", ".join(map(repr, values)) if len(values) == len(parameters) else None
 
 
 def examples(statement: str) -> list[Example]:
-    """Those of a plain statement's examples that have plain values.
+    """The examples in a plain statement whose values are plain.
 
     >>> examples('Input: s = "a b", k = [1,null]\\nOutput: true')
     [Example(inputs={'s': 'a b', 'k': [1, None]}, output=True)]
@@ -107,7 +107,7 @@ def examples(statement: str) -> list[Example]:
 
 
 def signature(solution: Any, example: Example) -> tuple[str, list[str]]:
-    """Name and parameters of the solution's function that takes the example's inputs, best by their names.
+    """Name and parameters of the solution's function that takes the example's inputs, preferably under their names.
 
     Raises:
       Rejected: there is no such function.
@@ -134,7 +134,7 @@ def _value(node: ast.expr) -> Any:
     """`ast.literal_eval`, which also knows JSON's constants.
 
     Raises:
-      ValueError: it is no literal.
+      ValueError: it is not a literal.
     """
     if isinstance(node, ast.Name) and node.id in _JSON:
         return _JSON[node.id]
@@ -149,6 +149,6 @@ def _assertion(call: str, output: Any, unordered: bool) -> str:
     if unordered and isinstance(output, list):
         try:
             return f"assert sorted({call}) == {sorted(output)!r}"
-        except TypeError:  # What cannot be sorted has values of several kinds.
+        except TypeError:  # Values of different types cannot be sorted.
             raise Rejected("many_answers", "in any order") from None
     return f"assert {call} == {output!r}"

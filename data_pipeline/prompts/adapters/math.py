@@ -1,4 +1,4 @@
-"""Mathematics: problems with the answer that others are compared with."""
+"""Mathematics: problems with gold answers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def _openmathinstruct2(row: Row) -> dict[str, Any]:
 
 
 OPENMATHINSTRUCT2 = Adapter(("problem", "expected_answer"), _openmathinstruct2)
-"""nvidia/OpenMathInstruct-2: {problem, generated_solution, expected_answer, problem_source}, many rows a problem.
+"""nvidia/OpenMathInstruct-2: {problem, generated_solution, expected_answer, problem_source}, many rows per problem.
 
 For augmented problems the expected answer is that of the majority. Schema: the data set's card.
 """

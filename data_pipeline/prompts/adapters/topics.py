@@ -1,7 +1,7 @@
-"""Whether a prompt asks for code or mathematics, told from its text, for data sets that do not label their rows.
+"""Whether a prompt asks for code or mathematics, judging by its text, for data sets that do not label their rows.
 
 The recipe leaves both topics out of the instruction and Chinese sets and does not say how. These are rules that a
-person can read: a rejected prompt is kept with the words that gave it away, so that a wrong rule shows.
+person can read: a rejected prompt is kept with the words that matched, so that a wrong rule shows.
 """
 
 import re
@@ -61,7 +61,7 @@ _WORD_PROBLEM = re.compile(
     rf"\d[^?]*\d[^?]*\b(?:{_AMOUNT})\b|\d[^?]*\d[^?]*(?:多少|几[个只本元天岁])", re.IGNORECASE | re.DOTALL
 )
 LONGEST_WORD_PROBLEM = 1500
-"""Characters. Longer texts have numbers and questions that have nothing to do with each other."""
+"""Characters. In longer texts, numbers and questions need not belong together."""
 
 
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:

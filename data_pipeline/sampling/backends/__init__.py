@@ -1,1 +1,1 @@
-"""What asks the source models: each module has a class that fulfils `sampler.Sampler`; `opening` chooses one."""
+"""What samples from the source models: each module has a class that fulfils `sampler.Sampler`; `opening` picks one."""

@@ -1,7 +1,7 @@
-"""Sampling from a server that speaks OpenAI's completions, as vLLM does: many requests at a time, patiently.
+"""Sampling from a server with OpenAI's completions API, such as vLLM's: many requests at a time, retried if they fail.
 
-Token ids are sent, not text: what the server does with special tokens or templates of its own plays no part, and an
-answer is stored under what was really asked. All sampling parameters are sent, since a server takes those left out from
+Token ids are sent, not text: the server's own chat template and treatment of special tokens play no part, and an answer
+is stored under exactly what was asked. All sampling parameters are sent, since a server takes those left out from
 the model's `generation_config.json`.
 """
 
@@ -19,11 +19,11 @@ from fusejax.common.cli import UserError, one_line
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 REFUSALS = (400, 413, 422)
-"""Statuses that blame the one request; other client errors blame the configuration."""
+"""HTTP statuses that mean a fault of this one request; other client errors mean a fault of the configuration."""
 
 
 class Unavailable(Exception):
-    """A failure that may pass; `wait` is what the server asked for, in seconds."""
+    """A temporary failure; `wait` is the delay in seconds that the server asked for."""
 
     def __init__(self, problem: str, wait: float = 0.0):
         super().__init__(problem)
@@ -37,7 +37,7 @@ class OpenaiSampler:
         """Finds the server and its model.
 
         Raises:
-          UserError: it cannot be reached, does not serve the model, or with a shorter context.
+          UserError: it cannot be reached, does not serve the model, or serves it with a shorter context.
         """
         assert source.server is not None
         self._source, self._server = source, source.server
@@ -53,10 +53,10 @@ class OpenaiSampler:
             raise
 
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
-        """The missing answers, as they come; see `base.Sampler`.
+        """The missing answers, as they come; see `sampler.Sampler`.
 
         Raises:
-          UserError: the server was away for longer than the source's patience, or refuses us.
+          UserError: the server was away for longer than the source's patience, or refuses access.
         """
         missing = iter([request for request in requests if request.key not in done])
         ready: asyncio.Queue[tuple[Request, Answer] | None] = asyncio.Queue()
@@ -76,7 +76,7 @@ class OpenaiSampler:
             self._loop.run_until_complete(asyncio.gather(whole, return_exceptions=True))
 
     def close(self) -> None:
-        """Nothing is left open between calls, but the loop."""
+        """Closes the event loop; nothing else stays open between calls."""
         self._loop.close()
 
     async def _open(self, context: int) -> None:
@@ -97,7 +97,7 @@ class OpenaiSampler:
             self.engine = await self._version(session)
 
     async def _version(self, session: aiohttp.ClientSession) -> str:
-        """Only vLLM says which version it is, beside `/v1`."""
+        """The server's version, which only vLLM reports, at a path beside `/v1`."""
         try:
             found = await self._patiently(session, "GET", f"{self._url.removesuffix('/v1')}/version")
             return f"vllm {found['version']} server"
@@ -105,10 +105,10 @@ class OpenaiSampler:
             return "server of unknown version"
 
     async def _ask_all(self, missing: Iterator[Request], ready: asyncio.Queue[Any]) -> None:
-        """Puts answers into the queue, and None in the end, however it ends."""
+        """Puts answers into the queue, and a final None even after an error."""
 
         async def work() -> None:
-            for request in missing:  # One iterator for all: each takes what is next.
+            for request in missing:  # All workers share one iterator: each takes what is next.
                 await ready.put((request, await self._ask(session, request)))
 
         try:
@@ -148,18 +148,18 @@ class OpenaiSampler:
     async def _patiently(
         self, session: aiohttp.ClientSession, method: str, url: str, body: Any = None, parse: Any = lambda found: found
     ) -> Any:
-        """The parsed response, or the text of a refusal; what may pass is tried again, ever more rarely.
+        """The parsed response, or the text of a refusal; temporary failures are retried with growing delays.
 
         Raises:
-          UserError: it did not pass in the source's patience, or is not of the kind that passes.
+          UserError: the failure outlasted the source's patience, or is not temporary.
         """
-        # Only time between attempts counts: an answer that took an hour to get lost is no reason to give up.
+        # Only the time between attempts counts: a request that is lost after an hour is no reason to give up.
         waited, attempt = 0.0, 0
         while True:
             try:
                 return await self._try(session, method, url, body, parse)
             except (Unavailable, aiohttp.ClientError, OSError, TimeoutError) as error:
-                # At random, so that requests which failed together do not come back together.
+                # Random, so that requests that failed together are not retried together.
                 backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
                 wait, attempt = getattr(error, "wait", 0.0) + backoff, attempt + 1
                 waited += wait
@@ -195,7 +195,7 @@ def _completion(found: Any) -> tuple[Answer, int]:
     """The answer, and how many prompt tokens the server read."""
     (choice,), usage = found["choices"], found["usage"]
     if choice["finish_reason"] not in ("stop", "length"):
-        raise ValueError(f"finished by {choice['finish_reason']!r}")  # Of an engine that is going down.
+        raise ValueError(f"finished by {choice['finish_reason']!r}")  # By an engine that is shutting down.
     return Answer(choice["text"], choice["finish_reason"], usage["completion_tokens"]), usage["prompt_tokens"]
 
 

@@ -1,4 +1,4 @@
-"""Which backend asks a source."""
+"""Opens the backend that samples from a source."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, 
     """Loads the source model, or finds its server.
 
     Args:
-      config: the whole.
+      config: the pipeline's.
       source: one of its sources.
-      directory: where the checkpoint lies.
-      context: tokens of prompt and answer together that requests keep to.
+      directory: where the checkpoint is.
+      context: most tokens that a request's prompt and answer have together.
 
     Raises:
       UserError: it cannot be loaded, or its server does not serve it.

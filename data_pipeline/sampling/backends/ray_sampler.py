@@ -1,6 +1,6 @@
-"""Sampling on a Ray cluster: actors that hold the source's own sampler, each its share of the requests.
+"""Sampling on a Ray cluster: actors that each run the source's usual sampler on a share of the requests.
 
-A block is `sampler.chunk_size` neighbours among all requests, whatever is done of them: then transformers forms the
+A block is `sampler.chunk_size` consecutive requests out of all, whether some are done or not: so transformers forms the
 same batches as without Ray.
 """
 
@@ -18,7 +18,7 @@ from data_pipeline.sampling.sampler import Answered, Request
 from fusejax.common.cli import UserError
 
 SECONDS = 2.0
-"""Answers are handed over so often, not each by itself: Ray takes milliseconds for a result of any size."""
+"""Time between deliveries of answers, which are bundled because Ray takes milliseconds for a result of any size."""
 
 Block = tuple[Sequence[Request], frozenset[str]]
 """Requests, and the keys of those that are done."""
@@ -28,17 +28,17 @@ class RaySampler:
     """A source whose model the actors of a cluster load."""
 
     engine = ""
-    """What the actors said with their last answers."""
+    """As the actors reported with their last answers."""
 
     def __init__(self, config: PipelineConfig, source: SourceConfig, directory: Path, context: int):
         self._config, self._source, self._context = config, source, context
         self._revision = checkpoint.revision(directory)
         local = Path(source.model).is_dir()
-        # A machine without the Hub's files fetches the very commit that this one has.
+        # A machine without the Hub's files fetches the same commit that this one has.
         self._place = (str(directory.absolute()), None) if local else (source.model, self._revision)
 
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
-        """The missing answers, as they get ready; see `base.Sampler`."""
+        """The missing answers, as they get ready; see `sampler.Sampler`."""
         kept = {request.key for request in requests if request.key in done}
         size = self._config.sampler.chunk_size
         chunks = [requests[start : start + size] for start in range(0, len(requests), size)]
@@ -59,13 +59,13 @@ class RaySampler:
                 yield fresh
 
     def close(self) -> None:
-        """Nothing: actors end with the work."""
+        """Does nothing: actors end with the work."""
 
 
 def _work(
     config: PipelineConfig, source: SourceConfig, place: tuple[str, str | None], revision: str, context: int
 ) -> Callable[[Block], Iterator[tuple[str, Answered]]]:
-    """Loads the model, on whatever machine this is; what that returns answers a block, with the engine's name."""
+    """Loads the model on the machine that calls it; returns a function from a block to its answers and engine."""
     directory = checkpoint.locate(*place)
     if checkpoint.revision(directory) != revision:
         problem = f"{directory} on {socket.gethostname()} is another checkpoint than on the machine that drives"

@@ -41,19 +41,19 @@ class TransformersSampler:
             raise UserError(f"sources: {source.name}: {directory} names no end-of-sequence token")
 
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
-        """The missing answers, a list a batch; see `base.Sampler`."""
+        """The missing answers, one list per batch; see `sampler.Sampler`."""
         for start in range(0, len(requests), self._chunk_size):
             # Rows of like length waste least padding.
             chunk = sorted(requests[start : start + self._chunk_size], key=lambda request: len(request.prompt))
             for first in range(0, len(chunk), self._batch_size):
-                # Batches are cut from all requests, not from the missing ones, so that going on changes no batch.
+                # Batches are cut from all requests, not from the missing ones, so that resuming changes no batch.
                 batch = [request for request in chunk[first : first + self._batch_size] if request.key not in done]
                 if batch:
                     outputs = self._generate_batch(batch)
                     yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
 
     def close(self) -> None:
-        """Gives the model's memory back."""
+        """Releases the model's memory."""
         del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -65,7 +65,7 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request]) -> list[list[int]]:
-        """New tokens a request, ending with the stop token where there is one."""
+        """New tokens per request, ending with the stop token where there is one."""
         device = self._model.device
         prompts, limits = [request.prompt for request in requests], [request.max_tokens for request in requests]
         longest = max(map(len, prompts))
@@ -127,7 +127,7 @@ def choose(
 
     Args:
       logits: of the next token, any float type.
-      uniform: a number in [0, 1) a row.
+      uniform: one number in [0, 1) per row.
       seen: tokens of prompt and answer so far, which the penalty makes less likely (Keskar et al. 2019, section 4.1).
       source: the parameters.
     """

@@ -1,8 +1,8 @@
 """Sampling with vLLM in this process.
 
-The engine's own loop is driven here, not `LLM.generate`: each answer is kept the moment it is finished, and a request
-that the engine refuses is an error of its own, where `generate` would lose the whole list. A request is one sample with
-its own seed: vLLM's n=k uses the seeds s to s+k-1, which would tie the samples of a prompt to each other.
+The engine is stepped here, not by `LLM.generate`: each answer is kept the moment it is finished, and a request that the
+engine refuses fails alone, where `generate` would lose the whole list. A request is one sample with its own seed:
+vLLM's n=k uses the seeds s to s+k-1, which would tie the samples of a prompt to each other.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -41,7 +41,7 @@ class VllmSampler:
             raise UserError(f"sources: {source.name}: vLLM cannot load {directory}: {one_line(error)}") from error
 
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
-        """The missing answers, as they finish; see `base.Sampler`."""
+        """The missing answers, as they finish; see `sampler.Sampler`."""
         missing = iter([request for request in requests if request.key not in done])
         pending: dict[str, Request] = {}
         exhausted = False

@@ -26,5 +26,5 @@ class Rewards:
 @runtime_checkable
 class Backend(Protocol):
     def rewards(self, conversations: Sequence[Conversation]) -> list[Rewards]:
-        """One a conversation, in order, whatever batches they were in."""
+        """One per conversation, in order, whatever batches they were in."""
         ...

@@ -1,9 +1,9 @@
-"""Conversations as ArmoRM reads them: token ids, and the place in them where the gate looks.
+"""Conversations as ArmoRM reads them: token ids, and the position whose hidden state the gate reads.
 
-The gate looks at the end of the last user turn: at the start of the last occurrence of the tokens that stand between
-a user's text and the assistant's answer, which for Llama 3 are `<|eot_id|>`, the assistant's header and a blank line.
-A text that quotes those tokens would move that place, so only the chat template writes special tokens; what users and
-models wrote is tokenized as the characters that it is.
+That position is the end of the last user turn: the start of the last occurrence of the tokens that stand between a
+user's text and the assistant's answer, which for Llama 3 are `<|eot_id|>`, the assistant's header and a blank line. A
+text that quotes those tokens would move the position, so only the chat template writes special tokens; what users and
+models wrote is tokenized as plain characters.
 """
 
 import re
@@ -22,13 +22,13 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        # Long names first, so that in the expression none hides another that it begins.
+        # Long names first, so that the regular expression does not match a name that is only the start of another.
         self._names = sorted(special, key=len, reverse=True)
         self._special = special
         self._any_name = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
 
     def __call__(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The template's text is read as usual; special tokens' names in the messages are but text.
+        """Special tokens of the template are tokenized as such; their names within messages are plain text.
 
         Raises:
           jinja2.TemplateError: the template refuses the conversation.

@@ -1,7 +1,7 @@
 """What ArmoRM adds to a Llama: from two hidden states to the score and the objectives, in float32.
 
-In float32 whatever the backbone's type: scores lie around 0.1, where neighbours in bfloat16 are 0.0005 apart, and are
-compared with margins of 0.01.
+In float32 whatever the backbone's type: scores are around 0.1, where adjacent bfloat16 numbers are 0.0005 apart, and
+selection compares their differences with margins of 0.01.
 """
 
 import itertools
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Heads(nn.Module):
-    """Parameters have the checkpoint's names. `config` is the model's, of whichever program.
+    """Parameters have the checkpoint's names. `config` is the model's configuration, as transformers or vLLM read it.
 
-    Where it says nothing, sizes are the published model's: 19 objectives; three hidden layers of 1,024 in the gate;
+    Values that it lacks are the published model's: 19 objectives; three hidden layers of 1,024 in the gate;
     temperature 10.
     """
 

@@ -55,7 +55,7 @@ class ArmoRMScorer:
         self.fingerprint = fingerprint(checkpoint.fingerprint(self._directory), config.backend, config.dtype, *code)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`."""
+        """One score per item, in order; see `scorer.Scorer`."""
         read = [self._conversation(item) for item in items]
         valid = [found for found in read if isinstance(found, Conversation)]
         rewards = iter(self._backend.rewards(valid) if valid else [])

@@ -26,7 +26,7 @@ class TransformersBackend:
         self._heads = _heads(directory, self._backbone.config).to(device).eval()
 
     def rewards(self, conversations: Sequence[Conversation]) -> list[Rewards]:
-        """One a conversation, in order."""
+        """One per conversation, in order."""
         found: dict[int, Rewards] = {}
         for batch in batches([len(conversation.tokens) for conversation in conversations], self._batch_tokens):
             rows = self._batch([conversations[index] for index in batch]).tolist()
@@ -48,7 +48,7 @@ class TransformersBackend:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices, those of like length together, so that no batch has over `batch_tokens` tokens with its padding.
+    """Indices in batches of similar length, none with over `batch_tokens` tokens, padding included.
 
     A single conversation that is longer is a batch of its own. The longest come first: what does not fit into memory
     fails at once.
@@ -65,7 +65,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def _backbone(directory: Path, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # It would list the heads, as weights of no use to it.
+    transformers.utils.logging.set_verbosity_error()  # It would warn that it does not use the heads' weights.
     try:
         found: Any = transformers.LlamaModel.from_pretrained(directory, dtype=dtype, output_loading_info=True)
     except Exception as error:  # Whatever a broken checkpoint makes transformers or safetensors raise.
@@ -73,7 +73,7 @@ def _backbone(directory: Path, dtype: torch.dtype) -> Any:
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     model, loaded = found
-    # What it does not find, transformers fills with random numbers.
+    # Weights that it does not find, transformers fills with random numbers.
     for name in sorted(loaded["missing_keys"]):
         raise UserError(f"reward model {directory}: no weight 'model.{name}'")
     return model

@@ -11,7 +11,7 @@ from data_pipeline.scoring.armorm.backend import Conversation, Rewards
 from fusejax.common.cli import UserError, one_line
 
 MAX_SEQUENCES = 256
-"""Conversations a step, at most."""
+"""Most conversations per step."""
 
 
 class VllmBackend:
@@ -28,7 +28,7 @@ class VllmBackend:
                 # A conversation longer than a batch goes through in chunks.
                 enable_chunked_prefill=True,
                 max_num_batched_tokens=config.batch_tokens,
-                # No prefix is read from the cache (see `vllm_model`), so keeping them would be for nothing.
+                # No prefix is read from the cache (see `vllm_model`), so caching prefixes would be useless.
                 enable_prefix_caching=False,
                 **arguments,
             )
@@ -36,7 +36,7 @@ class VllmBackend:
             raise UserError(f"reward model {directory}: vLLM cannot load it: {one_line(error)}") from error
 
     def rewards(self, conversations: Sequence[Conversation]) -> list[Rewards]:
-        """One a conversation, in order."""
+        """One per conversation, in order."""
         prompts = [vllm.TokensPrompt(prompt_token_ids=conversation.tokens) for conversation in conversations]
         outputs = self._engine.encode(prompts, pooling_task="token_classify", use_tqdm=False)
         return [Rewards.of(output.outputs.data.tolist()) for output in outputs]

@@ -1,7 +1,7 @@
 """ArmoRM as a pooling model of vLLM: `encode(..., pooling_task="token_classify")` gives the score and the objectives.
 
-The gate looks at a hidden state within the prompt, which a prefix cache would not compute again. For the task
-`token_classify` vLLM does not read the prefix cache, so the result is right with prefix caching on and off; and pieces
+The gate reads a hidden state within the prompt, which is not computed again for a prefix in the cache. For the task
+`token_classify` vLLM does not read the prefix cache, so the result is right with prefix caching on and off; the chunks
 of a prompt that was prefilled in chunks are put together.
 """
 
@@ -78,10 +78,10 @@ class GatedPooler(Pooler):
     def forward(
         self, hidden_states: Float[Tensor, "L D"], pooling_metadata: PoolingMetadata
     ) -> list[Float[Tensor, "1+K"] | None]:
-        """One row a prompt; None for one of which a part is still to come.
+        """One row per prompt; None for a prompt of which a chunk is still to come.
 
         Raises:
-          RuntimeError: hidden states are missing, as when a caller had the prefix cache read.
+          RuntimeError: hidden states are missing, for example because a caller made vLLM read the prefix cache.
         """
         prompts = pooling_metadata.get_prompt_token_ids_cpu()
         states = self._all(hidden_states, pooling_metadata)

@@ -1,4 +1,4 @@
-"""vLLM's way to ArmoRM: the entry point of the group `vllm.general_plugins`, called in each of vLLM's processes."""
+"""Registers ArmoRM with vLLM: the entry point in the group `vllm.general_plugins`, called in each vLLM process."""
 
 from data_pipeline.scoring.armorm import ARCHITECTURE
 

@@ -1,4 +1,4 @@
-"""Reading the tests of a program: what must run before it, what judges it, and whether they judge at all."""
+"""Reads the tests of a prompt: what must run first, what judges the program, and whether anything does."""
 
 import ast
 import builtins
@@ -56,19 +56,19 @@ class Suite:
     setting: str = ""
     """Runs before the tests: leading statements that import, assign and define, and need nothing of the program."""
     shared: str = ""
-    """What of the setting the program gets, too: all but what tells what the tests expect; see `_shared`."""
+    """The part of the setting that the program gets, too: nothing that reveals what the tests expect; see `_shared`."""
     withheld: frozenset[str] = frozenset()
     """Names that the program does not get."""
     tests: tuple[str, ...] = ()
-    """Run after it, in order. A function `test_*` without parameters is called, too."""
+    """Run after the program, in order. A function `test_*` without parameters is called, too."""
     wanted: frozenset[str] = frozenset()
     """Names that the tests expect of the program."""
     classes: tuple[str, ...] = ()
     """Classes that tests and program share, each side with its own copy."""
     builtins: frozenset[str] = frozenset()
-    """What the tests use of Python's own."""
+    """Python's builtins that the tests use."""
     problem: str | None = None
-    """Why no verdict can come of them."""
+    """Why the tests can give no verdict."""
 
 
 def read(tests: Sequence[str]) -> Suite:
@@ -136,8 +136,8 @@ def _read(trees: list[ast.Module]) -> Suite:
 
 
 def _shared(setting: list[ast.stmt], tests: list[ast.stmt]) -> list[ast.stmt]:
-    """The statements of the setting that the program may see: imports, classes, what no test reads, and infinities and
-    other names for names. What the tests read besides may be the answers, or a function that computes them.
+    """The statements of the setting that the program may see: imports, classes, what no test reads, and definitions of
+    infinity and of aliases. Anything else that tests read may be the answers, or a function that computes them.
     """
     read = {name for test in tests for name in _names(test)}
     for statement in reversed(setting):
@@ -167,7 +167,7 @@ def _names_only(statement: ast.stmt) -> bool:
 
 
 def own_names(statement: ast.stmt) -> set[str]:
-    """What a statement of a module defines in the module, not within a function."""
+    """The names that a statement defines at the top level of its module."""
     return {statement.name} if isinstance(statement, _DEFINITIONS) else bound_names(statement)
 
 
@@ -187,7 +187,7 @@ def imported_modules(tree: ast.AST) -> set[str]:
 
 
 def bound_names(tree: ast.AST) -> set[str]:
-    """Every name that some scope binds; scopes are not told apart, so what this misses is always defined."""
+    """Every name that some scope binds. Scopes are not told apart: only a name bound nowhere counts as undefined."""
     names: set[str] = set()
     for node in ast.walk(tree):
         match node:
@@ -207,7 +207,7 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 def _is_setting(statement: ast.stmt) -> bool:
-    # What asserts runs after the program, which could replace it otherwise.
+    # A statement that asserts runs after the program, which could otherwise replace what it defines.
     kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, *_DEFINITIONS)
     asserts = any(isinstance(node, ast.Assert) for node in ast.walk(statement))
     is_test = isinstance(statement, _FUNCTIONS) and statement.name.startswith("test")

@@ -34,14 +34,14 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULT
 
 
 _IMPORTED_LATE = ("_strptime", "collections.abc", "encodings.ascii", "encodings.latin_1", "encodings.utf_16")
-"""What Python imports on first use, when it can open no file any more."""
+"""Modules that Python imports on first use; loaded before, since a program's process can open no files."""
 
 
 class CodeScorer:
     """Runs the program in the answer against the prompt's `tests`, Python statements; see `code_tests`.
 
     Raises:
-      UserError: no sandbox holds on this machine, and unsafe ones are not allowed.
+      UserError: no sandbox works on this machine, and running without one is not allowed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CodeScorer:
         self.fingerprint = fingerprint(limits.timeout_seconds, limits.memory_mb, *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`. Equal programs with equal tests run once."""
+        """One score per item, in order; see `scorer.Scorer`. Equal programs with equal tests run once."""
         suites: dict[str, code_tests.Suite] = {}
         keys: list[str] = []
         fresh: dict[str, tuple[str | None, code_tests.Suite]] = {}
@@ -90,10 +90,10 @@ def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -
         return Score(verdict=verdict, extracted=code, detail=problem)
     job = _job(code, suite)
     if shadowed := sorted(suite.builtins & set(job.names)):
-        # Either could be meant, and the program's own `sorted` might please any comparison.
+        # The tests could mean either, and the program's own `sorted` could make any comparison true.
         return Score(verdict="unknown", extracted=code, detail=f"shadows_builtin: {shadowed[0]}")
     outcome = sandbox.run(job)
-    # A name that nothing defines may stand where nothing comes by, so the tests decide; it explains a failure.
+    # An undefined name may be in code that never runs, so the tests decide; it only explains a failure.
     explained = problem if problem is not None and outcome.verdict == "wrong" else outcome.detail
     return Score(verdict=outcome.verdict, extracted=code, detail=explained)
 
@@ -101,7 +101,7 @@ def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -
 def _job(code: str, suite: code_tests.Suite) -> judge.Job:
     statements = ast.parse(code).body
     imports = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
-    # Under its own name only: `from operator import length_hint as Counter` would please tests that count.
+    # Under its own name only: `from operator import length_hint as Counter` would fool tests that count.
     plain = [node for node in imports if not any(alias.asname for alias in node.names)]
     defined = set().union(*(own_names(node) for node in statements if node not in imports))
     return judge.Job(
@@ -117,7 +117,7 @@ def _job(code: str, suite: code_tests.Suite) -> judge.Job:
 
 def extract(text: str, wanted: Iterable[str] = ()) -> str | None:
     """The program in an answer: its first Python block that defines a wanted name, with the blocks that define what
-    this one uses; failing that its last block that defines something, else its last, else the whole text if that is a
+    this one uses; else its last block that defines something; else its last block; else the whole text, if that is a
     program with a definition.
 
     Args:
@@ -169,8 +169,8 @@ def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
 
 
 def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()) -> str | None:
-    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, reads a name that is
-    withheld from it, or one that nothing in it, in its setting or in Python defines. None if nothing is.
+    """What is wrong with a program before it runs: it does not parse, imports what is not allowed, or reads a name that
+    is withheld from it or that neither the program, its setting nor Python defines. None if nothing is wrong.
 
     >>> analyse("def f(x):\\n    return y")
     'undefined_name: y'

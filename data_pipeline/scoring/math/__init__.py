@@ -1,1 +1,1 @@
-"""Final answers judged against the gold answer: `scorer` asks `math_worker` processes, which compare `math_answers`."""
+"""Final answers judged against gold answers: `math_answers` reads, `scorer` compares, if need be in `math_worker`."""

@@ -1,4 +1,4 @@
-"""Final answers in mathematical text: finding them, and reading them as exact numbers where they are such."""
+"""Final answers in mathematical text: finding them, and reading them as exact numbers where possible."""
 
 import re
 from collections.abc import Iterable
@@ -38,11 +38,11 @@ _UNIT = re.compile(
 
 
 class Found(NamedTuple):
-    """A final answer. How much it can be trusted decides whether a mismatch is the answer's fault or the reader's."""
+    """A final answer. `trust` decides whether a mismatch means a wrong answer or, perhaps, a misread text."""
 
     answer: str
     trust: Literal["stated", "only", "guess"]
-    """In a box, after a marker or phrase; the only number there is; or one number among several."""
+    """In a box or after a marker or phrase; the only number in the text; or one number among several."""
 
 
 def extract(text: str, *, marked_only: bool = False) -> Found | None:
@@ -72,7 +72,7 @@ def extract(text: str, *, marked_only: bool = False) -> Found | None:
 
 
 def _statement(text: str) -> Found | None:
-    """The answer in what follows a marker: the formula, number or word that it is, or the number in its prose."""
+    """The answer in the text after a marker: the text itself if a formula, number or word, else the number in it."""
     if formula := _FORMULA.match(text):
         return Found(next(group for group in formula.groups() if group is not None).strip(), "stated")
     sentence = _trim(re.split(r"[.!?](?=\s|\**$)|[。!?]", text, maxsplit=1)[0])
@@ -134,7 +134,7 @@ def _joined(number: re.Match[str]) -> str:
 
 
 def _unwrapped(answer: str) -> str:
-    """Without dollars, spacing commands and `\\text{}`; single spaces."""
+    """Without dollar signs, spacing commands and `\\text{}`; single spaces."""
     answer = _NOTHING.sub("", _SPACES.sub(" ", answer.strip().strip("$")))
     previous = None
     while previous != answer:
@@ -190,7 +190,7 @@ def in_symbols(answer: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """Without the dollars around it and without `\\left` and `\\right`."""
+    """Without the dollar signs around it and without `\\left` and `\\right`."""
     return _NOTHING.sub("", answer.strip().strip("$")).strip()
 
 
@@ -220,7 +220,7 @@ def as_tuple(values: Iterable[str]) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """What the commas outside of all brackets part; nothing where brackets do not balance."""
+    """The parts between commas outside of all brackets; none where brackets do not balance."""
     items, depth, start = [], 0, 0
     for position, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")

@@ -1,7 +1,8 @@
-"""Runs in a worker process: Math-Verify on one pair of answers, with its known false verdicts set right.
+"""Runs in a worker process: Math-Verify on one pair of answers, with its known false verdicts corrected.
 
-It parses, and compares formulas. Constants are compared here at many digits, tuples, sets, matrices and intervals value
-by value, and what it says of formulas is checked by values put in: where the two disagree, the verdict is unknown.
+Math-Verify parses, and compares formulas. Constants are compared here at many digits, tuples, sets, matrices and
+intervals value by value, and its verdict on formulas is checked at values of their letters: where the two disagree, the
+verdict is unknown.
 """
 
 import logging
@@ -15,12 +16,12 @@ import sympy
 from data_pipeline.scoring.math import math_answers
 from data_pipeline.scoring.scorer import Verdict
 
-# It warns that its own time-out is off: ours kills the process.
+# It would warn that its own time-out is off; ours, which kills the process, replaces it.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 DIGITS = 60
 """Significant digits at which two constants are compared."""
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37)
-"""What letters stand for in checks; from eleven on, formulas that differ hardly agree by chance."""
+"""Values of letters in checks: from eleven on, formulas that differ hardly agree by chance."""
 
 Outcome = tuple[Verdict, str]
 _DEGREES = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°)"
@@ -66,7 +67,7 @@ def _verify(gold: str, found: str) -> Outcome:
         verdict, reason = _compare_texts(*(text if text is not plain else f"({text})" for text in (gold, found)))
         return ("unknown", "tuple_against_list") if verdict == "wrong" else (verdict, reason)
     verdict, reason = _compare_texts(gold, found)
-    # The parser drops the sign: 45 degrees are 45 to it, and no quarter of pi.
+    # The parser drops the degree sign: it reads 45 degrees as 45, not as a quarter of pi.
     degrees = [bool(_DEGREE.search(text)) for text in (gold, found)]
     if verdict == "correct" or degrees[0] == degrees[1]:
         return verdict, reason
@@ -91,7 +92,7 @@ def _parse(answer: str) -> Any:
     answer = re.sub(r"\\(?:mathrm|text|operatorname)\s*(?:\{\s*([ei])\s*\}|\s([ei])(?![a-zA-Z]))", r"\1\2", answer)
     answer = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}", answer)
     try:
-        # In a box the whole answer is read or nothing; in `$...$` it may be some number within it.
+        # In a box the parser reads the whole answer or nothing; in `$...$` perhaps only some number within it.
         parsed = math_verify.parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)
     except MemoryError:
         raise
@@ -102,7 +103,7 @@ def _parse(answer: str) -> Any:
 
 
 def _with_imaginary_unit(left: Any, right: Any) -> tuple[Any, Any]:
-    """Where i is the only letter, it is no variable."""
+    """Reads i as the imaginary unit where it is the only letter."""
     symbols = {str(symbol) for value in (left, right) for symbol in getattr(value, "free_symbols", ())}
     if symbols != {"i"} or not all(isinstance(value, sympy.Expr) for value in (left, right)):
         return left, right
@@ -111,7 +112,7 @@ def _with_imaginary_unit(left: Any, right: Any) -> tuple[Any, Any]:
 
 
 def _letters_differ(left: Any, right: Any) -> bool:
-    """Whether both have letters that the other has not: x^2 may be meant by n^2."""
+    """Whether each has letters that the other lacks: n^2 may be meant as x^2."""
     letters: list[set[Any]] = [getattr(value, "free_symbols", set()) for value in (left, right)]
     return bool(letters[0] - letters[1] and letters[1] - letters[0])
 
@@ -178,7 +179,7 @@ def _values(value: Any) -> _Values | None:
             return _Values("tuple", (2,), ends)
         return _Values("interval", (bool(value.left_open), bool(value.right_open)), ends)
     if isinstance(value, sympy.FiniteSet) and all(_is_constant(element) for element in value):
-        # Rounded, or the last digit would order conjugates.
+        # Rounded, so that the last digit does not decide the order of conjugates.
         ordered = sorted(value, key=lambda element: [round(float(part), 9) for part in element.as_real_imag()])
         return _Values("set", (len(value),), ordered)
     return None
@@ -192,7 +193,7 @@ def _counts_differ(left: Any, right: Any) -> bool:
         if not all(_is_constant(element) for element in elements):
             return False
         counts.append(len(elements))
-    # No solutions are 0 solutions.
+    # "No solutions" may be written as 0.
     return counts[0] != counts[1] and not (0 in counts and 0 in (left, right))
 
 
@@ -239,7 +240,7 @@ def _solutions(value: Any) -> Any:
 
 
 def _checked(left: Any, right: Any, *, equal: bool) -> Outcome:
-    """Math-Verify's verdict on two formulas or equations, if values put in for their letters say the same."""
+    """Math-Verify's verdict on two formulas or equations, if it agrees with a check at values of their letters."""
     checks = [_agree(left, right, divisor) for divisor in (1, 7)]
     # At whole numbers cos(n pi) is (-1)^n.
     if equal and any(check is False for check in checks) and not any(checks):

@@ -10,7 +10,7 @@ True where floating point cannot tell two numbers apart:
 3. otherwise Math-Verify in both orders and its verdict checked, in a worker process with limits of time and memory
    (see `math_worker`).
 
-What a person could not decide either (rounded, a unit or a letter that only one of them has, 1/2x) is unknown.
+Cases that a person could not decide either (rounded, a unit or a letter that only one of them has, 1/2x) are unknown.
 """
 
 import re
@@ -27,7 +27,7 @@ from data_pipeline.scoring.worker_pool import WorkerPool
 from data_pipeline.stage_files import fingerprint
 
 LONGEST = 2000
-"""Characters of a final answer that is compared; a longer one is a text that ran on, and patterns take long on it."""
+"""Most characters of a final answer that is compared; a longer one is running text, on which patterns are slow."""
 Outcome = tuple[Verdict, str]
 _NOTHING = frozenset(
     [
@@ -47,7 +47,7 @@ _NOTHING = frozenset(
         "yes",
     ]
 )
-"""Words that others mean just as well."""
+"""Words that have synonyms, so that a different word need not be a different answer."""
 _TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 _GEOMETRY = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|widehat)(?![a-zA-Z])")
 _SUBSCRIPT = re.compile(r"(?<=[\d)}])_\{?(\d+)")
@@ -63,7 +63,7 @@ class MathScorer:
         self.fingerprint = fingerprint(version("math-verify"), self._timeout, self._memory, Path(__file__), *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """One score an item, in order; see `scorer.Scorer`. Equal questions are decided once."""
+        """One score per item, in order; see `scorer.Scorer`. Equal pairs of answers are compared once."""
         pairs = [self._pair(item) for item in items]
         hard: list[tuple[str, str]] = []
         for pair in pairs:
@@ -77,7 +77,7 @@ class MathScorer:
                 math_worker.verify, timeout=self._timeout, memory_mb=self._memory, workers=self._workers
             ) as pool:
                 for key, result in zip(hard, pool.map(hard), strict=True):
-                    # Text is "timeout", "crashed" or "out_of_memory".
+                    # A string is "timeout", "crashed" or "out_of_memory".
                     self._known[key] = ("unknown", result) if isinstance(result, str) else result
         return [
             Score(verdict="unknown", detail="no_final_answer")
@@ -159,7 +159,7 @@ def _compare_choices(gold: str, found: str) -> Outcome | None:
     """A letter of a multiple choice against a letter, with or without the text of the choice."""
     left, right = math_answers.choice(gold), math_answers.choice(found)
     if left and right:
-        # Two bare letters may be variables, but then they are others just as well.
+        # Two bare letters may be variables, but different variables are different answers, too.
         return ("correct", "same_choice") if left[0] == right[0] else ("wrong", "other_choice")
     if not left and not right:
         return None

@@ -1,14 +1,14 @@
-"""Judging hostile programs: what may not be trusted, and who trusts what.
+"""Judging untrusted programs: the parts, and what each of them is trusted with.
 
-    judge       `Sandbox`, in the pipeline's process: hands out jobs, reads reports, holds no foreign code.
-    zygote      a process inside the tier's walls; forks the two below for each job and ends them. It never reads a job.
-    examiner    runs the tests, whose authors are trusted, and alone holds what they expect.
-    program     the hostile one, in a process and scratch directory of its own. It gets calls and returns values.
+    judge       `Sandbox`, in the pipeline's process: hands out jobs, reads reports, runs no foreign code.
+    zygote      an isolated process; forks the two below for each job and ends them. It never reads a job.
+    examiner    runs the tests, whose authors are trusted. Only it knows the expected values.
+    program     the untrusted program, in a process and scratch directory of its own. It gets calls and returns values.
 
-Examiner and program share two pipes, and JSON flows there that is read as data (`values`); nothing is unpickled. The
+Examiner and program exchange JSON over two pipes, which is read as plain data (`values`); nothing is unpickled. The
 program is forked before its job is read, so its memory holds no trace of the tests, nor of earlier jobs. What it may
-see of them comes through the pipe: imports, classes, and helpers that no test reads.
+see of the tests comes through the pipe: imports, classes, and helpers that no test reads.
 
-What no wall keeps out: in the Landlock tier a program can tell from an error whether a path exists, and so whether a
-process does; and tests that take the program's word (`assert valid(x)`, `decode(encode(x)) == x`) can be pleased.
+Known limits: in the Landlock tier a program can tell from an error whether a path exists, and so whether a process
+does; and a program can pass tests that rely on its own judgement (`assert valid(x)`, `decode(encode(x)) == x`).
 """

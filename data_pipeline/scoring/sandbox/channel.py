@@ -8,7 +8,7 @@ MAX_BYTES = 2**23
 
 
 class Closed(BaseException):
-    """The other side has gone. Not for tests to catch."""
+    """The other side has gone. Not an `Exception`, so that tests do not catch it."""
 
 
 class TooLong(Exception):

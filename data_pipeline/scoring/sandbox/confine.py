@@ -11,7 +11,7 @@ import resource
 import struct
 
 MACHINE = "x86_64"
-"""The only machine whose system calls are listed here."""
+"""The only architecture whose system calls are listed here."""
 SCRATCH_FILE_BYTES = 2**20
 OPEN_FILES = 32
 
@@ -23,7 +23,7 @@ _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445
 
 # What a Python process that neither forks nor connects needs: memory, clocks, its own signals' handlers, opening files
 # (which Landlock or the mounts bound). Left out: processes, signals, sockets, links, directories, modes, namespaces,
-# tracing, and what tells of files without opening them (stat, access, readlink; Python's `open` goes without).
+# tracing, and calls that reveal files without opening them (stat, access, readlink; Python's `open` needs none).
 _ALLOWED = {
     "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
     "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18,
@@ -53,7 +53,7 @@ def landlock_abi() -> int:
 
 
 def drop_user(user: int) -> None:
-    """Becomes another user for good; nobody of that user may look into this process. Raises OSError."""
+    """Becomes another user for good; that user's other processes may not inspect this one. Raises OSError."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
@@ -117,7 +117,7 @@ def seccomp() -> None:
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     number, architecture = 0, 4
     first, second, third = 16, 24, 32
-    """Where the arguments lie: the lower half of each, 4 bytes before its upper half."""
+    """Offsets of the arguments: of the lower half of each, 4 bytes before its upper half."""
     allow, deny, kill = ((give, 0, 0, action) for action in (0x7FFF0000, 0x00050001, 0x80000000))
     # An instruction: what, how many to skip if true, how many if false, operand.
     code: list[tuple[int, int, int, int]] = [
@@ -133,7 +133,7 @@ def seccomp() -> None:
     clock = [(load, 0, 0, first), (at_least, 0, 1, _FIRST_CLOCK_OF_OTHERS), deny, allow]
     guarded = dict.fromkeys(_CLOCKS, clock)
     for call, flags in ((_OPEN, second), (_OPENAT, third)):
-        # Landlock does not see such an opening, which tells whether a file is there.
+        # Landlock does not check opening with O_PATH, which reveals whether a file exists.
         guarded[call] = [(load, 0, 0, flags), (any_bit, 0, 1, _O_PATH), deny, allow]
     commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), allow)]
     guarded[_FCNTL] = [(load, 0, 0, second), *commands, deny]

@@ -1,9 +1,9 @@
-"""The trusted side of a job: runs the tests, in whose names the program's functions are stand-ins.
+"""The trusted side of a job: runs the tests, with stand-ins in place of the program's functions.
 
 A stand-in sends arguments and receives a value; the tests compare it here, so the program never sees what is expected.
-An object of a class of the program's own stays where it is: here stands a `Handle`, whose attributes and methods ask
-for it. Where a test lets such objects judge (`Point(1) == Point(1)`, `f(1).startswith("a")`), passing proves nothing:
-unknown.
+An object of one of the program's own classes stays in the program's process; a `Handle` represents it here, and sends
+each use of an attribute or method there. Where a test relies on the judgement of such an object
+(`Point(1) == Point(1)`, `f(1).startswith("a")`), passing proves nothing, so the verdict is unknown.
 """
 
 import builtins
@@ -18,21 +18,21 @@ from .values import Decoder, Encoder, Malformed, changing
 
 MAX_CALLS = 300_000
 _REPORT_BYTES = 3_000
-"""Less than what a pipe takes whole."""
+"""Less than a pipe takes in one write."""
 
 
 class Misbehaved(BaseException):
-    """The program broke the protocol: no answer, too many, or nonsense. Not for tests to catch."""
+    """The program broke the protocol: no answer, too many, or nonsense. Not an `Exception`: tests do not catch it."""
 
 
 class Undecidable(BaseException):
-    """The test needs of the program what cannot be asked from outside. Not for tests to catch."""
+    """The test needs something that the program cannot be asked for. Not an `Exception`: tests do not catch it."""
 
 
 def examine(channel: Channel, job: dict, report: int) -> None:
     """Runs the job's tests and writes `{verdict, detail}` as a line to the descriptor `report`.
 
-    The verdict is "ended" where the program left; how it ended tells the rest.
+    The verdict is "ended" where the program's process ended early; the judge concludes the rest from how it ended.
     """
     verdict, detail = _examine(channel, job)
     line = json.dumps({"verdict": verdict, "detail": detail[: _REPORT_BYTES // 6]})
@@ -46,7 +46,7 @@ def _examine(channel: Channel, job: dict) -> tuple[str, str]:
     where, error = "setting", None
     try:
         for statement in job["imports"]:
-            with contextlib.suppress(Exception):  # The program will meet the error itself.
+            with contextlib.suppress(Exception):  # The program will raise the same error itself.
                 exec(compile(statement, "imports.py", "exec"), namespace.imported)
         exec(compile(job["setting"], "setting.py", "exec"), namespace)
         where = "import"
@@ -56,7 +56,7 @@ def _examine(channel: Channel, job: dict) -> tuple[str, str]:
             exec(compile(test, f"{where}.py", "exec"), namespace)
     except BaseException as raised:
         error = raised
-    # A test may have caught what was not for it.
+    # A test may have caught what it should not, with a bare `except`.
     match remote.broken or error:
         case None:
             if remote.doubts:
@@ -85,13 +85,13 @@ def _text(error: BaseException) -> str:
 
 
 class _Namespace(dict):
-    """Globals of the tests. What neither they nor Python define is the program's, asked for at each use."""
+    """Globals of the tests. A name that neither they nor Python define is looked up in the program at each use."""
 
     def __init__(self, remote: "_Remote", names: list[str]):
         super().__init__(__name__="answer", __builtins__=builtins)
         self._remote, self._names = remote, frozenset(names)
         self.imported: dict[str, Any] = {}
-        """What the program imports: the real thing, since the program's `math` might please any comparison."""
+        """What the program imports, from the real modules: a `math` of the program's could make any comparison true."""
 
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
@@ -107,7 +107,7 @@ class _Namespace(dict):
 
 
 class _Remote:
-    """Asks the program."""
+    """Sends requests to the program and reads its replies."""
 
     def __init__(self, channel: Channel, classes: frozenset[str]):
         self._channel, self._classes = channel, classes
@@ -152,7 +152,7 @@ class _Remote:
             if "error" in message:
                 name, base, text = message["error"]
                 if base == "StopIteration" and operation != "next":
-                    # It would end a `map` over the tests' cases, quietly.
+                    # It would silently end a `map` over the tests' cases.
                     name = base = "RuntimeError"
                 error = self._exception(name, base)(str(text))
                 self.raised = error
@@ -201,7 +201,7 @@ class _Remote:
         return found if isinstance(found, type) else None
 
     def _local(self, value: Any) -> list:
-        """A node for what no value can stand for: the program's own, or a function of the tests."""
+        """A node for an argument that is not plain data: an object of the program's, or a function of the tests."""
         if type(value) is Handle:
             return ["handle", _of(value).number]
         if isinstance(value, type) or not callable(value):
@@ -240,7 +240,7 @@ class _Reference:
         self.constructed = False
         """Made by the test itself by calling a class: only such objects take part in operators."""
         self.named = False
-        """The tests came to it by names and attributes alone, not by calling something."""
+        """The tests reached it by names and attributes alone, not by calling something."""
         self.method = False
         """An attribute of what a function returned."""
 
@@ -262,7 +262,7 @@ class Handle:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if _of(self).method and (arguments or named):
-            # Tests that expect a text would believe it that it starts as they say.
+            # Tests that expect a text would rely on the program's own `startswith`.
             _of(self).remote.doubts.append("a method of a result")
         result = _of(self).remote.ask("call", self, arguments, named)
         return _constructed(result) if _of(self).is_class else result
@@ -347,7 +347,7 @@ class Handle:
 
 def _operator(name: str, *, reflected: bool = False) -> Any:
     def operate(self: Handle, other: Any) -> Any:
-        # A function's result may be made to please any operator, and must not see what it is compared with.
+        # A function's result could claim to equal anything, and must not see what it is compared with.
         if not _of(self).constructed:
             return NotImplemented
         remote = _of(self).remote

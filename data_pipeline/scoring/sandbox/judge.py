@@ -1,4 +1,4 @@
-"""The judge: starts zygotes, hands out jobs, and makes verdicts of what comes back."""
+"""The judge: starts zygotes, hands out jobs, and turns their reports into verdicts."""
 
 import contextlib
 import json
@@ -23,12 +23,12 @@ WALL_FACTOR = 4.0
 """Wall time allowed for each second of CPU time: other work may share the cores."""
 START_SECONDS = 60.0
 _CALM_LOAD = 8.0
-"""With more than so many processes a core, who hardly ran may not have slept."""
+"""Load per core above which a job that hardly ran may have waited for a core, rather than slept."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """CPU seconds and megabytes of address space of a program with all its tests; the examiner has as much."""
+    """CPU seconds and megabytes of address space for a program with all its tests; the examiner gets as much."""
 
     cpu_seconds: float
     memory_mb: int
@@ -45,7 +45,7 @@ class Job:
     setting: str
     """Runs before the tests."""
     shared: str
-    """What of the setting runs before the program, too."""
+    """The part of the setting that runs before the program, too."""
     code: str
     tests: tuple[str, ...]
     classes: tuple[str, ...]
@@ -53,7 +53,7 @@ class Job:
     names: tuple[str, ...]
     """What the program defines at its top level."""
     imports: tuple[str, ...]
-    """What the program imports, for tests that rely on it; these run with the tests, unlike what it defines."""
+    """The program's import statements, for tests that rely on them: they run with the tests, its definitions do not."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Outcome:
 
 
 class Sandbox:
-    """Runs jobs in the strongest tier that holds on this machine; `run` may be called from many threads.
+    """Runs jobs in the strongest tier that works on this machine; `run` may be called from many threads.
 
     Args:
-      modules: what setting, programs and tests may import. No file can be read later.
+      modules: what setting, programs and tests may import; imported at the start, since no file can be read later.
       workers: jobs at a time.
       tier: see `strongest`.
     """
@@ -99,7 +99,7 @@ class Sandbox:
             zygote = zygote or _Zygote(self.tier, self._limits, self._modules)
             report, ends = zygote.run(job)
             if ends is None or ends["examiner"][0] != 0:
-                # It may have left its job unread.
+                # The job may be unread still.
                 zygote.stop()
                 zygote = None
         finally:
@@ -188,7 +188,7 @@ class _Zygote:
         os.set_blocking(self._in, False)
         self._read = b""
         if self._line(time.monotonic() + START_SECONDS) != {"ready": True}:
-            # The group: what lives on would keep stderr open.
+            # The whole group: a process left over would keep stderr open.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, SIGKILL)
             last = self._process.stderr.read().decode(errors="replace").strip().splitlines()[-1:]

@@ -1,4 +1,4 @@
-"""The hostile side: loads a program and does what the examiner asks of it. Nothing here is relied on by a verdict."""
+"""The untrusted side: loads a program and does what the examiner asks of it. No verdict relies on anything here."""
 
 import builtins
 import operator
@@ -44,7 +44,7 @@ class _Server:
         }
 
     def serve(self) -> Any:
-        """Does what is asked; returns what the examiner's function returned, when one was called."""
+        """Serves requests until a message is not one: the result of a call of the tests' function, which it returns."""
         while True:
             message = self._channel.receive()
             if "do" not in message:

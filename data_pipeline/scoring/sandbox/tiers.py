@@ -1,11 +1,11 @@
-"""Which walls this machine offers for hostile programs, strongest first.
+"""Which kinds of isolation this machine offers for untrusted programs, strongest first.
 
-1. "bubblewrap": namespaces (processes, network, files, IPC) around zygote and jobs, and all of the next tier's that the
-   kernel has.
-2. "landlock": no namespaces, as in most containers; files by Landlock, all else by seccomp.
-3. "unsafe": resource limits and whatever else there is; only where the user says so.
+1. "bubblewrap": namespaces (processes, network, files, IPC) around zygote and jobs, and whatever the kernel has of the
+   next tier.
+2. "landlock": no namespaces, as in most containers; Landlock restricts files, and seccomp everything else.
+3. "unsafe": resource limits and whatever else the kernel has; only where the user allows it.
 
-In each the programs run as a user that is not root, with resource limits.
+In each tier programs run as a user that is not root, with resource limits.
 """
 
 import os
@@ -18,9 +18,9 @@ from typing import Literal
 from data_pipeline.scoring.sandbox import confine
 
 SCRATCH_USER = 61_437
-"""Whom programs run as where the pipeline runs as root: a number that no account should have."""
+"""User id of programs where the pipeline runs as root: a number that no account should have."""
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
-"""All of a zygote's environment: the order of sets is the same in every run, and so are verdicts that hang on it."""
+"""A zygote's whole environment: it makes the order of sets, and verdicts that depend on it, the same in every run."""
 _HERE = Path(__file__).parent
 _START = (
     "import json, sys; sys.path.append({root!r}); import sandbox.zygote as zygote; sys.path.pop(); "
@@ -37,11 +37,11 @@ class Tier:
     landlock: bool
     seccomp: bool
     user: int | None
-    """Whom the programs run as; None: the pipeline's own user."""
+    """User id that the programs run as; None: the pipeline's own."""
 
 
 def tiers(*, allow_unsafe: bool) -> list[Tier]:
-    """The tiers that this machine seems to offer; whether one holds shows only when it is started."""
+    """The tiers that this machine seems to offer; whether one works shows only when it is started."""
     user = SCRATCH_USER if os.geteuid() == 0 else None
     landlock, seccomp = confine.landlock_abi() > 0, confine.supports_seccomp()
     found = []
@@ -72,11 +72,11 @@ def command(tier: Tier, scratch: str, settings: str) -> list[str]:
     """The command that starts a zygote.
 
     Args:
-      tier: what goes around it.
+      tier: the isolation around it.
       scratch: a directory of the zygote's own; see `scratch_in`.
       settings: JSON, see `zygote.main`.
     """
-    # The interpreter behind a virtual environment: no packages are needed, nor should be seen.
+    # The interpreter behind a virtual environment: packages are not needed, and should not be visible.
     executable = os.path.realpath(sys.executable)
     root = "/judge" if tier.bubblewrap else str(_HERE.parent)
     python = [executable, "-s", "-S", "-P", "-B", "-c", _START.format(root=root, settings=settings)]

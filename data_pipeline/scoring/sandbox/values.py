@@ -1,8 +1,8 @@
 """Values as JSON, for two processes that do not trust each other.
 
-A message is a table of nodes, so that shared and cyclic values keep their shape and depth costs no recursion. Known are
-the plain types below and objects of classes that both sides define; anything else is the caller's to name (a handle).
-Subclasses count as the plain type that they extend, read by its own methods: what they override is not asked.
+A message is a table of nodes, so that shared and cyclic values keep their shape and depth costs no recursion. It can
+hold the plain types below and objects of classes that both sides define; for anything else the caller makes a node (a
+handle). Subclasses count as the plain type that they extend, read by its own methods: their overrides are not called.
 """
 
 import builtins
@@ -40,7 +40,7 @@ _BUILTIN_NAMES = {value: name for name, value in _BUILTIN_TYPES.items()}
 
 
 class Malformed(Exception):
-    """A message that no honest side sends."""
+    """A message that an honest other side never sends."""
 
 
 class Encoder:
@@ -131,9 +131,9 @@ class Decoder:
     """Reads a table of nodes.
 
     Args:
-      nodes: as they came; trusted in no way.
-      classes: where objects of known classes are made, by name.
-      foreign: makes the object of a node of another kind.
+      nodes: as received; not trusted in any way.
+      classes: gives the class of objects by its name; None for an unknown one.
+      foreign: makes the object of a node of any other kind.
       known: the objects of the earlier message that "at" counts in; only these change.
 
     Raises:
@@ -180,7 +180,7 @@ class Decoder:
                     raise Malformed("update of no value")
                 shell = self._known[at]
                 if type(shell).__name__ != (node[1] if node[0] == "object" else node[0]):
-                    # A value that cannot change stays as it is.
+                    # The other side can change an object, but not its type.
                     raise Malformed("update with another type")
             shells.append(shell)
             self._nodes.append(node)
@@ -190,7 +190,7 @@ class Decoder:
             self._made.append(made is not None)
         for index in range(len(self._nodes)):
             self._make(index, 0)
-        # Keys and elements need their hash, which may need attributes.
+        # Sets and mappings last: the hashes of their keys and elements may need attributes.
         for late in (False, True):
             for index, node in enumerate(self._nodes):
                 if (node[0] == "set" or node[0] in _MAPPINGS) == late:
@@ -210,7 +210,7 @@ class Decoder:
         return None
 
     def _make(self, index: int, depth: int) -> Any:
-        """The object of a node; what cannot change is made of its parts, which so cannot hold itself."""
+        """The object of a node; an immutable one is built from its parts, and so cannot contain itself."""
         if self._made[index]:
             return self.objects[index]
         if depth > MAX_NESTED_TUPLES:
@@ -279,7 +279,7 @@ class Decoder:
         elif kind == "object":
             attributes = {name: self.get(item) for name, item in node[2]}
             if any(callable(getattr(type(value), name, None)) for name in attributes):
-                # Where tests have such an object compare itself, the other side would answer instead.
+                # It would replace the method, `__eq__` for example, with which the tests compare the object.
                 raise Malformed("an attribute hides a method")
             value.__dict__.clear()
             value.__dict__.update(attributes)

@@ -1,7 +1,7 @@
 """Forks an examiner and a program for each job, and ends them.
 
-Started within the tier's walls, it imports all that jobs may use and gives up its user. A byte on stdin announces a
-job, which only the examiner reads; on stdout the examiner writes its report and the zygote then how both ended.
+Started inside the tier's isolation, it imports all that jobs may use and drops its user. A byte on stdin announces a
+job, which only the examiner reads; on stdout the examiner writes its report, and then the zygote how both ended.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from .program import serve
 
 POLL_MS = 50
 MAX_WINDOWS = 4
-"""Times the wall time that a job gets at most."""
+"""Most times that a job which keeps computing gets its wall time."""
 ASLEEP_SHARE = 0.05
-"""A job that used less than this share of a core slept."""
+"""A job that used less than this share of a core counts as asleep."""
 SCRATCH_BYTES, SCRATCH_FILES = 2**24, 64
 CONFINEMENT_FAILED = 97
 """Exit status of a process that could not be confined, so ran nothing."""
@@ -50,7 +50,7 @@ def main(settings: dict) -> None:
     gc.collect()
     gc.freeze()
     _say({"ready": True})
-    # One byte: the rest is for the examiner's eyes alone.
+    # One byte only: the examiner alone reads the rest.
     while os.read(0, 1):
         _say(_job(settings))
         _wipe(settings["scratch"])
@@ -76,7 +76,7 @@ def _job(settings: dict) -> dict:
     ends = {}
     for name, process in (("program", program), ("examiner", examiner)):
         if name == "program" and stopped is None:
-            # Its channel is closed: had it ended by itself or at a limit, its status says so shortly.
+            # Its channel is closed: if it ends by itself or at a limit, its exit status is there shortly.
             _settle(process)
         os.kill(process, signal.SIGKILL)
     for name, process in (("program", program), ("examiner", examiner)):
@@ -86,7 +86,7 @@ def _job(settings: dict) -> dict:
 
 
 def _wipe(scratch: str) -> None:
-    """Leaves nothing for the next program to find; no directories either, where these can be made."""
+    """Empties the scratch directory for the next program, with directories where programs can make them."""
     for entry in list(os.scandir(scratch)):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry)
@@ -95,16 +95,16 @@ def _wipe(scratch: str) -> None:
 
 
 def _settle(process: int) -> None:
-    """Lets a process that closed its channel finish ending, for its status' sake."""
+    """Waits shortly for a process that closed its channel to exit, so that its own status is seen."""
     descriptor = os.pidfd_open(process)
     select.select([descriptor], [], [], 0.002)
     os.close(descriptor)
 
 
 def _watch(program: int, examiner: int, wall_seconds: float, scratch: str) -> str | None:
-    """Waits for the examiner to end; else says why it was not waited for: "asleep", "wall" or "disk".
+    """Waits for the examiner to end; otherwise returns why it stopped waiting: "asleep", "wall" or "disk".
 
-    Whoever computes gets more time, since the machine may be busy: CPU time has a limit of its own.
+    A job that keeps computing gets more time, since the machine may be busy: CPU time has a limit of its own.
     """
     deadline, windows, used = time.monotonic() + wall_seconds, 1, 0.0
     descriptor = os.pidfd_open(examiner)
@@ -133,7 +133,7 @@ def _watch(program: int, examiner: int, wall_seconds: float, scratch: str) -> st
 
 
 def _cpu_seconds(process: int) -> float:
-    """Of a child that ran, also when it has ended; its clock's id is made as `clock_getcpuclockid` makes it."""
+    """CPU time of a child, also after it has ended; its clock's id is computed as `clock_getcpuclockid` does."""
     return time.clock_gettime(~process << 3 | 2)
 
 
@@ -150,7 +150,7 @@ def _become(settings: dict, zygote: int, descriptors: dict, scratch: str | None,
     try:
         confine.end_with_parent(zygote)
         wanted = {0: _NULL, 1: _NULL, 2: _NULL, **descriptors}
-        # Out of the way first, so that none overwrites another.
+        # To high numbers first, so that none overwrites another.
         for new, old in {new: fcntl.fcntl(old, fcntl.F_DUPFD, 64) for new, old in wanted.items()}.items():
             os.dup2(old, new)
         os.closerange(max(wanted) + 1, 256)
