@@ -16,8 +16,8 @@ import jaxtyping
 
 from tests import annotations
 
-# Before what it checks is imported.
-jaxtyping.install_import_hook(["fusejax", "quickstart"], f"{annotations.__name__}.check")
+# Before what it checks is imported. Not the quickstart, whose tests would take four times as long.
+jaxtyping.install_import_hook(["fusejax"], f"{annotations.__name__}.check")
 
 from tests.browser import browser  # noqa: E402
 from tests.gcs_server import gcs, gcs_server  # noqa: E402
