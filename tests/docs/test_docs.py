@@ -1,6 +1,7 @@
 """The documentation beside the code: what it names exists, what exists is named, its examples run."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.config import PipelineConfig
 from fusejax.__main__ import COMMANDS
 from fusejax.common.cli import load_config
 from fusejax.config import EvaluateConfig, TrainConfig
+from fusejax.data.records import open_shards
 from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -145,10 +148,26 @@ def test_own_data_trains(world: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_own_data_is_a_data_configuration(tmp_path: Path):
-    _, config, given = blocks("docs/own-data.md", "yaml")
+    _, config, given, *_ = blocks("docs/own-data.md", "yaml")
     (tmp_path / "data.yaml").write_text(config + given)
     loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
     assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_judged_answers_of_ones_own_are_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (config,) = (block for block in blocks("docs/own-data.md", "yaml") if "where:" in block)
+    (tmp_path / "data.yaml").write_text(config)
+    rows = [
+        {"question": f"Name {number}.", "reply": f"{by} {number}", "by": by, "score": score}
+        for number in range(30)
+        for by, score in (("ann", 0.5), ("bob", number / 30))
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data_pipeline(["run", "--config", "data.yaml"])
+    # All but the one prompt whose answers are worth the same.
+    splits = [f"out/judged/{kind}/{split}" for kind in ("sft", "dpo") for split in ("train", "eval")]
+    assert sum(map(len, map(open_shards, splits))) == 29
 
 
 def test_the_evaluation_guide_shows_a_configuration(tmp_path: Path):
