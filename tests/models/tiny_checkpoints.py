@@ -42,6 +42,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mistral-window": {"model_type": "mistral", "sliding_window": 6, "head_dim": 10},
     "mistral-full": {"model_type": "mistral", "sliding_window": None},
+    "qwen3": {"model_type": "qwen3", "head_dim": 10},
+    # Two blocks of three layers, and the first layer of a third.
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "sliding_window_pattern": 3,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
 }
 FAMILIES = tuple(CONFIGS)
 
