@@ -43,6 +43,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Models of text and images whose language model is one of the above, and what transformers calls it by itself.
 _TEXT_HALVES = {"gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
+# Keys that such a model has beside its `text_config`; where they are in both, these count.
+_OF_THE_WHOLE = (
+    "_name_or_path",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+)
 _ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Settings of these families that are not modelled: a checkpoint that turns one on would be computed wrongly.
 _UNSUPPORTED = ("attention_bias", "mlp_bias", "attention_dropout", "use_bidirectional_attention", "quantization_config")
@@ -189,10 +200,7 @@ def language_model(hf: dict[str, Any]) -> dict[str, Any]:
     text = hf.get("text_config")
     if not isinstance(text, dict):
         raise UserError(f"model_type {hf['model_type']!r} without text_config")
-    # What concerns the whole model is beside `text_config`, or in both, and then the outer one counts.
-    kept = ("_name_or_path", "dtype", "torch_dtype", "tie_word_embeddings", "quantization_config")
-    kept += ("bos_token_id", "eos_token_id", "pad_token_id")
-    outer = {key: hf[key] for key in kept if hf.get(key) is not None}
+    outer = {key: hf[key] for key in _OF_THE_WHOLE if hf.get(key) is not None}
     return {**text, **outer, "architectures": [architecture], "model_type": family}
 
 
