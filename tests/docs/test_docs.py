@@ -26,8 +26,9 @@ PAGES = sorted(
 PACKAGES = ("fusejax", "data_pipeline")
 FOLDERS = (*PACKAGES, "quickstart", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
 FILES = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|qwen3|commonsense|poetry|my_reward")
+EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|commonsense|poetry|my_reward")
 """Names of what a guide tells to write."""
+GUIDE = (ROOT / "docs/adding/family.md").read_text()
 
 
 def tree() -> set[str]:
@@ -116,6 +117,20 @@ def test_readme_is_short_and_names_the_families():
     assert len(text.splitlines()) <= 150
     table = text.split("| family |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == FAMILIES.keys()
+
+
+def test_the_guide_to_families_shows_lines_of_the_code():
+    """Of the file that it has named last, whatever their indentation."""
+
+    def lines(text: str) -> str:
+        return "\n".join(line.strip() for line in text.splitlines())
+
+    shown, file = 0, Path()
+    for path, block in re.findall(r"`((?:fusejax|tests)/[\w./]+\.py)`|^ *```python\n(.*?)^ *```", GUIDE, re.M | re.S):
+        file = ROOT / path if path else file
+        assert lines(block) in lines(file.read_text()), f"{file} has not: {block}"
+        shown += bool(block)
+    assert shown >= 8
 
 
 def test_the_tpu_guide_has_the_figures_of_the_configurations():
