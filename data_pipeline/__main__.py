@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     _add_options(parser, stage)
     options = parser.parse_intermixed_args(arguments[1:])
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
-    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe], rename=todays_key)
+    overrides = [*options.overrides, *unsafe]
+    config = cli.load_config(PipelineConfig, options.config, overrides, rename=todays_key, named=["rule"])
     if getattr(options, "dry_run", False):
         importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return

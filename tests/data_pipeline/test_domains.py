@@ -47,7 +47,8 @@ EARLIER = {
 
 def load(folder: Path, values: dict[str, Any], *overrides: str) -> PipelineConfig:
     """As the command loads it."""
-    return cli.load_config(PipelineConfig, write_config(folder / "data.yaml", values), [*overrides], rename=todays_key)
+    path = write_config(folder / "data.yaml", values)
+    return cli.load_config(PipelineConfig, path, [*overrides], rename=todays_key, named=["rule"])
 
 
 @pytest.fixture
@@ -121,6 +122,16 @@ def test_overrides_in_the_earlier_words(
         "today": {"domains": {"math": {"rule": {"name": "verdict_pairs"}, "verifier": "math_verify"}}},
     }  # fmt: skip
     assert value(load(tmp_path, plain | words[spelling], override).domains["math"])
+
+
+@pytest.mark.parametrize("rule", ["margin", {"name": "margin"}])
+def test_overrides_below_a_rule_that_is_written_as_its_name(rule: Any, plain: dict[str, Any], tmp_path: Path):
+    config = plain | {"domains": {"math": {"rule": rule}}}
+    for key in ("domains.math.rule.min_margin", "selection.math.min_margin"):
+        assert load(tmp_path, config, f"{key}=0.02").domains["math"].rule == Margin(min_margin=0.02)
+    # The earlier value is the name of a rule, and of nothing else.
+    with pytest.raises(cli.UserError, match=r"'reward' has no keys below it"):
+        load(tmp_path, plain | {"domains": {"math": {"rule": rule, "reward": "a:b"}}}, "domains.math.reward.model=m")
 
 
 MATH = {"domains": {"math": {"rule": {"name": "verdict_pairs"}}}}
