@@ -66,7 +66,10 @@ class SFTExample:
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one."""
+    """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one.
+
+    A score of None is none: nobody gave one.
+    """
 
     id: str
     dataset: str
@@ -75,8 +78,8 @@ class PreferencePair:
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    chosen_score: float
-    rejected_score: float
+    chosen_score: float | None = None
+    rejected_score: float | None = None
 
 
 Record = SFTExample | PreferencePair
@@ -92,9 +95,11 @@ def encode(record: Record) -> bytes:
     example = tf_example.Example()
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if value is None and _is_score(field):
+            continue
         _check(record.id, field, value)
         feature = example.features.feature[field.name]
-        if field.type is float:
+        if _is_score(field):
             feature.float_list.value.append(value)
         elif field.type is str:
             feature.bytes_list.value.append(value.encode())
@@ -104,7 +109,8 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes, kind: Kind) -> Record:
-    """The inverse of `encode`. Scores come back in float32 precision; features of other names are ignored.
+    """The inverse of `encode`. Scores come back in float32 precision, or as None where there is none; features of other
+    names are ignored.
 
     Raises:
       RecordError: not a `tf.train.Example`, or a field is missing or malformed.
@@ -117,8 +123,10 @@ def decode(data: bytes, kind: Kind) -> Record:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(CLASSES[kind]):
         if field.name not in features:
+            if _is_score(field):
+                continue
             raise RecordError(f"record {name!r}: no field {field.name!r}")
-        if field.type is float:
+        if _is_score(field):
             values[field.name] = _only(features[field.name].float_list.value, field.name)
         elif field.type is str:
             values[field.name] = _text(features, field.name)
@@ -357,11 +365,16 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(values).items()))
 
 
+def _is_score(field: dataclasses.Field) -> bool:
+    return field.type == float | None
+
+
 def _check(name: object, field: dataclasses.Field, value: Any) -> None:
-    if field.type in (str, float):
+    if field.type is str or _is_score(field):
         # A whole number is a fine score; anything else must be what it says.
-        if not isinstance(value, (int, float) if field.type is float else str) or isinstance(value, bool):
-            raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {field.type.__name__}")
+        expected, kinds = ("float", (int, float)) if _is_score(field) else ("str", (str,))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {expected}")
         if isinstance(value, str):
             _check_unicode(name, field, value)
         return
