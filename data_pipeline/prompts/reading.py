@@ -61,5 +61,6 @@ def _data_set(source: RowsConfig, key: str, columns: Sequence[str]) -> Iterator[
             table = table.select_columns(present)
         yield from ((f"{source.path}:{source.split}:{number}", row) for number, row in enumerate(table))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        problem = one_line(error)
+        # Of a failure while it prepares the files, `datasets` says why in the cause alone.
+        problem = one_line(error) + (f": {one_line(error.__cause__)}" if error.__cause__ else "")
         raise UserError(f"{key}: {source.path}: no data set that can be read: {problem}") from None

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +29,7 @@ from google.protobuf.message import DecodeError
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from fusejax.common.cli import UserError, one_line
-from fusejax.common.files import copy, is_remote, temporary_folder, write_text
+from fusejax.common.files import ROW_SUFFIXES, copy, is_remote, temporary_folder, write_text
 from fusejax.data import tf_example, tfrecord
 
 Kind = Literal["sft", "dpo"]
@@ -278,10 +279,12 @@ def open_shards(source: PathLike) -> Shards:
     that starts again finds the copies of the attempt before.
 
     Raises:
-      UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples.
+      UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples; or it
+        names rows, of which shards are yet to be made.
     """
     path = epath.Path(source)
     directory, split = path.parent, path.name
+    _refuse_rows(path)
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         version, splits = manifest["schema_version"], dict(manifest["splits"])
@@ -316,6 +319,18 @@ def open_shards(source: PathLike) -> Shards:
         raise UserError(f"data {source}: {error}") from None
     hashes = "".join(shard.sha256 for shard in entry.shards)
     return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
+
+
+def _refuse_rows(path: epath.Path) -> None:
+    """Raises `UserError` where a file or a folder of rows is named, of which shards are yet to be made."""
+    what = "rows" if path.name.endswith(ROW_SUFFIXES) else None
+    if path.is_dir() and not (path / MANIFEST).exists():
+        what = "a folder of rows" if any(file.name.endswith(ROW_SUFFIXES) for file in path.iterdir()) else None
+    elif not path.parent.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path)):
+        what = "no shards; if it is a data set of the Hub"
+    if what is not None:
+        command = f"python -m data_pipeline import {path} --output DIR"
+        raise UserError(f"data {path}: {what}: `{command}` makes shards, to name as DIR/sft/train or DIR/dpo/train")
 
 
 def _verified(path: epath.Path, sha256: str) -> Path | str:

@@ -228,6 +228,21 @@ def test_mistaken_sources(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name", ["chats.jsonl", "chats.json.gz", "pairs.csv", "missing.parquet", "folder", "owner/set"]
+)
+def test_rows_are_no_shards(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for file in ("chats.jsonl", "chats.json.gz", "pairs.csv", "folder/a.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(
+        UserError, match=f"data {name}: .*`python -m data_pipeline import {name} --output DIR`"
+    ) as error:
+        open_shards(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("change", "where"),
     [
         ({"shards": [{"file": "x"}]}, "shards.0.sha256"),
