@@ -1,6 +1,6 @@
 """The data card of an import: what was read from where, what became of it, and what was left out, in Markdown."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from etils import epath
@@ -18,6 +18,11 @@ def card(config: ImportConfig, funnels: Sequence[Funnel], splits: dict[str, Sequ
     Args:
       splits: `KIND/SPLIT` -> its records.
     """
+    contents: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for part, records in splits.items():
+        kind, split = part.split("/")
+        for record in records:
+            contents[kind, record.dataset, record.domain, record.source_model][split] += 1
     left_out = [
         [funnel.name, reason, words("row", reason), count]
         for funnel in funnels
@@ -30,12 +35,8 @@ def card(config: ImportConfig, funnels: Sequence[Funnel], splits: dict[str, Sequ
         "The licences of the data sets below hold for their parts; they were not looked up.",
         "## Contents",
         table(
-            ["split", "data set", "domain", "source", "records"],
-            [
-                [split, *names, count]
-                for split, records in splits.items()
-                for names, count in sorted(Counter((r.dataset, r.domain, r.source_model) for r in records).items())
-            ],
+            ["kind", "data set", "domain", "source", "train", "eval"],
+            [[*names, counts["train"], counts["eval"]] for names, counts in sorted(contents.items())],
         ),
         "## Read",
         table(

@@ -23,7 +23,7 @@ class ImportColumns(ConfigModel):
     input: str | None = None
     """What the instruction is about: follows it after a blank line. Default: `input` beside `instruction`."""
     system: str | None = None
-    """The text of a system turn. Default: `system`."""
+    """The text of a system turn. Default: `system` or `system_prompt`."""
     completion: str | None = None
     """The answer: its text, or its turns. Default: `completion`, or `output` beside `instruction`."""
     chosen: str | None = None

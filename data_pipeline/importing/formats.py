@@ -33,11 +33,17 @@ _FORMATS: tuple[tuple[str, Kind, Mapping[str, str]], ...] = (
     ("pair with the prompt inside", "dpo", {"chosen": "chosen", "rejected": "rejected"}),
 )
 """Name, what rows become, and our columns -> what these are called by default."""
-_NAMES = ("id", "system", "dataset", "domain", "source_model")
-"""Columns that any format may have, under our own names."""
+_NAMES = {
+    "id": ("id",),
+    "system": ("system", "system_prompt"),
+    "dataset": ("dataset",),
+    "domain": ("domain",),
+    "source_model": ("source_model",),
+}
+"""Columns that any format may have -> what these are called by default."""
 _SCORES = ("score", "rating", "reward")
 _LIKELY = {
-    "prompt": ("question", "query", "problem", "instruction", "input", "user", "text"),
+    "prompt": ("question", "query", "problem", "instruction", "input", "user"),
     "completion": ("answer", "response", "solution", "reply", "output", "target", "assistant"),
 }
 """Our columns -> what they may be called; only for the hint of an error, since a guess can be wrong."""
@@ -95,8 +101,26 @@ def find_format(present: Sequence[str], named: ImportColumns, kind: Kind | None 
         several = "; or ".join(f"{format.name} ({', '.join(format.columns.values())})" for format in found)
         remedy = "set kind=sft or kind=dpo" if len({format.kind for format in found}) > 1 else "name those to read"
         raise UnknownFormatError(f"the columns fit several formats, {several}: {remedy}")
-    rest = {name: given.get(name, name) for name in _NAMES if name in given or name in present}
+    _refuse_doubtful(found[0], present, given)
+    named_here = {
+        name: given.get(name) or next((each for each in usual if each in present), None)
+        for name, usual in _NAMES.items()
+    }
+    rest = {name: column for name, column in named_here.items() if column}
     return Format(found[0].name, found[0].kind, {**found[0].columns, **rest})
+
+
+def _refuse_doubtful(format: Format, present: Sequence[str], given: Mapping[str, str]) -> None:
+    """Raises `UnknownFormatError` where a column that is not used may turn the meaning of those that are."""
+    if given.keys() & format.columns.keys():
+        return
+    asked = next((name for name in _LIKELY["prompt"] if name in present), None)
+    if format.kind == "dpo" and "prompt" not in format.columns and asked:
+        remedy = "columns.chosen=chosen columns.rejected=rejected if these begin with it"
+        raise UnknownFormatError(f"is {asked} the prompt? then give columns.prompt={asked}, or {remedy}")
+    if "completion" in format.columns and "label" in present:
+        columns = " ".join(f"columns.{ours}={theirs}" for ours, theirs in format.columns.items())
+        raise UnknownFormatError(f"does label say which answers are bad? if all are to be imitated, give {columns}")
 
 
 def _fitting(present: Sequence[str], given: Mapping[str, str]) -> list[Format]:
@@ -134,7 +158,7 @@ def _score(side: str, present: Sequence[str]) -> str | None:
 
 def _hint(present: Sequence[str]) -> str:
     likely = {ours: next((name for name in names if name in present), None) for ours, names in _LIKELY.items()}
-    if list(present) == ["text"]:
+    if "text" in present and not any(likely.values()):
         return "a plain text has no turns; a record needs a user's and an assistant's"
     named = {ours: name or "COLUMN" for ours, name in likely.items()}
     on_the_line = " ".join(f"columns.{ours}={name}" for ours, name in named.items())

@@ -129,7 +129,8 @@ def _format(entry: ImportDataConfig, key: str, rows: Sequence[Any]) -> Format:
     """The format, told in a line together with the columns that are not used."""
     present = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row if name is not None))
     if not present:
-        raise UserError(f"{key}: {entry.path}: none of the first {len(rows)} rows is an object with columns")
+        what = "lines is a JSON object" if isinstance(rows[0], str) else "rows is an object with columns"
+        raise UserError(f"{key}: {entry.path}: none of the first {len(rows)} {what}")
     columns, named, kind = present, entry.columns, entry.kind
     if entry.known:
         there = {ours: theirs for ours, theirs in entry.known.columns.items() if theirs in present}

@@ -25,7 +25,7 @@ from data_pipeline.prompts.adapters import Rejected
 from data_pipeline.prompts.overlap import NearDuplicates
 from data_pipeline.shards import splits
 from fusejax.common.cli import UserError, note
-from fusejax.common.files import write_text
+from fusejax.common.files import check_writable, write_text
 from fusejax.data.records import MANIFEST, Record
 
 FUNNEL, CARD = "import_funnel.json", "data_card.md"
@@ -40,6 +40,7 @@ def run(config: ImportConfig) -> None:
         holds other data.
     """
     output = epath.Path(config.output_dir)
+    check_writable(output, "output_dir")
     _refuse_others(output)
     entries = (*config.data, *config.overlap.evaluation_sets)
     inputs = stage_files.fingerprint(

@@ -111,7 +111,7 @@ def _json(file: _File) -> Iterator[tuple[int, Any]]:
         yield from enumerate(map(_value, rest), 2)
     elif first:
         whole = json.loads(first + b"".join(rest))
-        items = whole.get("data") if isinstance(whole, dict) else None
+        items = whole.get("data") if isinstance(whole, dict) else whole
         yield from enumerate(items if isinstance(items, list) else [whole])
 
 

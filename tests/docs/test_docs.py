@@ -149,7 +149,7 @@ def test_own_data_trains(world: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     settings = [f"model={world / 'model'}", "max_length=64", "dtype.compute=float32", "epochs=1"]
     train = [sys.executable, "-m", "fusejax.train", "--config", "mine.yaml", *settings]
     subprocess.run(train, check=True, env=environment)
-    assert (tmp_path / "runs/mine/checkpoints/3").is_dir()
+    assert (tmp_path / "runs/mine/checkpoints/4").is_dir()
     program, _ = blocks("docs/own-data.md", "python")
     exec(compile(program, "own-data.md", "exec"), {})
     assert len(open_shards("data/sft/train")) == 40 and len(open_shards("data/dpo/train")) == 1

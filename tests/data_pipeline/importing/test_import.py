@@ -182,7 +182,7 @@ def test_every_dropped_row_has_its_reason(tmp_path: Path):
     assert counts["read"] == 16 and counts["kept"] == 2 and counts["cut"] == 1 and sum(counts["dropped"].values()) == 14
     card = (tmp_path / "out/data_card.md").read_text()
     assert "| chats | unknown_role | a role that is neither system, user nor assistant | 1 |" in card
-    assert "| sft/train | chats | chat | unknown | 2 |" in card
+    assert "| sft | chats | chat | unknown | 2 | 0 |" in card
 
 
 def questions(count: int, name: str = "q") -> list[dict[str, Any]]:
@@ -293,6 +293,12 @@ def test_nothing_is_written_over_and_nothing_by_halves(tmp_path: Path):
         run(tmp_path / "out", {"path": path})
 
 
+def test_what_is_no_json(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_text('{\n "prompt": "a",\n "completion": "b"\n}\n')
+    with pytest.raises(UserError, match=r"data.0: .*x.jsonl: none of the first 4 lines is a JSON object"):
+        run(tmp_path / "out", {"path": tmp_path / "x.jsonl"})
+
+
 def test_a_data_set_within_another_is_counted(tmp_path: Path):
     rows = questions(4)
     paths = [write(tmp_path / "x.jsonl", rows), write(tmp_path / "y.jsonl", rows)]
@@ -325,6 +331,12 @@ def test_two_files_of_one_name(tmp_path: Path):
         ([{"messages": [], "chosen": [], "rejected": []}], {}, "fit several formats, .*: set kind=sft or kind=dpo"),
         ([{"messages": [], "conversations": []}], {}, "fit several formats, .*: name those to read"),
         ([{"prompt": "x", "completion": "y"}], {"columns": {"completion": "z"}}, "no row has the column 'z'"),
+        (
+            [{"question": "x", "chosen": "y", "rejected": "z"}],
+            {},
+            "is question the prompt\\? then give columns.prompt=question",
+        ),
+        ([{"prompt": "x", "completion": "y", "label": False}], {}, "does label say which answers are bad"),
         ([], {}, "empty data set"),
         ([[1], [2]], {}, "none of the first 2 rows is an object with columns"),
         ([{"prompt": "x"}], {"adapter": "FuseAI/FuseChat-3.0-DPO-Data"}, "no format of dpo has the columns prompt"),

@@ -68,6 +68,11 @@ def test_a_list_is_read_piece_by_piece(rows: list[Any], chunk: int, indent: int 
         assert list(row_files._items(io.StringIO(json.dumps(rows, indent=indent)))) == rows
 
 
+def test_other_encodings_of_json(tmp_path: Path):
+    (tmp_path / "x.json").write_text(json.dumps(ROWS), encoding="utf-16")
+    assert read(tmp_path / "x.json") == ROWS
+
+
 def test_long_cells_and_ragged_lines(tmp_path: Path):
     path = tmp_path / "x.csv"
     path.write_text(f"a,b\n{'x' * 200_000},1\n2\n3,4,5\n")
