@@ -26,7 +26,8 @@ def reason(**row: Any) -> str:
     return error.value.reason
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1)
+TEXT = st.sampled_from(["a", "b", "你好"])
+"""Few, so that turns are often equal by chance."""
 
 
 @st.composite
