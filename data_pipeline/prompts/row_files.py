@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import polars as pl
 from etils import epath
@@ -119,7 +119,7 @@ class _BrokenList(Exception):
     """What is wrong with a JSON list, and where; the decoder's own places count from somewhere in the middle."""
 
 
-def _items(text: TextIO) -> Iterator[Any]:
+def _items(text: io.TextIOBase) -> Iterator[Any]:
     """The items of the JSON list that the text is, in memory one at a time."""
     decoder, number = json.JSONDecoder(), 0
     buffer, at = text.read(_CHUNK), 0

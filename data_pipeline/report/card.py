@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 from etils import epath
 
+from data_pipeline.config import PipelineConfig
 from data_pipeline.report.facts import Facts
 from data_pipeline.report.sections import left_out, scored
 from data_pipeline.selection.rules import Parameters
@@ -42,7 +43,15 @@ def card(facts: Facts) -> str:
         "## Scores",
         table(
             ["domain", "reward", "verifier"],
-            [[domain, config.domains[domain].reward, config.domains[domain].verifier] for domain in facts.domains],
+            [
+                [
+                    name,
+                    domain.reward or _given(config, name, "reward"),
+                    domain.verifier or _given(config, name, "verdict"),
+                ]
+                for name, domain in config.domains.items()
+                if name in facts.domains
+            ],
         ),
         _verdicts(facts),
         "## Selection",
@@ -65,6 +74,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in shown) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def _given(config: PipelineConfig, domain: str, score: str) -> str | None:
+    """Where the domain's answers have the score from if nothing gives it one; None if they have none."""
+    entries = [entry for entry in config.given if domain in entry.domains and getattr(entry, score) is not None]
+    return ", ".join(f"column {getattr(entry, score)} of {entry.name}" for entry in entries) or None
 
 
 def _rule(rule: Parameters) -> str:

@@ -59,11 +59,16 @@ SCORES = {
     "no_such_prompt": "answers a prompt that is not in the table",
     "not_sampled": "there is no answer to judge",
     # Rewards.
-    "bad_verdict": "the reward function gave a verdict that does not exist",
+    "bad_reward": "the data set's reward is not a finite number",
+    "bad_verdict": "a verdict that does not exist",
     "chat_template": "the reward model's chat template refuses the conversation",
     "empty_answer": "there is no text to judge",
+    "missing_reward": "the data set has no reward there",
+    "missing_verdict": "the data set has no verdict there",
     "no_gating_pattern": "the reward model cannot tell where the answer begins",
     "reward_failed": "the reward function raised an error",
+    "several_rewards": "the data set has this answer several times, with different rewards",
+    "several_verdicts": "the data set has this answer several times, with different verdicts",
     "verifier_failed": "your verifier raised an error",
     # Judging in worker processes.
     "crashed": "the comparison crashed",

@@ -78,6 +78,8 @@ class Margins(ConfigModel):
     """Upper bound, inclusive, of chosen minus rejected reward; null is no bound."""
     pair_source: PairSource = "best"
     """Which source's valid pair: with the best chosen answer, a seeded random one, or with the widest margin."""
+    same_source: bool = True
+    """Whether both answers of a pair must come from one source. If not, there is one pair per prompt to choose from."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Margins":
@@ -112,8 +114,6 @@ class VerdictBoth(Margins):
     """As for the rule margin, but no bound by default."""
     max_margin: float | None = Field(None, ge=0)
     """As for the rule margin, but no bound by default."""
-    same_source: bool = True
-    """Whether both answers of a pair must come from one source."""
 
 
 class OneSource(ConfigModel):
@@ -174,11 +174,11 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
 
 
 def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
-    """A source's best answer against its worst, by reward.
+    """A source's best answer against its worst, by reward; or the best of all sources against the worst of all.
 
     Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair.
     """
-    judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
+    judged = compared(candidates, candidates, rule.min_margin, rule.max_margin, same_source=rule.same_source)
     valid = pairs(judged, rule.pair_source)
     to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
     # Why there is no pair: the problem of the source that came closest to one.
@@ -195,7 +195,8 @@ def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
 def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
     """A pair of a correct and a wrong answer where a prompt has a valid one; else the best correct answer, for SFT."""
     correct, wrong = _by_verdict(candidates)
-    dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
+    judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
+    dpo = pairs(judged, rule.pair_source)
     return Part(
         sft=best(correct.join(dpo, on="prompt", how="anti")),
         dpo=dpo,

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 from etils import epath
@@ -57,13 +58,20 @@ def require_judges(config: PipelineConfig, domains: Iterable[str]) -> None:
     for name in sorted(domains):
         domain = config.domains[name]
         rule = rules.RULES[domain.rule.name]
-        if rule.needs_reward and domain.reward is None:
+        if rule.needs_reward and domain.reward is None and not _all_given(config, name, "reward"):
             problem = f"selecting {name} answers needs a reward: a model, or module:attribute"
-            raise UserError(f"{config.key(name, 'reward')}: {problem}")
+            raise UserError(f"{config.key(name, 'reward')}: {problem}; or all of them given with a reward")
         # A function may give verdicts beside its rewards; a reward model gives none.
-        if rule.needs_verdict and domain.verifier is None and not isinstance(domain.reward, str):
+        judged = domain.verifier is not None or isinstance(domain.reward, str)
+        if rule.needs_verdict and not judged and not _all_given(config, name, "verdict"):
             problem = f"the rule {domain.rule.name} needs verdicts: name a verifier, or module:attribute"
-            raise UserError(f"{config.key(name, 'verifier')}: {problem}")
+            raise UserError(f"{config.key(name, 'verifier')}: {problem}; or give all answers with a verdict")
+
+
+def _all_given(config: PipelineConfig, domain: str, score: Literal["reward", "verdict"]) -> bool:
+    """Whether all answers to the domain's prompts come with the score."""
+    sources = [source for source in config.answerers if domain in source.domains]
+    return bool(sources) and all(getattr(source, score, None) is not None for source in sources)
 
 
 def _check_marks(file: epath.Path) -> None:

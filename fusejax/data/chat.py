@@ -9,8 +9,14 @@ second time with a sentinel for one assistant turn; what stands before and after
 after the answer, and what lies between is the answer as the template writes it (trimmed, say). Offsets then turn
 characters into tokens. Where the two renderings do not fit together, or no special token ends the turn, the
 conversation is refused: it is never masked by guess.
+
+What a template writes before an answer, but not into the generation prompt, is for the model to write, so it belongs to
+the answer. Qwen3's writes an empty block of reasoning, `<think>\\n\\n</think>\\n\\n`, before a last answer without any.
+As that block is a target, too, the trained model answers at once after the plain generation prompt, and also after that
+of `enable_thinking=False`, which ends with the block.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -124,15 +130,41 @@ def _render_turns(
         sentinel = "Sentinel"
         while sentinel in text:
             sentinel += "l"
-        return text, [_find_turn(tokenizer, turns, i, text, sentinel) for i in said]
+        opening = _answer_opening(tokenizer, tokenizer.get_chat_template())
+        return text, [_find_turn(tokenizer, turns, i, text, sentinel, opening) for i in said]
     except TemplateError as error:
         return ChatError("template_error", str(error))
     except ChatError as error:
         return error
 
 
+@functools.lru_cache(maxsize=8)
+def _answer_opening(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """What the template writes between its generation prompt and an answer: nothing, or an empty block of reasoning.
+
+    Spaces do not count, see `_find_turn`; nor does what a template without a generation prompt writes.
+
+    Args:
+      template: of the tokenizer, for the cache.
+    """
+    question = [{"role": "user", "content": "Question"}]
+    try:
+        closed, asked = render(tokenizer, question), render(tokenizer, question, add_generation_prompt=True)
+        answered = render(tokenizer, [*question, {"role": "assistant", "content": "Sentinel"}])
+    except TemplateError:
+        return ""
+    before, found, _ = answered.partition("Sentinel")
+    opening = before.removeprefix(asked)
+    return opening if found and asked != closed and before.startswith(asked) and opening.strip() else ""
+
+
 def _find_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], turn: int, text: str, sentinel: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, str]],
+    turn: int,
+    text: str,
+    sentinel: str,
+    opening: str,
 ) -> _Turn:
     where = f"turn {turn} of {len(messages)}"
     if not messages[turn]["content"].strip():
@@ -143,12 +175,13 @@ def _find_turn(
     if len(parts) != 2:
         raise ChatError("no_mask", f"the template writes {where} {len(parts) - 1} times")
     before, after = parts
+    before = before.removesuffix(opening)
     start, end = len(before), len(text) - len(after)
     if not (text.startswith(before) and text.endswith(after)):
         raise ChatError("no_mask", f"the template writes other things around {where} depending on its text")
     if start >= end:
         raise ChatError("empty_response", f"the template leaves nothing of {where}")
-    if text[start:end] not in messages[turn]["content"]:
+    if text[start:end].removeprefix(opening) not in messages[turn]["content"]:
         raise ChatError("no_mask", f"the template rewrites {where}: {text[start : min(end, start + 20)]!r}")
     # Mistral's `[/INST] Hello`: the space before the answer is the assistant's if the generation prompt ends before it.
     if (

@@ -15,6 +15,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embedder\.embedding|lm_head\.embedding", PartitionSpec("tensor", "fsdp")),
     (r"blocks\.\d+\.attention\.(query|key|value)\.weight", PartitionSpec(None, ("tensor", "fsdp"), None)),
     (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor")),
+    (r"blocks\.\d+\.attention\.(query|key)_norm\.scale", PartitionSpec(None, None)),
     (r"blocks\.\d+\.attention\.output\.weight", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks\.\d+\.mlp\.(gate|up)\.weight", PartitionSpec(None, ("tensor", "fsdp"), None)),
     (r"blocks\.\d+\.mlp\.down\.weight", PartitionSpec(None, "fsdp", "tensor")),

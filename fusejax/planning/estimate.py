@@ -23,10 +23,15 @@ _PRODUCTS = {"fwd": 2, "dkv": 5}
 
 
 def shallow_depths(model: DecoderConfig) -> tuple[int, ...]:
-    """Depths to extrapolate from: whole blocks, 2 and 4 layers if possible; or only the depth of the model itself."""
-    block = len(model.pattern)
-    few = block * max(1, 2 // block)
-    return (few, 2 * few) if model.num_layers > 2 * few else (model.num_layers,)
+    """Depths to extrapolate from, or only the depth of the model itself.
+
+    They are 2 and 4 layers if possible; always whole blocks, followed by the model's own tail: so what they differ by
+    is what the model has more of.
+    """
+    block, tail = len(model.pattern), len(model.tail)
+    step = block * max(1, 2 // block)
+    few, more = step + tail, 2 * step + tail
+    return (few, more) if model.num_layers > more else (model.num_layers,)
 
 
 def with_layers(model: DecoderConfig, layers: int) -> DecoderConfig:

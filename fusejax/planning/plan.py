@@ -38,7 +38,7 @@ class HBM:
     code: int
     """Part of `temporary`."""
     activations: int
-    """Part of `temporary`: the input of each block, which is kept for the backward pass under every `remat`."""
+    """Part of `temporary`: the input of each layer, which is kept for the backward pass under every `remat`."""
     limit: int
 
     @property
@@ -146,7 +146,7 @@ class Planner:
             accumulator=tree_bytes(programs.accumulator) if trains else 0,
             temporary=max(extra) + code,
             code=code,
-            activations=self._block_inputs(config) if trains else 0,
+            activations=self._layer_inputs(config) if trains else 0,
             limit=self.topology.chip.hbm,
         )
         return hbm, all(each.fits for each in found) and hbm.total <= hbm.limit
@@ -222,10 +222,9 @@ class Planner:
     def _programs(self, config: TrainConfig, model: DecoderConfig, *, unroll: bool = False) -> Programs:
         return Programs(config, model, make_mesh(config.mesh, self._devices), num_steps=self.work.steps, unroll=unroll)
 
-    def _block_inputs(self, config: TrainConfig) -> int:
+    def _layer_inputs(self, config: TrainConfig) -> int:
         tokens = config.packing.rows_per_device * config.row_length
-        blocks = self.model.num_layers // len(self.model.pattern)
-        return blocks * tokens * self.model.hidden_size * jnp.dtype(config.dtype.compute).itemsize
+        return self.model.num_layers * tokens * self.model.hidden_size * jnp.dtype(config.dtype.compute).itemsize
 
 
 def tasks(config: TrainConfig) -> list[str]:

@@ -59,7 +59,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     gigabytes("  gradient accumulator", lambda plan: plan.hbm.accumulator)
     gigabytes("state", lambda plan: plan.hbm.state)
     gigabytes("temporary", lambda plan: plan.hbm.temporary)
-    gigabytes("  of it block inputs", lambda plan: plan.hbm.activations)
+    gigabytes("  of it layer inputs", lambda plan: plan.hbm.activations)
     gigabytes("  of it the programs' code", lambda plan: plan.hbm.code)
     gigabytes("total", lambda plan: plan.hbm.total)
     gigabytes("limit", lambda plan: plan.hbm.limit)

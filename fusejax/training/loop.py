@@ -30,6 +30,7 @@ from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.attention.splash import whole_blocks
+from fusejax.models.decoder.config import language_model
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.batches import Batches
@@ -266,7 +267,7 @@ def _open(config: TrainConfig, split: str, path: str) -> Shards:
 
 
 def _note_long(config: TrainConfig, model: StartingModel) -> None:
-    limit = huggingface.read_json(model.directory / "config.json").get("max_position_embeddings")
+    limit = language_model(huggingface.read_json(model.directory / "config.json")).get("max_position_embeddings")
     if isinstance(limit, int) and config.max_length > limit:
         note(f"note: max_length {config.max_length} is beyond the model's max_position_embeddings, {limit}")
 

@@ -18,16 +18,17 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
+from fusejax.common.cli import UserError
 from fusejax.data.batch import Microbatch
 from fusejax.distributed.collectives import as_stored, gather_layer, sum_gradient, sum_unsplit
 from fusejax.distributed.sharding import BATCH, parameter_specs, with_replicas
 from fusejax.models.attention import block_attention, splash
 from fusejax.models.attention.dispatch import Kernel, Placement
 from fusejax.models.decoder.config import DecoderConfig
-from fusejax.models.decoder.decoder import Layer, abstract_decoder
+from fusejax.models.decoder.decoder import Layer, abstract_decoder, entry
 from fusejax.models.decoder.layers import rms_norm
 from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
-from fusejax.models.decoder.rotary import rotation
+from fusejax.models.decoder.rotary import rotations
 from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
 from fusejax.objectives.microbatch_loss import Loss, Sums, pair_sums
 
@@ -69,6 +70,7 @@ class _Trace(NamedTuple):
     """What the forward pass leaves for the backward pass."""
 
     layers: Any
+    tail: Any
     hidden: Any
     logprobs: Residuals
 
@@ -99,6 +101,10 @@ class Network:
         kernel: Kernel = "xla",
         unroll: bool = False,
     ):
+        if config.num_kv_heads % mesh.shape["tensor"]:
+            raise UserError(
+                f"mesh.tensor={mesh.shape['tensor']} does not divide num_key_value_heads {config.num_kv_heads}"
+            )
         self.config, self.mesh, self.loss, self.compute_dtype, self.unroll = config, mesh, loss, compute_dtype, unroll
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
@@ -111,11 +117,11 @@ class Network:
         # The parameters of a single layer have no stack axis.
         specs = jax.tree.map(lambda spec: jax.sharding.PartitionSpec(*spec[1:]), self._params["blocks"])
         policy = _POLICIES[remat]
-        # `prevent_cse` only if unrolled: a scan's body is compiled apart, so recomputation cannot be merged back.
-        self._layers = {
-            position: jax.checkpoint(self._layer(window, specs[position], kernel), policy=policy, prevent_cse=unroll)
-            for position, window in enumerate(config.pattern)
-        }
+        layers = [self._layer(window, specs[position], kernel) for position, window in enumerate(config.pattern)]
+        checkpoint = functools.partial(jax.checkpoint, policy=policy)
+        # `prevent_cse` only outside of loops: a scan's body is compiled apart, so recomputation cannot be merged back.
+        self._layers = [checkpoint(layer, prevent_cse=unroll) for layer in layers]
+        self._tail = [checkpoint(layer, prevent_cse=True) for layer in layers[: len(config.tail)]]
 
     def _layer(self, window: int | None, specs: Any, kernel: Kernel):
         def make():
@@ -200,9 +206,7 @@ class Network:
         gradients[head] = {"embedding": d_head}
         d_norm, dx = trace.hidden(d_hidden)
         gradients["final_norm"] = jax.tree.map(_added, gradients["final_norm"], d_norm)
-        gradients["blocks"], dx = self._layers_backward(
-            params["blocks"], gradients["blocks"], trace.layers, dx, microbatch
-        )
+        gradients["blocks"], dx = self._layers_backward(params["blocks"], gradients["blocks"], trace, dx, microbatch)
         embedding = self._embed_backward(
             gradients["embedder"]["embedding"], dx, _computed(microbatch["tokens"], microbatch)
         )
@@ -211,57 +215,62 @@ class Network:
 
     def _forward(self, params: Params, microbatch: Microbatch) -> tuple[Float32[Array, "R L"], _Trace]:
         x = self._embed(params["embedder"]["embedding"], _computed(microbatch["tokens"], microbatch))
-        placement = self._placement(microbatch)
+        placements = self._placements(microbatch)
 
-        def block(x, params):
-            params = self._as_stored(params)
+        def block(x, index, layers):
             vjps = []
-            for position, layer in self._layers.items():
+            for position, layer in enumerate(layers):
                 vjp: Any
-                x, vjp = jax.vjp(layer, params[position], x, *placement)
+                x, vjp = jax.vjp(layer, self._entry(params["blocks"][position], index), x, *placements[position])
                 # The backward pass is given parameters and placement again, so only the input is kept.
                 vjp.args_res[:] = [None, vjp.args_res[1], None, None, None]
                 vjps.append(vjp)
             return x, vjps
 
-        x, layers = jax.lax.scan(block, x, params["blocks"], unroll=self.unroll)
+        whole = self.config.num_blocks
+        scanned = functools.partial(block, layers=self._layers)
+        x, layers = jax.lax.scan(scanned, x, jnp.arange(whole), unroll=self.unroll)
+        x, tail = block(x, whole, self._tail)
         hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _shared(microbatch)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
         logprobs, residuals = target_logprobs(
             hidden, head, microbatch["tokens"], microbatch["loss_mask"], self.projection
         )
-        return logprobs, _Trace(layers, hidden_vjp, residuals)
+        return logprobs, _Trace(layers, tail, hidden_vjp, residuals)
 
-    def _layers_backward(self, params: Blocks, gradients: Blocks, vjps: Any, dx: Array, microbatch: Microbatch):
-        placement = self._placement(microbatch)
+    def _layers_backward(self, params: Blocks, gradients: Blocks, trace: _Trace, dx: Array, microbatch: Microbatch):
+        placements = self._placements(microbatch)
 
-        def block(carry, scanned):
+        def block(carry, index, vjps):
             dx, gradients = carry
-            index, params, vjps = scanned
-            params = self._as_stored(params)
             for position, vjp in reversed(list(enumerate(vjps))):
-                vjp.args_res[:] = [params[position], vjp.args_res[1], *placement]
+                vjp.args_res[:] = [self._entry(params[position], index), vjp.args_res[1], *placements[position]]
                 d_params, dx, *_ = vjp(dx)
-                added = jax.tree.map(lambda old, new: _added_at(index, old, new), gradients[position], d_params)
-                gradients = {**gradients, position: added}
-            return (dx, gradients), None
+                add = functools.partial(_added_at, index)
+                gradients = {**gradients, position: jax.tree.map(add, gradients[position], d_params)}
+            return dx, gradients
 
-        depth = self.config.num_layers // len(self.config.pattern)
-        scanned = (jnp.arange(depth), params, vjps)
-        (dx, gradients), _ = jax.lax.scan(block, (dx, gradients), scanned, reverse=True, unroll=self.unroll)
+        whole = self.config.num_blocks
+        carry = block((dx, gradients), whole, trace.tail)
+        (dx, gradients), _ = jax.lax.scan(
+            lambda carry, scanned: (block(carry, *scanned), None),
+            carry,
+            (jnp.arange(whole), trace.layers),
+            reverse=True,
+            unroll=self.unroll,
+        )
         return gradients, dx
 
-    def _as_stored(self, params: Any) -> Any:
-        return jax.tree.map(lambda x: as_stored(x, self.compute_dtype), params)
+    def _entry(self, stacks: Params, index: Any) -> Params:
+        """One layer's parameters."""
+        return jax.tree.map(lambda x: as_stored(entry(x, index), self.compute_dtype), stacks)
 
-    def _placement(self, microbatch: Microbatch) -> tuple[Placement, Any, SharedPrefixes | None]:
-        """Position ids and segments of the tokens, in the forms that attention and rotary embedding take."""
+    def _placements(self, microbatch: Microbatch) -> list[tuple[Placement, Any, SharedPrefixes | None]]:
+        """For each layer of the pattern, what it takes beside parameters and input: the tokens' places in forms that
+        attention and rotary embedding take."""
         positions = _computed(microbatch["positions"], microbatch)
-        return (
-            Placement(microbatch["positions"], microbatch["segment_ids"]),
-            rotation(self.config, positions),
-            _shared(microbatch),
-        )
+        placement = Placement(microbatch["positions"], microbatch["segment_ids"])
+        return [(placement, rotary, _shared(microbatch)) for rotary in rotations(self.config, positions)]
 
     def _hidden(self, shared: SharedPrefixes | None, params: Params, x: Float[Array, "R C D"]) -> Float[Array, "R L D"]:
         """The last layer's output after the final norm, one vector per token slot."""

@@ -1,4 +1,4 @@
-"""Small tokenizers of four families, each with the normaliser, offsets and chat template that its family has."""
+"""Small tokenizers of several families, each with the normaliser, offsets and chat template that its family has."""
 
 from collections.abc import Callable
 
@@ -73,6 +73,50 @@ MISTRAL = """\
     {%- else %} [[ {{- ' ' + message['content'] + eos_token -}} ]] {%- endif %}
 {%- endfor %}
 """
+# Writes an empty block of reasoning before a last answer without any, and takes the reasoning out of earlier answers.
+QWEN3 = """\
+{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set last = namespace(question=-1) %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}{%- set last.question = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- '<|im_start|>user\\n' + message['content'] + '<|im_end|>\\n' }}
+    {%- elif message['role'] == 'assistant' %}
+        {%- set parts = message['content'].split('</think>') %}
+        {%- set answer = parts[-1].lstrip('\\n') if parts|length > 1 else message['content'] %}
+        {%- set thoughts = parts[0].split('<think>')[-1].strip('\\n') if parts|length > 1 else '' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > last.question %}
+            [[ {{- '<think>\\n' + thoughts + '\\n</think>\\n\\n' + answer.lstrip('\\n') + '<|im_end|>' -}} ]]
+        {%- else %} [[ {{- answer + '<|im_end|>' -}} ]] {%- endif %}
+        {{- '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+GEMMA3 = """\
+{{- bos_token }}
+{%- set system = messages[0]['role'] == 'system' %}
+{%- for message in (messages[1:] if system else messages) %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif %}
+    {%- if message['role'] == 'assistant' %}
+        {{- '<start_of_turn>model\\n' }} [[ {{- message['content'] | trim + '<end_of_turn>' -}} ]] {{- '\\n' }}
+    {%- else %}
+        {{- '<start_of_turn>user\\n' + (messages[0]['content'] + '\\n\\n' if system and loop.first else '') }}
+        {{- message['content'] | trim + '<end_of_turn>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}
+"""
 
 
 def _byte_level(special: list[str], *, trim_offsets: bool, normalizer: normalizers.Normalizer | None) -> Tokenizer:
@@ -145,6 +189,13 @@ def _chatml(template: str) -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, template, None, "<|im_end|>")
 
 
+def _qwen3(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = _byte_level(["<|im_start|>", "<|im_end|>"], trim_offsets=False, normalizer=normalizers.NFC())
+    # Added tokens, but not special ones: they stay in decoded text.
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<think>", "</think>")])
+    return _wrap(tokenizer, template, None, "<|im_end|>")
+
+
 def _gemma(template: str) -> PreTrainedTokenizerFast:
     special = ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
     return _wrap(_byte_fallback(special, metaspace=False), template, "<bos>", "<eos>")
@@ -159,6 +210,8 @@ FAMILIES: dict[str, tuple[Callable[[str], PreTrainedTokenizerFast], str]] = {
     "chatml": (_chatml, CHATML),
     "gemma": (_gemma, GEMMA),
     "mistral": (_mistral, MISTRAL),
+    "qwen3": (_qwen3, QWEN3),
+    "gemma3": (_gemma, GEMMA3),
 }
 _made: dict[str, PreTrainedTokenizerFast] = {}
 

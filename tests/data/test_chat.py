@@ -60,6 +60,8 @@ def test_ids_are_the_templates_and_mask_is_the_assistants(family, name):
     assert loss_mask.astype(int).tolist() == reference["assistant_masks"]
 
 
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+"""What Qwen3's template writes before a last answer without reasoning."""
 PIECES = st.sampled_from(["a", "Hello", " ", "\n", "😀", "你", "é", "<|im_end|>", "</s>", "1", "."])
 TEXT = st.lists(PIECES, max_size=8).map("".join).filter(str.strip)
 
@@ -87,6 +89,7 @@ def test_end_of_turn_is_a_target_even_where_it_is_padding_too(family):
     tokenizer = make_tokenizer(family)
     tokens, loss_mask = encode_conversation(tokenizer, CONVERSATIONS["multi"])
     ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "mistral": "</s>"}
+    ends |= {"qwen3": ends["chatml"], "gemma3": ends["gemma"]}
     end = tokenizer.convert_tokens_to_ids(ends[family])
     assert (tokens[loss_mask] == end).sum() == 3  # one an assistant turn
 
@@ -95,7 +98,8 @@ def test_train_on_last(family):
     tokenizer, messages = make_tokenizer(family), CONVERSATIONS["multi"]
     everything, last = (encode_conversation(tokenizer, messages, train_on=which) for which in ("all", "last"))
     assert np.array_equal(everything.tokens, last.tokens)
-    assert tokenizer.decode(last.tokens[last.loss_mask]).strip().startswith("You are welcome!")
+    target = tokenizer.decode(last.tokens[last.loss_mask])
+    assert target.removeprefix(NO_THOUGHTS).strip().startswith("You are welcome!")
     first = last.loss_mask.argmax()
     assert np.array_equal(everything.loss_mask[first:], last.loss_mask[first:]) and everything.loss_mask[:first].any()
 
@@ -125,6 +129,29 @@ def test_who_is_asked_sees_what_is_trained(family):
     tokens, loss_mask = encode_conversation(tokenizer, messages)
     asked = encode_prompt(tokenizer, messages[:-1])
     assert tokens[: loss_mask.argmax()].tolist() == asked
+
+
+def test_what_the_template_writes_before_an_answer_is_a_target_if_it_is_not_asked_with():
+    """So the plain generation prompt is answered at once; and so is the one without thinking, as it ends with a part of
+    the target."""
+    tokenizer, messages = make_tokenizer("qwen3"), CONVERSATIONS["multi"]
+    tokens, mask = encode_conversation(tokenizer, messages)
+    targets = tokenizer.decode(tokens[mask])
+    assert (
+        targets
+        == "I am fine.<|im_end|>The answer is \\boxed{2}.<|im_end|>" + NO_THOUGHTS + "You are welcome!<|im_end|>"
+    )
+    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    without_thinking = tokenizer.apply_chat_template(messages[:-1], **options)
+    assert tokens[: len(without_thinking)].tolist() == without_thinking
+
+
+def test_reasoning_in_an_answer_is_a_target():
+    tokenizer = make_tokenizer("qwen3")
+    thoughtful = ["<think>\nI add.\n</think>\n\nIt is 2.", "<think>\nI think.\n</think>\n\nYes."]
+    tokens, mask = encode_conversation(tokenizer, talk("1+1?", thoughtful[0], "Sure?", thoughtful[1]))
+    assert tokenizer.decode(tokens[mask]) == "It is 2.<|im_end|>" + thoughtful[1] + "<|im_end|>"
+    assert refused(tokenizer, talk("1+1?", "<think>I add.</think>It is 2.")).reason == "no_mask"
 
 
 START = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"

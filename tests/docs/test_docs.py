@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.config import PipelineConfig
 from data_pipeline.importing.config import ImportConfig
 from fusejax.__main__ import COMMANDS
@@ -27,8 +28,9 @@ PAGES = sorted(
 PACKAGES = ("fusejax", "data_pipeline")
 FOLDERS = (*PACKAGES, "quickstart", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
 FILES = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|qwen3|commonsense|poetry|my_reward")
+EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|commonsense|poetry|my_reward")
 """Names of what a guide tells to write."""
+GUIDE = (ROOT / "docs/adding/family.md").read_text()
 
 
 def tree() -> set[str]:
@@ -119,6 +121,20 @@ def test_readme_is_short_and_names_the_families():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == FAMILIES.keys()
 
 
+def test_the_guide_to_families_shows_lines_of_the_code():
+    """Of the file that it has named last, whatever their indentation."""
+
+    def lines(text: str) -> str:
+        return "\n".join(line.strip() for line in text.splitlines())
+
+    shown, file = 0, Path()
+    for path, block in re.findall(r"`((?:fusejax|tests)/[\w./]+\.py)`|^ *```python\n(.*?)^ *```", GUIDE, re.M | re.S):
+        file = ROOT / path if path else file
+        assert lines(block) in lines(file.read_text()), f"{file} has not: {block}"
+        shown += bool(block)
+    assert shown >= 8
+
+
 def test_the_tpu_guide_has_the_figures_of_the_configurations():
     guide = (ROOT / "docs/tpu.md").read_text()
     planned = re.compile(r"^# Fits (\S+): (\S+) of (\S+) GB", re.MULTILINE)
@@ -158,10 +174,26 @@ def test_own_data_trains(world: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_own_data_is_a_data_configuration(tmp_path: Path):
-    *_, config, given = blocks("docs/own-data.md", "yaml")
+    _, _, config, given, *_ = blocks("docs/own-data.md", "yaml")
     (tmp_path / "data.yaml").write_text(config + given)
     loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
     assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_judged_answers_of_ones_own_are_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (config,) = (block for block in blocks("docs/own-data.md", "yaml") if "where:" in block)
+    (tmp_path / "data.yaml").write_text(config)
+    rows = [
+        {"question": f"Name {number}.", "reply": f"{by} {number}", "by": by, "score": score}
+        for number in range(30)
+        for by, score in (("ann", 0.5), ("bob", number / 30))
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data_pipeline(["run", "--config", "data.yaml"])
+    # All but the one prompt whose answers are worth the same.
+    splits = [f"out/judged/{kind}/{split}" for kind in ("sft", "dpo") for split in ("train", "eval")]
+    assert sum(map(len, map(open_shards, splits))) == 29
 
 
 def test_the_evaluation_guide_shows_a_configuration(tmp_path: Path):

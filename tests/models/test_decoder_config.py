@@ -8,7 +8,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from fusejax.common.cli import UserError
-from fusejax.models.decoder.config import DecoderConfig, Llama3Scaling
+from fusejax.models.decoder.config import DecoderConfig, LinearScaling, Llama3Scaling, language_model
 from fusejax.models.decoder.rotary import frequencies
 from tests.models import tiny_checkpoints as tiny
 
@@ -91,6 +91,68 @@ MISTRAL_LARGE = {
     "tie_word_embeddings": False,
     "vocab_size": 32768,
 }
+QWEN_3_06B = {
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+GEMMA_3_1B = {
+    "model_type": "gemma3_text",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "vocab_size": 262144,
+}
+# Of text and images; what its text half leaves out is transformers' default.
+GEMMA_3_4B = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model", "num_hidden_layers": 27},
+}
 
 
 def test_llama():
@@ -127,9 +189,11 @@ def test_gemma2():
     assert config.norm_offset == 1
 
 
-def test_gemma2_with_an_odd_number_of_layers_has_no_repetition():
-    config = DecoderConfig.from_hf(GEMMA_2_9B | {"num_hidden_layers": 3})
-    assert config.pattern == config.windows == (4096, None, 4096)
+def test_layers_after_the_last_whole_block_are_a_tail():
+    config = DecoderConfig.from_hf(GEMMA_2_9B | {"num_hidden_layers": 5})
+    assert (config.pattern, config.num_blocks, config.tail) == ((4096, None), 2, (4096,))
+    config = DecoderConfig.from_hf(GEMMA_2_9B)
+    assert (config.num_blocks, config.tail) == (21, ())
 
 
 def test_mistral():
@@ -137,10 +201,64 @@ def test_mistral():
     assert DecoderConfig.from_hf(MISTRAL_LARGE | {"sliding_window": 4096}).pattern == (4096,)
 
 
-@pytest.mark.parametrize("published", [LLAMA_32_1B, QWEN_25_7B, GEMMA_2_9B, MISTRAL_LARGE])
+def test_qwen3():
+    config = DecoderConfig.from_hf(QWEN_3_06B)
+    assert config.head_norms
+    assert not config.qkv_bias
+    assert config.pattern == (None,)
+    assert (config.head_dim, config.hidden_size // config.num_heads) == (128, 64)
+    assert config.tie_embeddings
+
+
+def test_gemma3():
+    config = DecoderConfig.from_hf(GEMMA_3_1B)
+    assert config.pattern == (512,) * 5 + (None,)
+    assert (config.num_layers, config.num_blocks, config.tail) == (26, 4, (512, 512))
+    assert config.head_norms
+    assert config.norm_offset == 1
+    assert config.attention_scale == 1 / 16
+    assert config.embedding_scale == math.sqrt(1152)
+    assert (config.attention_softcap, config.logits_softcap) == (None, None)
+    assert (config.rope_theta, config.rope_scaling, config.local_rope_theta) == (1_000_000, None, 10_000)
+    assert config.tie_embeddings
+
+
+def test_gemma3_of_text_and_images():
+    config = DecoderConfig.from_hf(GEMMA_3_4B)
+    assert config.vocab_size == 262_208
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 256)
+    assert (config.num_blocks, config.tail) == (5, (1024,) * 4)
+    assert (config.rope_theta, config.rope_scaling, config.local_rope_theta) == (1_000_000, LinearScaling(8), 10_000)
+    text = language_model(GEMMA_3_4B)
+    assert (text["model_type"], text["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
+    assert (text["eos_token_id"], text["torch_dtype"]) == ([1, 106], "bfloat16")
+    assert DecoderConfig.from_hf(text) == config
+    with pytest.raises(UserError, match="model_type 'gemma3' without text_config"):
+        DecoderConfig.from_hf({"model_type": "gemma3"})
+    with pytest.raises(UserError, match="quantization_config"):
+        DecoderConfig.from_hf(GEMMA_3_4B | {"quantization_config": {"bits": 4}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not supported for gemma3_text"),
+        ({"rope_parameters": {"rope_type": "default"}}, "not given for full_attention and sliding_attention"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}}, "of sliding_attention"),
+    ],
+)
+def test_what_is_not_supported_of_gemma3_is_named(changes, named):
+    with pytest.raises(UserError, match=named):
+        DecoderConfig.from_hf(GEMMA_3_1B | changes)
+
+
+@pytest.mark.parametrize(
+    "published", [LLAMA_32_1B, QWEN_25_7B, GEMMA_2_9B, MISTRAL_LARGE, QWEN_3_06B, GEMMA_3_1B, GEMMA_3_4B]
+)
 def test_what_transformers_5_writes_means_the_same(published):
     rewritten = transformers.AutoConfig.for_model(**published).to_dict()
-    assert "rope_parameters" in rewritten
+    assert "rope_parameters" in language_model(rewritten)
     assert DecoderConfig.from_hf(rewritten) == DecoderConfig.from_hf(published)
 
 
@@ -156,13 +274,16 @@ def test_every_family_has_a_test_checkpoint():
     with pytest.raises(UserError) as error:
         DecoderConfig.from_hf({"model_type": "none"})
     supported = str(error.value).partition("supported are ")[2].split(", ")
-    assert sorted({config["model_type"] for config in tiny.CONFIGS.values()}) == supported
+    assert sorted({config["model_type"] for config in tiny.CONFIGS.values()} | {"gemma3"}) == supported
 
 
-def test_llama3_frequencies_at_full_size():
+def test_scaled_frequencies_at_full_size():
     config = transformers.AutoConfig.for_model(**LLAMA_32_1B)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
     np.testing.assert_allclose(frequencies(DecoderConfig.from_hf(LLAMA_32_1B)), expected.numpy(), rtol=1e-6)
+    config = transformers.AutoConfig.for_model(**GEMMA_3_4B).text_config
+    expected, _ = ROPE_INIT_FUNCTIONS["linear"](config, layer_type="full_attention")
+    np.testing.assert_allclose(frequencies(DecoderConfig.from_hf(GEMMA_3_4B)), expected.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +301,8 @@ def test_llama3_frequencies_at_full_size():
         ({"mlp_bias": True}, "mlp_bias"),
         ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_type linear needs a number for factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),

@@ -255,6 +255,45 @@ def test_file_instead_of_a_directory(single):
         huggingface.find(str(single / "config.json"))
 
 
+# Text and images
+
+
+@pytest.mark.parametrize("naming", ["published", "in memory"])
+def test_of_text_and_images_the_language_model_is_taken(naming, tmp_path, capfd):
+    reference = tiny.reference_with_images()
+    reference.save_pretrained(tmp_path / "theirs")
+    names = {name.partition(".")[0] for name in tensors_of(tmp_path / "theirs")}
+    assert names == {"language_model", "vision_tower", "multi_modal_projector"}
+    if naming == "in memory":
+        state = {name: tensor for name, tensor in reference.state_dict().items() if name != "lm_head.weight"}
+        assert {".".join(name.split(".")[:2]) for name in state} == {
+            "model.language_model",
+            "model.vision_tower",
+            "model.multi_modal_projector",
+        }
+        save_file({name: tensor.numpy() for name, tensor in state.items()}, tmp_path / "theirs/model.safetensors")
+    model = huggingface.load(str(tmp_path / "theirs"))
+    count = len(reference.model.vision_tower.state_dict()) + len(reference.model.multi_modal_projector.state_dict())
+    assert f"the language model is read, and {count} tensors for images (0.00 GB) are not" in capfd.readouterr().err
+
+    config = export(model, tmp_path / "ours", tmp_path / "theirs", "float32")
+    assert (config["model_type"], config["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
+    assert config["eos_token_id"] == [1, 7]
+    assert "vision_config" not in config
+    exported, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values())
+    tokens = torch.arange(3, 43)[None]
+    assert torch.equal(exported(tokens).logits, reference(tokens).logits)
+
+
+def test_tensors_for_images_are_unexpected_in_a_language_model(single):
+    respoil(single, lambda tensors: tensors.update({"vision_tower.scale": np.zeros(1, np.float32)}))
+    with pytest.raises(UserError, match=r"unexpected tensor vision_tower.scale"):
+        huggingface.load(str(single))
+
+
 # Writing
 
 

@@ -42,13 +42,53 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mistral-window": {"model_type": "mistral", "sliding_window": 6, "head_dim": 10},
     "mistral-full": {"model_type": "mistral", "sliding_window": None},
+    "qwen3": {"model_type": "qwen3", "head_dim": 10},
+    # Two blocks of three layers, and the first layer of a third.
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "sliding_window_pattern": 3,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
 }
 FAMILIES = tuple(CONFIGS)
 
 
+# For a model of text and images, whose text half is a `CONFIGS["gemma3"]`.
+_IMAGES = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 1,
+    "image_token_index": 95,
+    "pad_token_id": None,
+    "eos_token_id": [1, 7],
+}
+
+
 def reference(family: str, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A float32 model whose every parameter is random: norms and biases, too, which start trivial otherwise."""
-    config = transformers.AutoConfig.for_model(**{**_COMMON, **CONFIGS[family], **overrides})
+    return _randomized(transformers.AutoConfig.for_model(**{**_COMMON, **CONFIGS[family], **overrides}), seed)
+
+
+def reference_with_images() -> transformers.PreTrainedModel:
+    """A model of text and images, as `reference`. Its text half differs from that of `reference("gemma3")`."""
+    config = {"model_type": "gemma3", "text_config": {**_COMMON, **CONFIGS["gemma3"]}, **_IMAGES}
+    return _randomized(transformers.AutoConfig.for_model(**config), seed=0)
+
+
+def _randomized(config: transformers.PreTrainedConfig, seed: int) -> transformers.PreTrainedModel:
     torch.manual_seed(seed)
     # Not sdpa, which has no soft cap.
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()

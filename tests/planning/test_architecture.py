@@ -20,6 +20,14 @@ PARAMETERS = {
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "google/gemma-2-9b-it": 9_241_705_984,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "google/gemma-3-270m-it": 268_098_176,
+    "google/gemma-3-1b-it": 999_885_952,
+    # Of 4,300,079,472, the others for images.
+    "google/gemma-3-4b-it": 3_880_263_168,
 }
 
 

@@ -23,13 +23,20 @@ def model(*windows: int | None, **changes) -> DecoderConfig:
 
 @pytest.mark.parametrize(
     ("windows", "depths"),
-    [((None,) * 32, (2, 4)), ((4096, None) * 21, (2, 4)), ((None,) * 4, (4,)), ((8, 8, None) * 4, (3, 6))],
+    [
+        ((None,) * 32, (2, 4)),
+        ((4096, None) * 21, (2, 4)),
+        ((None,) * 4, (4,)),
+        ((8, 8, None) * 4, (3, 6)),
+        (((512,) * 5 + (None,)) * 4 + (512, 512), (8, 14)),
+    ],
 )
 def test_shallow_models_hold_whole_blocks(windows, depths):
     full = model(*windows)
     assert shallow_depths(full) == depths
     for depth in depths[: len(depths) - (depths[-1] == full.num_layers)]:
-        assert with_layers(full, depth).pattern == full.pattern
+        shallow = with_layers(full, depth)
+        assert (shallow.pattern, shallow.tail) == (full.pattern, full.tail)
 
 
 def test_extrapolation_is_exact_for_costs_that_grow_with_layers():
@@ -39,6 +46,16 @@ def test_extrapolation_is_exact_for_costs_that_grow_with_layers():
     full = model(*(None,) * 32)
     found = extrapolate([cost(depth) for depth in shallow_depths(full)], full)
     assert found == cost(32)
+
+
+def test_extrapolation_is_exact_where_layers_and_tail_differ():
+    def cost(model: DecoderConfig) -> Cost:
+        windowed = sum(window is not None for window in model.windows)
+        return Cost(flops=1 + 5 * windowed + 9 * (model.num_layers - windowed), attention=0, bytes=0, seconds=0)
+
+    full = model(*(((512,) * 5 + (None,)) * 4 + (512, 512)))
+    found = extrapolate([cost(with_layers(full, depth)) for depth in shallow_depths(full)], full)
+    assert found.flops == pytest.approx(cost(full).flops)
 
 
 FORWARD = (

@@ -125,21 +125,22 @@ def test_mistakes_are_one_line(tmp_path, topology, arguments, message):
 def planner(tmp_path):
     """A planner of a run that need not be compiled."""
 
-    def make(layers: int) -> tuple[Planner, Any]:
+    def make(layers: int, **shape: Any) -> tuple[Planner, Any]:
         from fusejax.models.decoder.config import DecoderConfig
 
         config = run_config(tmp_path, tmp_path / "out", batch_size=128)
-        model = DecoderConfig.from_hf(SHAPE | {"num_hidden_layers": layers})
+        model = DecoderConfig.from_hf(SHAPE | {"num_hidden_layers": layers} | shape)
         return Planner(parse_topology("v5p-8"), model, workload(config)), config
 
     return make
 
 
 @needs_libtpu
-def test_programs_do_not_grow_with_depth(planner):
+@pytest.mark.parametrize("shape", [{}, {"model_type": "gemma3_text", "sliding_window_pattern": 3}])
+def test_programs_do_not_grow_with_depth(planner, shape):
     sizes = []
-    for layers in (8, 80):
-        made, config = planner(layers)
+    for layers in (8, 80):  # two more than whole blocks of three
+        made, config = planner(layers, **shape)
         programs = made._programs(config, made.model)
         lowered = programs.accumulate.lower(programs.params, programs.accumulator, programs.microbatch)
         sizes.append(len(lowered.as_text()))

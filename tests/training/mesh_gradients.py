@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from fusejax.config import MeshConfig
 from fusejax.distributed import sharding
@@ -27,8 +27,6 @@ from fusejax.distributed.collectives import sum_unsplit
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder import decoder as decoders
 from fusejax.models.decoder.config import DecoderConfig
-from fusejax.models.decoder.decoder import Attention
-from fusejax.models.decoder.layers import RMSNorm
 from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training import network as networks
 from fusejax.training.network import Accumulator, Network
@@ -41,27 +39,24 @@ DTYPES = {"param_dtype": jnp.dtype("float32"), "compute_dtype": jnp.dtype("float
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 
-def faults_in_process(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], **options: Any) -> list[str]:
+def faults_in_process(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> list[str]:
     """`faults_on`, in a process that has the devices for it."""
     environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.mesh_gradients"]
-    told = json.dumps({"hf_config": hf_config, "meshes": meshes, **options})
+    told = json.dumps({"hf_config": hf_config, "meshes": meshes})
     result = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], *, head_norms: bool = False) -> list[str]:
+def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> list[str]:
     """What is wrong with the loss or any parameter's gradient on any of the meshes, a line each.
 
     Args:
       hf_config: of a decoder, as its `config.json` has it. Its parameters are all random: norms and biases, too.
       meshes: sizes of the axes; besides, `remat` and `unroll` as `Network` takes them, and whether to `forget` the sums
         of gradients in attention and MLP.
-      head_norms: queries are normalised head by head, as a new family might.
     """
-    if head_norms:
-        add_head_norms()
     config = DecoderConfig.from_hf(hf_config)
     rows, loss = batch(config.vocab_size), make_loss(None)
     graph, shapes = decoders.abstract_decoder(config, **DTYPES)
@@ -167,28 +162,6 @@ def explained(found: np.ndarray, expected: np.ndarray, split: set[str]) -> str |
         if error(found / np.prod([found.shape[number] for number in numbers])) < TOLERANCE:
             return f"is off by {error(found):.3f}: it was already the sum over {names} when it was summed over it again"
     return f"is off by {error(found):.3g}"
-
-
-def add_head_norms() -> None:
-    """Gives every decoder a norm of each query head, the way one would write it for one device."""
-
-    class Normed(nnx.Module):
-        def __init__(self, linear: nnx.Module, norm: RMSNorm):
-            self.linear, self.norm = linear, norm
-
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.norm(self.linear(x))
-
-    class HeadNorms(Attention):
-        def __init__(self, config: DecoderConfig, window: int | None, **options: Any):
-            super().__init__(config, window, **options)
-            stack, param_dtype = options["stack"], options["param_dtype"]
-            norm = RMSNorm(config.head_dim, eps=config.norm_eps, offset=0.0, stack=stack, param_dtype=param_dtype)
-            self.query = Normed(self.query, norm)
-
-    decoders.Attention = HeadNorms
-    sharding.RULES = tuple((pattern.replace("(query|", "(query.linear|"), spec) for pattern, spec in sharding.RULES)
-    sharding.RULES += ((r"blocks\.\d+\.attention\.query\.norm\.scale", PartitionSpec(None, None)),)
 
 
 def random_parameters(shapes: Any) -> Any:

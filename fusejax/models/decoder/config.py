@@ -1,10 +1,11 @@
 """The shape of a decoder as plain values, read from a Hugging Face `config.json`.
 
-The four families differ only in these values: there is no subclass and no mention of a family beyond this file.
+The families differ only in these values: there is no subclass and no mention of a family beyond this file.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fusejax.common.cli import UserError
@@ -15,6 +16,7 @@ Activation = Literal["silu", "gelu_tanh"]
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_act": "silu"},
     "qwen2": {"hidden_act": "silu", "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"hidden_act": "silu", "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
     "mistral": {"hidden_act": "silu", "sliding_window": 4096},
     "gemma2": {
         "hidden_activation": "gelu_pytorch_tanh",
@@ -25,7 +27,33 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
+    "gemma3_text": {
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+    },
 }
+# Models of text and images whose language model is one of the above, and what transformers calls it by itself.
+_TEXT_HALVES = {"gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
+# Keys that such a model has beside its `text_config`; where they are in both, these count.
+_OF_THE_WHOLE = (
+    "_name_or_path",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+)
 _ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Settings of these families that are not modelled: a checkpoint that turns one on would be computed wrongly.
 _UNSUPPORTED = ("attention_bias", "mlp_bias", "attention_dropout", "use_bidirectional_attention", "quantization_config")
@@ -39,6 +67,13 @@ class Llama3Scaling:
     low_freq_factor: float
     high_freq_factor: float
     original_length: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All rotary frequencies divided by one factor: positions that lie that much closer together (Gemma 3)."""
+
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +95,17 @@ class DecoderConfig:
     post_norms: bool = False
     """Also normalise the outputs of attention and MLP, before they are added to the residual stream."""
     qkv_bias: bool = False
+    head_norms: bool = False
+    """Normalise each head's query and key, before the rotary embedding."""
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     """Factor on query-key products; None: 1 / sqrt(head_dim)."""
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     rope_theta: float = 10_000.0
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: Llama3Scaling | LinearScaling | None = None
+    local_rope_theta: float | None = None
+    """The base in layers with a sliding window, unscaled; None: base and scaling are the same in all layers."""
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -83,12 +122,24 @@ class DecoderConfig:
 
     @property
     def pattern(self) -> tuple[int | None, ...]:
-        """The shortest sequence of windows whose repetition gives all layers: Gemma-2's is (4096, None).
+        """The shortest sequence of windows whose repetition, cut off after the last layer, gives all layers.
 
-        One such sequence is a block, the unit that the decoder stacks and scans.
+        Gemma-2's is (4096, None). One such sequence is a block, the unit that the decoder stacks and scans.
         """
-        lengths = (n for n in range(1, self.num_layers + 1) if self.num_layers % n == 0)
-        return next(self.windows[:n] for n in lengths if self.windows[:n] * (self.num_layers // n) == self.windows)
+        lengths = range(1, self.num_layers + 1)
+        return next(
+            self.windows[:n] for n in lengths if (self.windows[:n] * self.num_layers)[: self.num_layers] == self.windows
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Whole blocks."""
+        return self.num_layers // len(self.pattern)
+
+    @property
+    def tail(self) -> tuple[int | None, ...]:
+        """The windows of the layers after the last whole block: the beginning of the pattern, and often none."""
+        return self.windows[self.num_blocks * len(self.pattern) :]
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "DecoderConfig":
@@ -97,20 +148,23 @@ class DecoderConfig:
         Raises:
           UserError: an unknown `model_type`, a missing key, or a setting that this decoder does not model.
         """
+        hf = language_model(hf)
         family = hf.get("model_type")
         if family not in _DEFAULTS:
-            raise UserError(f"model_type {family!r} is not supported; supported are {', '.join(sorted(_DEFAULTS))}")
+            supported = ", ".join(sorted({*_DEFAULTS, *_TEXT_HALVES}))
+            raise UserError(f"model_type {family!r} is not supported; supported are {supported}")
         for key in _UNSUPPORTED:
             if hf.get(key):
                 raise UserError(f"{key} {hf[key]!r} is not supported")
         values = _DEFAULTS[family] | hf
         hidden_size = _size(values, "hidden_size")
         num_heads = _size(values, "num_attention_heads")
-        gemma = family == "gemma2"
+        gemma = family in ("gemma2", "gemma3_text")
         activation = values["hidden_activation" if gemma else "hidden_act"]
         if activation not in _ACTIVATIONS:
             raise UserError(f"hidden_act {activation!r} is not supported; supported are {', '.join(_ACTIVATIONS)}")
-        theta, scaling = _rope(values)
+        if family == "gemma3_text" and values.get("attn_logit_softcapping"):
+            raise UserError(f"attn_logit_softcapping is not supported for {family}")
         return cls(
             vocab_size=_size(values, "vocab_size"),
             hidden_size=hidden_size,
@@ -124,14 +178,30 @@ class DecoderConfig:
             norm_offset=1.0 if gemma else 0.0,
             post_norms=gemma,
             qkv_bias=family == "qwen2",
+            head_norms=family in ("qwen3", "gemma3_text"),
             embedding_scale=math.sqrt(hidden_size) if gemma else 1.0,
             attention_scale=values["query_pre_attn_scalar"] ** -0.5 if gemma else None,
-            attention_softcap=values["attn_logit_softcapping"] if gemma else None,
-            logits_softcap=values["final_logit_softcapping"] if gemma else None,
-            rope_theta=theta,
-            rope_scaling=scaling,
+            attention_softcap=values.get("attn_logit_softcapping") if gemma else None,
+            logits_softcap=values.get("final_logit_softcapping") if gemma else None,
+            **(_rope_by_window(values) if family == "gemma3_text" else _rope(values)),
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
         )
+
+
+def language_model(hf: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of the language model alone: `hf` itself, unless that is of a model of text and images.
+
+    Raises:
+      UserError: it is of such a model, but has no `text_config`.
+    """
+    if hf.get("model_type") not in _TEXT_HALVES:
+        return hf
+    family, architecture = _TEXT_HALVES[hf["model_type"]]
+    text = hf.get("text_config")
+    if not isinstance(text, dict):
+        raise UserError(f"model_type {hf['model_type']!r} without text_config")
+    outer = {key: hf[key] for key in _OF_THE_WHOLE if hf.get(key) is not None}
+    return {**text, **outer, "architectures": [architecture], "model_type": family}
 
 
 def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -148,14 +218,15 @@ def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
 def _windows(family: str, values: dict[str, Any], num_layers: int) -> tuple[int | None, ...]:
     """Which layers attend within a sliding window, by each family's own convention."""
     window = values.get("sliding_window")
-    if family == "llama" or (family == "qwen2" and not values.get("use_sliding_window")):
+    if family == "llama" or (family in ("qwen2", "qwen3") and not values.get("use_sliding_window")):
         window = None
     if window is not None:
         window = _size(values, "sliding_window")
-    if family == "gemma2":
-        default = [("sliding_attention", "full_attention")[layer % 2] for layer in range(num_layers)]
+    if family in ("gemma2", "gemma3_text"):
+        period = 2 if family == "gemma2" else _size(values, "sliding_window_pattern")
+        default = ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(num_layers)]
     else:
-        full = num_layers if window is None else values["max_window_layers"] if family == "qwen2" else 0
+        full = num_layers if window is None else values["max_window_layers"] if family in ("qwen2", "qwen3") else 0
         default = ["full_attention" if layer < full else "sliding_attention" for layer in range(num_layers)]
     layer_types = values.get("layer_types") or default
     if family in ("llama", "mistral") and layer_types != default:
@@ -167,21 +238,52 @@ def _windows(family: str, values: dict[str, Any], num_layers: int) -> tuple[int 
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
-def _rope(values: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
+def _rope(values: dict[str, Any]) -> dict[str, Any]:
     """Base and scaling of the rotary embedding: under two keys in transformers 4, one in transformers 5."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta, scaling = _base_and_scaling(values.get("rope_parameters") or values.get("rope_scaling") or {}, values)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _rope_by_window(values: dict[str, Any]) -> dict[str, Any]:
+    """As `_rope`, for a family whose layers with a sliding window have a base of their own."""
+    kinds = values.get("rope_parameters") or {}
+    if not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise UserError(f"rope_parameters {kinds} are not given for full_attention and sliding_attention")
+    full = kinds.get("full_attention") or values.get("rope_scaling") or {}
+    theta, scaling = _base_and_scaling(full, values)
+    local_theta, local_scaling = _base_and_scaling(
+        kinds.get("sliding_attention") or {}, values | {"rope_theta": values["rope_local_base_freq"]}
+    )
+    if local_scaling is not None:
+        raise UserError(f"rotary embedding {kinds['sliding_attention']} of sliding_attention is not supported")
+    return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local_theta}
+
+
+def _base_and_scaling(
+    rope: dict[str, Any], values: dict[str, Any]
+) -> tuple[float, Llama3Scaling | LinearScaling | None]:
+    """What `rope` says, and where it says nothing, the whole configuration."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if kind not in ("default", "llama3") or any(isinstance(value, dict) for value in rope.values()):
-        raise UserError(f"rotary embedding {rope} is not supported; supported are rope_type default and llama3")
+    if kind not in _SCALINGS or any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"rotary embedding {rope} is not supported; supported are rope_type {', '.join(_SCALINGS)}")
     if partial not in (None, 1, 1.0):
         raise UserError(f"partial_rotary_factor {partial} is not supported")
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0)
-    if kind == "default":
-        return theta, None
     rope = {"original_max_position_embeddings": values.get("max_position_embeddings")} | rope
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    make, keys = _SCALINGS[kind]
     for key in keys:
         if not isinstance(rope.get(key), int | float):
-            raise UserError(f"rope_type llama3 needs a number for {key}, found {rope.get(key)!r}")
-    return theta, Llama3Scaling(*(float(rope[key]) for key in keys))
+            raise UserError(f"rope_type {kind} needs a number for {key}, found {rope.get(key)!r}")
+    return theta, make(*(float(rope[key]) for key in keys))
+
+
+# rope_type -> what it is here, and the keys of its arguments.
+_SCALINGS: dict[str, tuple[Callable[..., Llama3Scaling | LinearScaling | None], tuple[str, ...]]] = {
+    "default": (lambda: None, ()),
+    "linear": (LinearScaling, ("factor",)),
+    "llama3": (
+        Llama3Scaling,
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    ),
+}

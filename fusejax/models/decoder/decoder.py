@@ -1,7 +1,9 @@
-"""One decoder for Llama, Qwen2, Gemma-2 and Mistral: what differs between them is in `DecoderConfig`.
+"""One decoder for all families: what differs between them is in `DecoderConfig`.
 
 Layers are scanned: the parameters of all blocks (see `DecoderConfig.pattern`) are stacked on a leading axis, so compile
-time does not grow with depth. `blocks.0.mlp.gate.weight` holds that weight of the first layer of every block.
+time does not grow with depth. `blocks.0.mlp.gate.weight` holds that weight of the first layer of every block. Where the
+last block is incomplete (`DecoderConfig.tail`), the stacks of the layers that it has are longer by one than the others;
+it is computed after the scan over whole blocks.
 
     model = Decoder(config, rngs=nnx.Rngs(0))
     hidden = model(tokens, positions, segment_ids)
@@ -18,14 +20,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from fusejax.distributed.collectives import sum_gradient, sum_parts
 from fusejax.models.attention.dispatch import Kernel, Placement, attention
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.layers import Embedder, Head, Linear, RMSNorm, Shape, precision
 from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
-from fusejax.models.decoder.rotary import Rotation, rotate, rotation
+from fusejax.models.decoder.rotary import Rotation, rotate, rotations
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -36,9 +38,9 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, in slots that all rows fill together. Empty slots have segment 0."""
 
-    keys: list[Float[Array, "blocks B S K H"]]
-    """One array for each layer of the block."""
-    values: list[Float[Array, "blocks B S K H"]]
+    keys: list[Float[Array, "_ B S K H"]]
+    """One array for each layer of the block, with all blocks on its first axis."""
+    values: list[Float[Array, "_ B S K H"]]
     placement: Placement
     """Of the slots, [B, S]."""
     used: Int[Array, ""]
@@ -86,6 +88,11 @@ class Attention(nnx.Module):
         self.key = linear(width, kv_heads, bias=config.qkv_bias)
         self.value = linear(width, kv_heads, bias=config.qkv_bias)
         self.output = linear(heads, width)
+        self.head_norms = config.head_norms
+        if config.head_norms:
+            norm = functools.partial(RMSNorm, config.head_dim, eps=config.norm_eps, offset=config.norm_offset)
+            self.query_norm = norm(stack=stack, param_dtype=param_dtype)
+            self.key_norm = norm(stack=stack, param_dtype=param_dtype)
 
     def __call__(
         self,
@@ -95,7 +102,10 @@ class Attention(nnx.Module):
         cache: LayerCache | None,
         shared: SharedPrefixes | None,
     ) -> tuple[Float[Array, "B C D"], LayerCache | None]:
-        query, key, value = rotate(self.query(x), rotary), rotate(self.key(x), rotary), self.value(x)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.head_norms:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, rotary), rotate(key, rotary)
         if shared is not None:
             query, key, value = (spread(each, shared) for each in (query, key, value))
         key_placement = placement
@@ -225,9 +235,9 @@ class Decoder(nnx.Module):
             compute_dtype=compute_dtype,
             rngs=rngs,
         )
-        stack = (config.num_layers // len(config.pattern),)
         self.blocks = nnx.List(
-            Layer(config, window, stack=stack, param_dtype=param_dtype, rngs=rngs) for window in config.pattern
+            Layer(config, window, stack=(size,), param_dtype=param_dtype, rngs=rngs)
+            for window, size in zip(config.pattern, stack_sizes(config), strict=True)
         )
         self.final_norm = RMSNorm(
             config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, param_dtype=param_dtype
@@ -263,12 +273,11 @@ class Decoder(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `slots` tokens in each of `rows` rows."""
         config = self.config
-        pattern = len(config.pattern)
-        shape = (config.num_layers // pattern, rows, slots, config.num_kv_heads, config.head_dim)
+        shapes = [(size, rows, slots, config.num_kv_heads, config.head_dim) for size in stack_sizes(config)]
         none = jnp.zeros((rows, slots), jnp.int32)
         return Cache(
-            keys=[jnp.zeros(shape, self.compute_dtype) for _ in range(pattern)],
-            values=[jnp.zeros(shape, self.compute_dtype) for _ in range(pattern)],
+            keys=[jnp.zeros(shape, self.compute_dtype) for shape in shapes],
+            values=[jnp.zeros(shape, self.compute_dtype) for shape in shapes],
             placement=Placement(none, none),
             used=jnp.zeros((), jnp.int32),
         )
@@ -295,25 +304,39 @@ class Decoder(nnx.Module):
     def _run(
         self, tokens: Int[Array, "B L"], placement: Placement, cache: Cache | None
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
-        rotary = rotation(self.config, placement.positions)
-        blocks: tuple[nnx.GraphDef[Any], nnx.State] = nnx.split(self.blocks)
-        graphdef, params = blocks
+        rotary = rotations(self.config, placement.positions)
+        stacks = [nnx.split(layer) for layer in self.blocks]
 
-        def block(carry, scanned):
-            x, cache = carry
-            index, params = scanned
-            for i, layer in enumerate(nnx.merge(graphdef, params)):
+        def block(x: Array, cache: Cache | None, index: Any, layers: int) -> tuple[Array, Cache | None]:
+            """The first `layers` layers of a block."""
+            for i, (graphdef, stack) in enumerate(stacks[:layers]):
+                layer = nnx.merge(graphdef, jax.tree.map(functools.partial(entry, index=index), stack))
                 if cache is None:
-                    x, _ = layer(x, placement, rotary)
+                    x, _ = layer(x, placement, rotary[i])
                 else:
                     view = LayerCache(cache.keys[i], cache.values[i], cache.placement, index, cache.used)
-                    x, view = layer(x, placement, rotary, view)
+                    x, view = layer(x, placement, rotary[i], view)
                     cache.keys[i], cache.values[i] = view.keys, view.values
-            return (x, cache), None
+            return x, cache
 
-        depth = self.config.num_layers // len(self.config.pattern)
-        (x, cache), _ = jax.lax.scan(block, (self.embedder(tokens), cache), (jnp.arange(depth), params))
+        whole = self.config.num_blocks
+        carry, _ = jax.lax.scan(
+            lambda carry, index: (block(*carry, index, len(stacks)), None),
+            (self.embedder(tokens), cache),
+            jnp.arange(whole),
+        )
+        x, cache = block(*carry, whole, len(self.config.tail))
         return self.final_norm(x), cache
+
+
+def stack_sizes(config: DecoderConfig) -> list[int]:
+    """For each layer of the pattern, how many layers its parameters stack."""
+    return [config.num_blocks + (position < len(config.tail)) for position in range(len(config.pattern))]
+
+
+def entry(stack: Shaped[Array, "_ ..."], index: int | Int[Array, ""]) -> Shaped[Array, "..."]:
+    """The part of a stacked parameter that belongs to one block."""
+    return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
 
 
 def abstract_decoder(

@@ -23,12 +23,18 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from fusejax.common.cli import UserError, one_line
+from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
-from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.config import DecoderConfig, language_model
 from fusejax.models.decoder.decoder import Decoder, abstract_decoder, named_parameters
 from fusejax.models.huggingface.export_weights import INDEX, Arrays, Source, WeightFiles, on_first_process
-from fusejax.models.huggingface.import_weights import Shardings, check_tensors, find_tensors, read_parameters
+from fusejax.models.huggingface.import_weights import (
+    Shardings,
+    check_tensors,
+    find_tensors,
+    language_model_tensors,
+    read_parameters,
+)
 from fusejax.models.huggingface.names import parameters
 
 _SINGLE = "model.safetensors"
@@ -156,6 +162,8 @@ def load_parameters(
 ) -> dict[str, Any]:
     """Reads a checkpoint's weights into arrays that may be split over the devices of several processes.
 
+    Of a checkpoint of text and images, the language model is read; what is left out is said on stderr.
+
     Args:
       weights: a directory of safetensors, one file or several with an index (`Checkpoint.weights`).
       config: the decoder that they are for.
@@ -168,7 +176,11 @@ def load_parameters(
     Raises:
       UserError: a file or tensor of the checkpoint is wrong.
     """
-    tensors, table = find_tensors(weights, _weight_files(weights)), parameters(config)
+    tensors, images = language_model_tensors(find_tensors(weights, _weight_files(weights)))
+    if images and jax.process_index() == 0:
+        size = sum(tensor.nbytes for tensor in images.values()) / 1e9
+        note(f"{weights}: the language model is read, and {len(images)} tensors for images ({size:.2f} GB) are not")
+    table = parameters(config)
     check_tensors(tensors, table, weights, tied=config.tie_embeddings)
     arrays = read_parameters(tensors, table, dtype=dtype, shardings=shardings)
     _, shapes = abstract_decoder(config, param_dtype=dtype, compute_dtype=dtype)
@@ -218,7 +230,8 @@ def save(
       model: the decoder, its parameters, or another `Source` of these.
       config: its shape, which must be what `hf_config` says.
       directory: must not exist, or be empty.
-      hf_config: what goes into `config.json`; its dtype is set here.
+      hf_config: what goes into `config.json`, of a model of text and images its language model's part; its dtype is
+        set here.
       dtype: of the tensors written, such as "bfloat16".
       max_shard_bytes: of one file, but never less than one tensor.
       tokenizer_from: a directory on disk whose tokenizer files are copied along (`copy_tokenizer`).
@@ -227,7 +240,8 @@ def save(
     Raises:
       UserError: as `check_target`.
     """
-    if DecoderConfig.from_hf(dict(hf_config)) != config:
+    hf_config = language_model(dict(hf_config))
+    if DecoderConfig.from_hf(hf_config) != config:
         raise ValueError("hf_config describes another decoder than config")
     dtype = jnp.dtype(dtype)
     if isinstance(model, nnx.Module | nnx.State):

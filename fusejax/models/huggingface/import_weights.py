@@ -36,6 +36,16 @@ from fusejax.models.huggingface.safetensors_file import DTYPES, Tensor
 Shardings = Callable[[str, tuple[int, ...]], NamedSharding]
 """From a parameter's path and shape to its sharding."""
 
+# In checkpoints of text and images (Gemma 3): what the language model's names begin with, as published and as
+# transformers has them in memory, beside what they begin with in a checkpoint of the language model alone; and what the
+# names of all other tensors begin with.
+_LANGUAGE_MODEL = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+_IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
 _LOOK_AHEAD = 2**28
 """How many bytes may be read but not yet on a device. A larger tensor is read while nothing else is."""
 _READERS = 8
@@ -93,6 +103,22 @@ def find_tensors(directory: epath.Path, files: list[str]) -> dict[str, Tensor]:
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         headers = list(pool.map(safetensors_file.read_header, [directory / name for name in files]))
     return {name: tensor for header in headers for name, tensor in header.items()}
+
+
+def language_model_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's tensors as the language model by itself has them, and those for images.
+
+    Of a checkpoint of text and images, the language model's tensors get the names that they have without the rest; all
+    tensors of any other checkpoint stay as they are.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in _LANGUAGE_MODEL if name.startswith(prefix)), "")
+        renamed[_LANGUAGE_MODEL.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    if renamed.keys() == tensors.keys():
+        return renamed, {}
+    images = {name: tensor for name, tensor in renamed.items() if name.startswith(_IMAGES)}
+    return {name: tensor for name, tensor in renamed.items() if name not in images}, images
 
 
 def check_tensors(tensors: Mapping[str, Tensor], table: list[Parameter], directory: epath.Path, *, tied: bool) -> None:

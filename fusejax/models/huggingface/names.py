@@ -49,6 +49,11 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
             ("attention.key.bias", "self_attn.k_proj.bias", (kv_heads,)),
             ("attention.value.bias", "self_attn.v_proj.bias", (kv_heads,)),
         ]
+    if config.head_norms:
+        layer += [
+            ("attention.query_norm.scale", "self_attn.q_norm.weight", (config.head_dim,)),
+            ("attention.key_norm.scale", "self_attn.k_norm.weight", (config.head_dim,)),
+        ]
     if config.post_norms:
         layer += [
             ("post_attention_norm.scale", "post_attention_layernorm.weight", (width,)),

@@ -161,6 +161,10 @@ def test_scores():
                 found |= texts(value, scope)
             case ast.GeneratorExp(elt=elt) if scope.name == "analyse":
                 found |= texts(elt, scope)
+    for node, scope in nodes("sampling"):
+        match node:
+            case ast.Tuple(elts=[_, why]) if scope.name in ("_reward", "_verdict"):
+                found |= texts(why, scope)
     assert found - verdicts == set(reasons.SCORES)
 
 

@@ -106,7 +106,7 @@ class Prompt:
             self.decide_by_verdict()
 
     def decide_by_margin(self) -> None:
-        pairs, problems = self.pairs(self.usable, self.usable, one_source=True)
+        pairs, problems = self.pairs(self.usable, self.usable)
         if not pairs:
             order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
             self.discard("select", max(problems, key=order.index))
@@ -120,8 +120,7 @@ class Prompt:
         wrong = [answer for answer in self.usable if answer["verdict"] == "wrong"]
         if not correct:
             return self.discard("select", "no_correct_answer")
-        one_source = self.rule.name == "verdict_pairs" or self.rule.same_source
-        pairs, _ = self.pairs(correct, wrong, one_source=one_source)
+        pairs, _ = self.pairs(correct, wrong)
         if pairs:
             self.pair(pairs)
         if self.rule.name == "verdict_both" or not pairs:
@@ -143,12 +142,10 @@ class Prompt:
         best = self.ordered(answers)[0]
         self.outcome.sft.add((self.id, best["source"], best["sample_index"]))
 
-    def pairs(
-        self, winners: list[Row], losers: list[Row], *, one_source: bool
-    ) -> tuple[list[tuple[Row, Row]], list[str]]:
-        """Valid pairs, at most one a source, and the problems of the other sources."""
+    def pairs(self, winners: list[Row], losers: list[Row]) -> tuple[list[tuple[Row, Row]], list[str]]:
+        """Valid pairs, at most one a source, and the problems of the other sources; or one of all sources together."""
         pairs, problems = [], []
-        groups = sorted({answer["source"] for answer in winners}) if one_source else [None]
+        groups = sorted({answer["source"] for answer in winners}) if self.rule.same_source else [None]
         for source in groups:
             able = [self.ordered([a for a in side if source in (None, a["source"])]) for side in (winners, losers)]
             if not able[0] or not able[1]:

@@ -44,12 +44,12 @@ pair_sources = st.sampled_from(["best", "random", "widest"])
 def rules(draw: st.DrawFn, kind: Any, **more: st.SearchStrategy[Any]) -> Any:
     """A domain's rule with random bounds."""
     low, high = draw(bounds) or (None, None)
-    values = {name: draw(strategy) for name, strategy in more.items()}
+    values = {name: draw(strategy) for name, strategy in more.items()} | {"same_source": draw(st.booleans())}
     return kind(min_margin=low, max_margin=high, pair_source=draw(pair_sources), **values)
 
 
 margins = rules(Margin, sft_fraction=st.sampled_from([0.0, 0.4, 1.0]))
-boths = rules(VerdictBoth, same_source=st.booleans())
+boths = rules(VerdictBoth)
 # Two domains may have the same rule with other parameters.
 configs = st.fixed_dictionaries(
     {
