@@ -43,7 +43,7 @@ class RowsConfig(ConfigModel):
     """Where rows come from."""
 
     path: Location
-    """A file (.jsonl, .jsonl.gz, .parquet), or the Hub id of a data set or a folder with its files."""
+    """A file (.jsonl, .json, .csv, .parquet, each also .gz), or the Hub id of a data set or a folder with its files."""
     subset: str | None = None
     """Configuration of a Hub data set that has several."""
     split: str = "train"

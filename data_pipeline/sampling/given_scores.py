@@ -25,7 +25,16 @@ SCHEMA = pl.Schema(
     }
 )
 """All columns; a table has those of the scores that its entry names."""
-_VERDICTS = {True: "correct", False: "wrong", "correct": "correct", "wrong": "wrong", "unknown": "unknown"}
+_VERDICTS: dict[bool | str, str] = {
+    True: "correct",
+    False: "wrong",
+    # As CSV files have them.
+    "true": "correct",
+    "True": "correct",
+    "false": "wrong",
+    "False": "wrong",
+    **{name: name for name in ("correct", "wrong", "unknown")},
+}
 
 
 def columns(given: GivenConfig) -> dict[str, str]:
@@ -58,19 +67,28 @@ def read(given: GivenConfig, answers: Sequence[Sequence[Sequence[Any]]]) -> list
 def _reward(values: list[Any]) -> tuple[float | None, str | None]:
     """The one reward in the rows of an answer, or the reason why there is none.
 
-    >>> _reward([0.5, None]), _reward([0.5, 0.7]), _reward(["good"])
-    ((0.5, None), (None, 'several_rewards: 0.5, 0.7'), (None, "bad_reward: 'good'"))
+    >>> _reward([0.5, None]), _reward(["0.5"]), _reward([0.5, 0.7]), _reward(["good"])
+    ((0.5, None), (0.5, None), (None, 'several_rewards: 0.5, 0.7'), (None, "bad_reward: 'good'"))
     """
     found = set()
     for value in values:
         if value is None:
             continue
+        value = _of_text(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             return None, f"bad_reward: {value!r:.100}"
         found.add(float(value))
     if len(found) > 1:
         return None, f"several_rewards: {', '.join(map(str, sorted(found)))}"
     return (found.pop(), None) if found else (None, "missing_reward")
+
+
+def _of_text(value: Any) -> Any:
+    """The number that a text is, as in CSV files; anything else unchanged."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _finite(value: int | float) -> bool:
