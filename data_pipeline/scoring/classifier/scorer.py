@@ -5,7 +5,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,6 +21,7 @@ from fusejax.common.cli import UserError, one_line
 _SUFFIX = "ForSequenceClassification"
 
 
+@runtime_checkable
 class Backend(Protocol):
     """The program that runs the model."""
 
