@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> None:
         importlib.import_module("data_pipeline.importing.stage").run(loaded)
         return
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
-    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe], rename=todays_key)
+    overrides = [*options.overrides, *unsafe]
+    config = cli.load_config(PipelineConfig, options.config, overrides, rename=todays_key, named=["rule"])
     if getattr(options, "dry_run", False):
         importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return

@@ -69,7 +69,8 @@ def sections(root: type[ConfigModel]) -> dict[type[ConfigModel], list[str]]:
     found: dict[type[ConfigModel], list[str]] = {}
 
     def visit(model: type[ConfigModel], path: str) -> None:
-        found.setdefault(model, []).append(path)
+        if path not in found.setdefault(model, []):  # Several models for one key may share a section below it.
+            found[model].append(path)
         for name, field in model.model_fields.items():
             key = f"{path}.{name}" if path else name
             for inner, suffix in models(field.annotation):

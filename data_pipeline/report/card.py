@@ -8,7 +8,7 @@ from etils import epath
 
 from data_pipeline.config import PipelineConfig
 from data_pipeline.report.facts import Facts
-from data_pipeline.report.sections import left_out, scored
+from data_pipeline.report.sections import left_out, quantiles, scored
 from data_pipeline.selection.rules import Parameters
 
 
@@ -56,6 +56,14 @@ def card(facts: Facts) -> str:
         _verdicts(facts),
         "## Selection",
         "\n".join(f"- {name}: {_rule(config.domains[name].rule)}" for name in facts.domains),
+        *(
+            [
+                "Bounds that are quantiles of the margins, in the rewards' unit:",
+                "\n".join(f"- {line}" for line in lines),
+            ]
+            if (lines := quantiles(facts))
+            else []
+        ),
         "## Which source won",
         _wins(facts),
         "## Cost",
@@ -84,8 +92,7 @@ def _given(config: PipelineConfig, domain: str, score: str) -> str | None:
 
 def _rule(rule: Parameters) -> str:
     """The rule and its parameters: `margin` (min_margin 0.01, ...)."""
-    values = rule.model_dump(mode="json", exclude={"name"})
-    shown = ", ".join(f"{name} {'none' if value is None else value}" for name, value in values.items())
+    shown = ", ".join(f"{name} {'none' if value is None else value}" for name, value in rule if name != "name")
     return f"`{rule.name}` ({shown})"
 
 

@@ -13,7 +13,7 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -146,6 +146,7 @@ def load_config(
     path: str | Path,
     overrides: list[str],
     rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+    named: Collection[str] = (),
 ) -> Config:
     """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
 
@@ -154,6 +155,7 @@ def load_config(
       path: the file, local or in a bucket.
       overrides: from the command line.
       rename: (the file's values, an override's key) -> the key that it means there.
+      named: keys of sections for which the file may give the section's `name` alone.
 
     Raises:
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
@@ -171,7 +173,7 @@ def load_config(
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
-        apply_override(values, override, rename)
+        apply_override(values, override, rename, named)
     return checked(model, values, f"config {path}")
 
 
@@ -231,6 +233,7 @@ def apply_override(
     values: dict[str, Any],
     override: str,
     rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+    named: Collection[str] = (),
 ) -> None:
     """Sets what `key.path=value` says in `values`; the arguments are those of `load_config`.
 
@@ -245,6 +248,8 @@ def apply_override(
         child = values.setdefault(parent, {})
         if child is None:
             child = values[parent] = {}
+        if parent in named and isinstance(child, str):
+            child = values[parent] = {"name": child}
         if not isinstance(child, dict):
             raise UserError(f"override {override!r}: {parent!r} has no keys below it")
         values = child

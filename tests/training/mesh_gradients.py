@@ -60,7 +60,7 @@ def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> li
     config = DecoderConfig.from_hf(hf_config)
     rows, loss = batch(config.vocab_size), make_loss(None)
     graph, shapes = decoders.abstract_decoder(config, **DTYPES)
-    params = random_parameters(shapes)
+    params = random_parameters(shapes, config.norm_offset)
 
     def plain(params):
         decoder = nnx.merge(graph, params)
@@ -164,7 +164,7 @@ def explained(found: np.ndarray, expected: np.ndarray, split: set[str]) -> str |
     return f"is off by {error(found):.3g}"
 
 
-def random_parameters(shapes: Any) -> Any:
+def random_parameters(shapes: Any, norm_offset: float) -> Any:
     """Weights that keep activations of order one; norms and biases, which start trivial in a new model, are not."""
     rng = np.random.default_rng(0)
 
@@ -172,7 +172,7 @@ def random_parameters(shapes: Any) -> Any:
         noise = rng.normal(size=shape.shape).astype(np.float32)
         kind = path[-1].key
         if kind == "scale":
-            return 1 + np.float32(0.3) * noise
+            return np.float32(1 - norm_offset) + np.float32(0.3) * noise
         return noise * np.float32(0.5 if kind == "bias" else shape.shape[-1] ** -0.5)
 
     return jax.tree_util.tree_map_with_path(drawn, shapes)

@@ -315,8 +315,9 @@ class Decoder(nnx.Module):
                     x, _ = layer(x, placement, rotary[i])
                 else:
                     view = LayerCache(cache.keys[i], cache.values[i], cache.placement, index, cache.used)
-                    x, view = layer(x, placement, rotary[i], view)
-                    cache.keys[i], cache.values[i] = view.keys, view.values
+                    x, written = layer(x, placement, rotary[i], view)
+                    assert written is not None
+                    cache.keys[i], cache.values[i] = written.keys, written.values
             return x, cache
 
         whole = self.config.num_blocks
