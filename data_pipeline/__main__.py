@@ -8,6 +8,7 @@ import sys
 
 from data_pipeline.config import PipelineConfig
 from data_pipeline.domains import todays_key
+from data_pipeline.importing import command
 from fusejax.common import cli
 
 STAGES = {
@@ -19,6 +20,8 @@ STAGES = {
     "report": "report",
 }
 """Name of a stage -> its folder, in order."""
+IMPORT = "import"
+"""The command that makes shards without any of these stages."""
 SUMMARIES = {
     "prompts": "read, check and deduplicate the prompts",
     "sample": "ask the source models for answers",
@@ -27,6 +30,7 @@ SUMMARIES = {
     "write": "write the shards that `fusejax train` reads",
     "report": "tell what became of every prompt and answer, as a page and a data card",
     "run": "all of them in order",
+    IMPORT: "make shards of conversations and pairs that are there already",
 }
 EXAMPLE = """\
 `{program} STAGE --help` tells what a stage reads and writes, all in output_dir. A stage that is done is not done again.
@@ -46,11 +50,17 @@ def main(arguments: list[str]) -> None:
         make_parser(program).parse_args(arguments)
         return
     stage = arguments[0]
-    parser = cli.command_parser(f"{program} {stage}", _description(stage), STAGE_EXAMPLE)
+    example = command.EXAMPLE if stage == IMPORT else STAGE_EXAMPLE
+    parser = cli.command_parser(f"{program} {stage}", _description(stage), example)
     _add_options(parser, stage)
     options = parser.parse_intermixed_args(arguments[1:])
+    if stage == IMPORT:
+        loaded = command.load(options)
+        importlib.import_module("data_pipeline.importing.stage").run(loaded)
+        return
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
-    config = cli.load_config(PipelineConfig, options.config, [*options.overrides, *unsafe], rename=todays_key)
+    overrides = [*options.overrides, *unsafe]
+    config = cli.load_config(PipelineConfig, options.config, overrides, rename=todays_key, named=["rule"])
     if getattr(options, "dry_run", False):
         importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return
@@ -79,6 +89,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser, stage: str) -> None:
+    if stage == IMPORT:
+        command.add_options(parser)
+        return
     cli.add_config_options(parser, PipelineConfig)
     if stage == "sample":
         parser.add_argument("--dry-run", action="store_true", help="only tell what will be asked, what it will take")
@@ -92,7 +105,8 @@ def _description(stage: str) -> str:
     text = f"{summary[0].upper()}{summary[1:]}."
     if stage == "run":
         return f"{text} {', '.join(STAGES)}: each goes on where an earlier attempt ended."
-    files = importlib.import_module(f"data_pipeline.{STAGES[stage]}").__doc__ or ""
+    folder = "importing" if stage == IMPORT else STAGES[stage]
+    files = importlib.import_module(f"data_pipeline.{folder}").__doc__ or ""
     return "\n\n".join([text, *files.split("\n\n")[1:2]])
 
 

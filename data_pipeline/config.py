@@ -43,7 +43,7 @@ class RowsConfig(ConfigModel):
     """Where rows come from."""
 
     path: Location
-    """A file (.jsonl, .jsonl.gz, .parquet), or the Hub id of a data set or a folder with its files."""
+    """A file (.jsonl, .json, .csv, .parquet, each also .gz), or the Hub id of a data set or a folder with its files."""
     subset: str | None = None
     """Configuration of a Hub data set that has several."""
     split: str = "train"
@@ -186,6 +186,15 @@ class GivenConfig(RowsConfig):
     aside."""
     answer: str
     """Column with the answer's text."""
+    where: dict[str, str | bool | int | float] = Field(default_factory=dict)
+    """Column -> the value that a row must have there, such as `{model: claude-2.1}`: for files with the answers of
+    several models, each of which is an entry. Default: every row."""
+    reward: str | None = None
+    """Column with the answer's reward, a number, for domains without a `reward`. Answers without a finite number there
+    have none, and a rule that needs one cannot use it."""
+    verdict: str | None = None
+    """Column with the answer's verdict, for domains without a `verifier`: true or correct, false or wrong, unknown.
+    Anything else counts as unknown."""
     domains: tuple[str, ...] = ()
     """The domains whose prompts it answers. Default: all."""
 
@@ -312,6 +321,17 @@ class PipelineConfig(ConfigModel):
                 if domain.rule.source not in able:
                     found = f"is none of the sources with the domain {name} ({', '.join(able) or 'none'})"
                     raise ValueError(f"{self.key(name, 'rule')}.source: {domain.rule.source!r} {found}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _judged_once(self) -> "PipelineConfig":
+        for number, entry in enumerate(self.given):
+            for column, judge in (("reward", "reward"), ("verdict", "verifier")):
+                judged = [name for name in entry.domains if getattr(self.domains[name], judge) is not None]
+                if getattr(entry, column) is not None and judged:
+                    both = f"given.{number}.{column} and {self.key(judged[0], judge)} both give answers a {column}"
+                    why = "; rewards on two scales cannot be compared" if column == "reward" else ""
+                    raise ValueError(f"{both}{why}: keep one, or leave {judged[0]} out of given.{number}.domains")
         return self
 
     @property

@@ -36,16 +36,19 @@ def on_disk(model: str) -> str:
 
 
 class RewardModelConfig(ConfigModel):
-    """A reward model: ArmoRM."""
+    """A reward model: ArmoRM, or any decoder that classifies sequences by one label (`LlamaForSequenceClassification`,
+    `Qwen2...`, `Gemma2...`), whose logit is the reward."""
 
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
-    """Directory or Hub id of a checkpoint of ArmoRM's architecture, such as RLHFlow/ArmoRM-Llama3-8B-v0.1."""
+    """Directory or Hub id of a checkpoint, such as RLHFlow/ArmoRM-Llama3-8B-v0.1 or
+    Skywork/Skywork-Reward-V2-Llama-3.1-8B; its `config.json` says which kind it is. Its tokenizer needs a chat
+    template."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What runs the model."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the backbone; the heads compute in float32."""
+    """Type of the decoder; what follows it computes in float32."""
     batch_tokens: PositiveInt = 16384
     """Tokens per batch, padding included. A longer conversation is a batch of its own in transformers, and several in
     vLLM."""

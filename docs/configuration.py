@@ -21,6 +21,7 @@ import pydantic_core
 from pydantic.fields import FieldInfo
 
 from data_pipeline.config import PipelineConfig
+from data_pipeline.importing.config import ImportConfig
 from fusejax.common.cli import ConfigModel, location
 from fusejax.config import EvaluateConfig, TrainConfig
 from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
@@ -38,6 +39,7 @@ ROOTS: tuple[tuple[str, str, type[ConfigModel]], ...] = (
     ("Training and planning", "`fusejax/config.py`, `TrainConfig`.", TrainConfig),
     ("Evaluation", "`fusejax/config.py`, `EvaluateConfig`.", EvaluateConfig),
     ("Data pipeline", "`data_pipeline/config.py`, `PipelineConfig`.", PipelineConfig),
+    ("Import", "`data_pipeline/importing/config.py`, `ImportConfig`.", ImportConfig),
 )
 NAMES = {str: "text", int: "integer", float: "number", bool: "true, false", type(None): "null", Any: "anything"}
 PLURALS = {str: "texts", int: "integers", float: "numbers"}
@@ -67,7 +69,8 @@ def sections(root: type[ConfigModel]) -> dict[type[ConfigModel], list[str]]:
     found: dict[type[ConfigModel], list[str]] = {}
 
     def visit(model: type[ConfigModel], path: str) -> None:
-        found.setdefault(model, []).append(path)
+        if path not in found.setdefault(model, []):  # Several models for one key may share a section below it.
+            found[model].append(path)
         for name, field in model.model_fields.items():
             key = f"{path}.{name}" if path else name
             for inner, suffix in models(field.annotation):

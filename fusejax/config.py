@@ -18,7 +18,8 @@ from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
 
 class DataConfig(ConfigModel):
     train: Location
-    """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them."""
+    """Shards as `DIR/SPLIT`: `data/sft/train` reads `data/sft/train-*-of-*`, as its `manifest.json` lists them.
+    `python -m data_pipeline import` makes shards of a file of conversations or pairs."""
     eval: Location | None = None
     """Shards to evaluate on at each checkpoint, written as `train` is. Default: no evaluation."""
 

@@ -1,6 +1,7 @@
 """What all tests share: a tiny checkpoint with data to train on, and one compilation cache for all processes.
 
-And every annotation of a function or data class is checked when it is called: types by beartype, shapes by jaxtyping.
+And every annotation of a function or data class of the two packages is checked when it is called: types by beartype,
+shapes by jaxtyping.
 """
 
 import os
@@ -17,7 +18,7 @@ import jaxtyping
 from tests import annotations
 
 # Before what it checks is imported. Not the quickstart, whose tests would take four times as long.
-jaxtyping.install_import_hook(["fusejax"], f"{annotations.__name__}.check")
+jaxtyping.install_import_hook(["fusejax", "data_pipeline"], f"{annotations.__name__}.check")
 
 from tests.browser import browser  # noqa: E402
 from tests.gcs_server import gcs, gcs_server  # noqa: E402

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "report")
+STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "report", "importing")
 """In order: a stage may import from those before it, never from those after it."""
 TRAINER = ("common", "data", "distributed", "models", "objectives", "training", "planning", "evaluation")
 ALLOWED = {

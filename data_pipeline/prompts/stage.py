@@ -269,19 +269,8 @@ class _OverlapCheck:
     """Refuses prompts that overlap with evaluation sets, and near duplicates of earlier accepted prompts."""
 
     def __init__(self, config: OverlapConfig):
-        self._evaluation = EvaluationNgrams(config.ngram)
+        self._evaluation = evaluation_ngrams(config)
         self._near = NearDuplicates(config.near_duplicates) if config.near_duplicates is not None else None
-        for number, entry in enumerate(config.evaluation_sets):
-            texts = list(
-                _evaluation_texts(
-                    reading.rows(entry, f"overlap.evaluation_sets.{number}", entry.columns), entry.columns
-                )
-            )
-            if not texts:
-                raise UserError(
-                    f"overlap.evaluation_sets.{number}: {entry.path}: no text in the columns {', '.join(entry.columns)}"
-                )
-            self._evaluation.add(entry.name, texts)
 
     def __call__(self, row: dict[str, Any]) -> None:
         asked = "\n".join(message["content"] for message in row["messages"] if message["role"] == "user")
@@ -289,6 +278,22 @@ class _OverlapCheck:
             raise Rejected(f"contaminated: {match[0]}", f"{row['id']}: {match[1]}")
         if self._near and (other := self._near.add(row["id"], asked)):
             raise Rejected("near_duplicate", f"{row['id']}: of {other}")
+
+
+def evaluation_ngrams(config: OverlapConfig) -> EvaluationNgrams:
+    """What the evaluation sets hold.
+
+    Raises:
+      UserError: one cannot be read, or has no such text.
+    """
+    ngrams = EvaluationNgrams(config.ngram)
+    for number, entry in enumerate(config.evaluation_sets):
+        key = f"overlap.evaluation_sets.{number}"
+        texts = list(_evaluation_texts(reading.rows(entry, key, entry.columns), entry.columns))
+        if not texts:
+            raise UserError(f"{key}: {entry.path}: no text in the columns {', '.join(entry.columns)}")
+        ngrams.add(entry.name, texts)
+    return ngrams
 
 
 def _evaluation_texts(rows: Iterator[tuple[str, Any]], columns: Sequence[str]) -> Iterator[str]:

@@ -6,8 +6,9 @@ from typing import Any
 import polars as pl
 from etils import epath
 
+from data_pipeline.config import PipelineConfig
 from data_pipeline.report.facts import Facts
-from data_pipeline.report.sections import left_out, scored
+from data_pipeline.report.sections import left_out, quantiles, scored
 from data_pipeline.selection.rules import Parameters
 
 
@@ -42,11 +43,27 @@ def card(facts: Facts) -> str:
         "## Scores",
         table(
             ["domain", "reward", "verifier"],
-            [[domain, config.domains[domain].reward, config.domains[domain].verifier] for domain in facts.domains],
+            [
+                [
+                    name,
+                    domain.reward or _given(config, name, "reward"),
+                    domain.verifier or _given(config, name, "verdict"),
+                ]
+                for name, domain in config.domains.items()
+                if name in facts.domains
+            ],
         ),
         _verdicts(facts),
         "## Selection",
         "\n".join(f"- {name}: {_rule(config.domains[name].rule)}" for name in facts.domains),
+        *(
+            [
+                "Bounds that are quantiles of the margins, in the rewards' unit:",
+                "\n".join(f"- {line}" for line in lines),
+            ]
+            if (lines := quantiles(facts))
+            else []
+        ),
         "## Which source won",
         _wins(facts),
         "## Cost",
@@ -67,10 +84,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 
 
+def _given(config: PipelineConfig, domain: str, score: str) -> str | None:
+    """Where the domain's answers have the score from if nothing gives it one; None if they have none."""
+    entries = [entry for entry in config.given if domain in entry.domains and getattr(entry, score) is not None]
+    return ", ".join(f"column {getattr(entry, score)} of {entry.name}" for entry in entries) or None
+
+
 def _rule(rule: Parameters) -> str:
     """The rule and its parameters: `margin` (min_margin 0.01, ...)."""
-    values = rule.model_dump(mode="json", exclude={"name"})
-    shown = ", ".join(f"{name} {'none' if value is None else value}" for name, value in values.items())
+    shown = ", ".join(f"{name} {'none' if value is None else value}" for name, value in rule if name != "name")
     return f"`{rule.name}` ({shown})"
 
 

@@ -23,8 +23,9 @@ from data_pipeline.report.recipe import Counts, published
 from data_pipeline.sampling import estimate
 from data_pipeline.sampling.flaws import FLAWS
 from data_pipeline.scoring.stage import NEEDED
-from data_pipeline.selection.rules import RULES
-from data_pipeline.selection.stage import TABLES
+from data_pipeline.selection.rules import RULES, Bounds
+from data_pipeline.selection.stage import MARGINS, TABLES
+from fusejax.common.cli import UserError
 from fusejax.common.files import local_copy
 
 PARTS = ("all", "SFT", "chosen", "rejected")
@@ -46,7 +47,10 @@ def paths(config: PipelineConfig) -> list[epath.Path]:
     tables[output / "prompts.parquet"] = (list(PROMPTS_SCHEMA), "prompts")
     for path, (columns, stage) in tables.items():
         stage_files.check_parquet(path, columns, made_by=stage)
-    return list(tables)
+    margins = output / MARGINS
+    if not margins.exists():
+        raise UserError(f"{margins}: no such file; run the stage 'select' first")
+    return [*tables, margins]
 
 
 class Sample(NamedTuple):
@@ -93,6 +97,8 @@ class Facts:
     (the reason, or null), sft, chosen, rejected; prompt_tokens, completion_tokens and `FLAWS` where they are known."""
     selected: dict[str, pl.DataFrame]
     """The tables of the selection, without texts."""
+    bounds: dict[str, Bounds]
+    """Domain -> the bounds of its margins in the rewards' unit, where its rule makes pairs."""
     samples: dict[tuple[str, str], list[Sample]]
     """("sft" or "dpo", domain) -> a few examples to read."""
     records: list[dict[str, Any]]
@@ -332,6 +338,7 @@ def read(config: PipelineConfig) -> Facts:
         prompts,
         _with_fates(answers, prompts, selected),
         selected,
+        {name: Bounds(**found) for name, found in json.loads((output / MARGINS).read_text()).items()},
         samples,
         records=json.loads(funnel.read_text()) if funnel.exists() else [],
         engines=engines,

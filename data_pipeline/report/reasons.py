@@ -59,11 +59,16 @@ SCORES = {
     "no_such_prompt": "answers a prompt that is not in the table",
     "not_sampled": "there is no answer to judge",
     # Rewards.
-    "bad_verdict": "the reward function gave a verdict that does not exist",
+    "bad_reward": "the data set's reward is not a finite number",
+    "bad_verdict": "a verdict that does not exist",
     "chat_template": "the reward model's chat template refuses the conversation",
     "empty_answer": "there is no text to judge",
+    "missing_reward": "the data set has no reward there",
+    "missing_verdict": "the data set has no verdict there",
     "no_gating_pattern": "the reward model cannot tell where the answer begins",
     "reward_failed": "the reward function raised an error",
+    "several_rewards": "the data set has this answer several times, with different rewards",
+    "several_verdicts": "the data set has this answer several times, with different verdicts",
     "verifier_failed": "your verifier raised an error",
     # Judging in worker processes.
     "crashed": "the comparison crashed",
@@ -137,8 +142,32 @@ SCORES = {
     "wall_timeout": "took too long on a machine that may have been busy",
 }
 """Why a reward or a verdict is as it is."""
+ROWS = {
+    "bad_json": "the line is not valid JSON",
+    "bad_score": "a score is not a finite number",
+    "bad_unicode": "the text is not valid Unicode",
+    "contaminated": "an evaluation set holds part of it",
+    "duplicate": "an earlier row says the same",
+    "empty_turn": "a turn is blank",
+    "equal_answers": "the chosen and the rejected answer are the same",
+    "near_duplicate": "closely resembles an earlier row",
+    "no_assistant_turn": "the assistant says nothing",
+    "no_prompt": "has no prompt, or a blank one",
+    "no_turns": "holds no list of turns with a role and content",
+    "not_an_object": "is JSON, but not an object",
+    "not_for_training": "marks a turn that is not to be trained on",
+    "not_text": "holds something else than text",
+    "over_limit": "more than the configuration asks for",
+    "over_weight": "more than its weight in the mixture allows",
+    "prompts_differ": "the answers begin with different prompts",
+    "too_many_cells": "has more cells than there are columns",
+    "tool_use": "calls a tool",
+    "turn_order": "the roles do not take turns, beginning with the user",
+    "unknown_role": "a role that is neither system, user nor assistant",
+}
+"""Why an imported row became no record."""
 WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"record": RECORDS, "answer": ANSWERS, "prompt": PROMPTS, "score": SCORES}
+    {"record": RECORDS, "answer": ANSWERS, "prompt": PROMPTS, "score": SCORES, "row": ROWS}
 )
 """What a reason applies to -> reason -> its explanation."""
 

@@ -11,7 +11,7 @@ from data_pipeline.report import charts
 from data_pipeline.report.facts import EXAMPLES, Facts, Sample
 from data_pipeline.report.page import Reason, Section, Table, render
 from data_pipeline.report.reasons import words
-from data_pipeline.selection.rules import Margins
+from data_pipeline.selection.rules import Quantile
 
 PART_COLORS = {"all": charts.GREY, "SFT": "#0072B2", "chosen": "#009E73", "rejected": "#D55E00"}
 ANSWER_COLORS = PART_COLORS | {"SFT and chosen": "#56B4E9", "not selected": charts.GREY, "unusable": "#E69F00"}
@@ -219,19 +219,31 @@ def _distributions(facts: Facts, column: str, label: str) -> dict[str, Any]:
 def _margins(facts: Facts) -> dict[str, Any]:
     drawn = []
     for domain in facts.domains:
-        rule = facts.config.domains[domain].rule
-        if not isinstance(rule, Margins):
+        if domain not in facts.bounds:
             continue
-        margins = facts.margins(domain)
+        margins, bounds = facts.margins(domain), facts.bounds[domain]
         if any(values.size for values in margins.values()):
-            band = (rule.min_margin, rule.max_margin)
+            band = (bounds.min_margin, bounds.max_margin)
             label = "chosen minus rejected reward"
             drawn.append(
                 charts.histograms(
                     margins, title=domain, xlabel=label, colors=MARGIN_COLORS, filled="before selection", band=band
                 )
             )
-    return {"charts": drawn}
+    return {"charts": drawn, "quantiles": quantiles(facts)}
+
+
+def quantiles(facts: Facts) -> list[str]:
+    """What each bound that the config gives as a quantile came to."""
+    lines = []
+    for domain in facts.domains:
+        for name in ("min_margin", "max_margin"):
+            asked = getattr(facts.config.domains[domain].rule, name, None)
+            if isinstance(asked, Quantile) and domain in facts.bounds:
+                found, of = getattr(facts.bounds[domain], name), facts.bounds[domain].margins
+                came_to = "no bound, since there is no margin" if found is None else f"{found:g}"
+                lines.append(f"{domain}: {name}, the {asked} of {of:,} margins, is {came_to}.")
+    return lines
 
 
 def _unusable(facts: Facts) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from etils import epath
 from data_pipeline import stage_files
 from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
-from data_pipeline.sampling import answer_keys, checkpoint, flaws, given
+from data_pipeline.sampling import answer_keys, checkpoint, flaws, given, given_scores
 from data_pipeline.sampling.answer_keys import SamplePlan
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends.opening import open_sampler
@@ -57,8 +57,8 @@ STORED = pl.Schema({"key": pl.String, **_ANSWER, "seconds": pl.Float64})
 """Columns of the answer store. `seconds` is the answer's share of the time since the batch before: summed over all
 answers, the time that sampling took."""
 SCHEMA = pl.Schema({**_ROW, **_ANSWER, **dict.fromkeys(flaws.FLAWS, pl.Boolean)})
-"""Columns of `samples/{source}.parquet`. Not `seconds`, which differs from run to run: the table depends only on what
-was asked."""
+"""Columns of `samples/{source}.parquet`, and those of `given_scores` where given answers have some. Not
+`seconds`, which differs from run to run: the table depends only on what was asked."""
 ALL_REFUSED = 20
 """Refused requests, without any answer, after which the run ends: the source's entry in the config must be wrong."""
 
@@ -273,7 +273,8 @@ def _take_given(config: PipelineConfig, entry: GivenConfig, prompts: pl.DataFram
             )
         )
         absent = [pl.lit(None, kind).alias(name) for name, kind in SCHEMA.items() if name not in table.columns]
-        table = table.with_columns(absent).select(SCHEMA.names()).cast(SCHEMA).rechunk()
+        judged = [name for name in given_scores.SCHEMA if name in table.columns]
+        table = table.with_columns(absent).select(*SCHEMA, *judged).cast(SCHEMA).rechunk()
         stage_files.write_parquet(table, final)
         answered = table["prompt_id"].n_unique()
         left_out = f"; {dropped.total():,} rows left out {dict(dropped)}" if dropped else ""

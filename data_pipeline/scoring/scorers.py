@@ -20,13 +20,13 @@ def build(
       workers: processes that verify. Default: `scorers.workers`.
 
     Raises:
-      UserError: an import path leads nowhere, there is no such reward model, or programs are to be run and no sandbox
-        works here.
+      UserError: an import path leads nowhere, a checkpoint is missing or is no reward model, or programs are to be run
+        and no sandbox works here.
     """
-    from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
+    from data_pipeline.scoring import reward_models
     from data_pipeline.scoring.function_scorer import FunctionReward
 
-    models: dict[str, ArmoRMScorer] = {}
+    models: dict[str, Scorer] = {}
     scorers: dict[str, tuple[Scorer | None, Scorer | None]] = {}
     for name in sorted(set(domains)):
         domain, key = config.domains[name], config.key(name, "reward")
@@ -34,7 +34,7 @@ def build(
         if isinstance(domain.reward, RewardModelConfig):
             model = domain.reward.model_dump_json()
             if model not in models:
-                models[model] = ArmoRMScorer(domain.reward, key)
+                models[model] = reward_models.build(domain.reward, key)
             reward = models[model]
         elif domain.reward:
             reward = FunctionReward(domain.reward, key)

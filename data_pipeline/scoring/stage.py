@@ -1,7 +1,8 @@
 """Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
 
 It reads `prompts.parquet` and every file of `samples/`, also those that another program wrote there: the columns
-prompt_id, source, sample_index, text and finish_reason are enough.
+prompt_id, source, sample_index, text and finish_reason are enough. Answers that came with a reward or a verdict keep it
+where their domain names nothing that gives one.
 """
 
 import functools
@@ -17,6 +18,7 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.prompts.stage import check_domains
+from data_pipeline.sampling import given_scores
 from data_pipeline.scoring import scorers
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item, Score, Scorer
@@ -106,21 +108,25 @@ class _Work:
         scores = pl.concat([stage_files.read_parquet(part, list(COLUMNS), made_by="score") for part in parts.values()])
         tiers = {pair[1].sandbox for pair in self._judges.values() if isinstance(pair[1], CodeScorer)}
         write_text(self._final.with_suffix(".json"), json.dumps({"sandbox": next(iter(tiers), None)}))
-        stage_files.write_parquet(pl.concat([samples, scores], how="horizontal"), self._final)
+        asked = samples.drop(given_scores.SCHEMA.names(), strict=False)
+        stage_files.write_parquet(pl.concat([asked, scores], how="horizontal"), self._final)
         self._parts.rmtree(missing_ok=True)
         verdicts = dict(scores["verdict"].fill_null("none").value_counts().sort("verdict").iter_rows())
         unscored = int((~scores["reward"].is_finite()).sum())
-        missing = self._without_reward(samples["prompt_id"], scores)
+        missing = self._without_reward(samples, scores)
         return (
             f"{len(scores):,} answers; verdicts {verdicts}"
             + (f"; {unscored:,} rewards not finite" if unscored else "")
             + (f"; no reward {missing}" if missing else "")
         )
 
-    def _without_reward(self, prompt_ids: pl.Series, scores: pl.DataFrame) -> dict[str, int]:
-        """Reason -> answers that got no reward where the config names a scorer for it."""
+    def _without_reward(self, samples: pl.DataFrame, scores: pl.DataFrame) -> dict[str, int]:
+        """Reason -> answers that got no reward where the config names what gives one."""
         unasked = [name for name, prompt in self._prompts.items() if not self._judges[prompt["domain"]][0]]
-        missing = scores.filter(scores["reward"].is_null() & ~prompt_ids.is_in(pl.Series(unasked, dtype=pl.String)))
+        if "given_reward" in samples.columns:
+            unasked = []
+        expected = ~samples["prompt_id"].is_in(pl.Series(unasked, dtype=pl.String))
+        missing = scores.filter(scores["reward"].is_null() & expected)
         reasons = missing["detail"].fill_null("no_reason").str.extract("^([^:;]*)").value_counts().sort("detail")
         return dict(reasons.iter_rows())
 
@@ -165,7 +171,8 @@ def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]
         scores: list[Score] = [Score(detail="no_such_prompt")] * len(samples)
         by_domain: dict[str, list[int]] = {}
         items: dict[int, Item] = {}
-        for index, sample in enumerate(samples.iter_rows(named=True)):
+        rows = samples.rows(named=True)
+        for index, sample in enumerate(rows):
             prompt = prompts.get(sample["prompt_id"])
             if sample["finish_reason"] == "error":
                 scores[index] = Score(detail="not_sampled")
@@ -175,8 +182,12 @@ def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]
         for domain, indices in by_domain.items():
             batch = [items[index] for index in indices]
             reward, correctness = judges[domain]
-            rewards = reward.score(batch) if reward else [Score()] * len(batch)
-            verdicts = correctness.score(batch) if correctness else rewards
+            rewards = reward.score(batch) if reward else [_given_reward(rows[index]) for index in indices]
+            verdicts = (
+                correctness.score(batch)
+                if correctness
+                else [_given_verdict(rows[index]) or score for index, score in zip(indices, rewards, strict=True)]
+            )
             for index, rewarded, judged in zip(indices, rewards, verdicts, strict=True):
                 # If there is no reward, the reason for that comes first: it is why the answer was lost.
                 both = (judged, rewarded) if rewarded.reward is not None else (rewarded, judged)
@@ -186,6 +197,17 @@ def _judge(judges: Scorers, *chunks: Chunk) -> Iterator[tuple[int, pl.DataFrame]
                     rewarded.reward, judged.verdict, _storable(judged.extracted), detail, rewarded.objectives
                 )
         yield start, pl.DataFrame([vars(score) for score in scores], schema=COLUMNS)
+
+
+def _given_reward(sample: dict[str, Any]) -> Score:
+    return Score(reward=sample.get("given_reward"), detail=sample.get("given_reward_problem"))
+
+
+def _given_verdict(sample: dict[str, Any]) -> Score | None:
+    """None where answers come without verdicts: then a reward function may give one."""
+    if "given_verdict" not in sample:
+        return None
+    return Score(verdict=sample["given_verdict"], detail=sample["given_verdict_problem"])
 
 
 def _storable(text: str | None) -> str | None:

@@ -13,12 +13,14 @@ domain's rule to its prompts. Candidates have one row per answer:
 
 Nothing here reads texts, so millions of candidates fit in memory. Ties (two answers with equal rewards) and the split
 between SFT and DPO are decided by hashes of the seed, the prompt's id, the source's name and the sample index: no
-result depends on the order of rows, and what happens to a prompt depends on no other prompt.
+result depends on the order of rows, and what happens to a prompt depends on no other prompt, unless a rule's bounds are
+quantiles of the domain's margins.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import polars as pl
 import pydantic
@@ -57,6 +59,8 @@ class Selected:
     discarded: pl.DataFrame
     unused: pl.DataFrame
     """Answers that could not be used at all, with the reason."""
+    bounds: dict[str, "Bounds"] = field(default_factory=dict)
+    """Domain -> the bounds of its margins, where its rule makes pairs."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,67 @@ class Part:
     dpo: pl.DataFrame | None
     discarded: pl.DataFrame
     """prompt, reason."""
+    bounds: "Bounds | None" = None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which margins a pair may have, in the rewards' unit, both inclusive; None is no bound."""
+
+    min_margin: float | None
+    max_margin: float | None
+    margins: int
+    """How many margins the domain has: quantiles are of these."""
+
+
+class Quantile(ConfigModel):
+    """A bound of margins by their rank, for rewards of any scale."""
+
+    quantile: float = Field(ge=0, le=1)
+    """The bound is the least margin such that this share of the domain's margins lies at or below it. They are those of
+    all pairs that the rule compares, before any bound: with `same_source`, one per prompt and source that has two
+    different answers to compare."""
+
+    def __str__(self) -> str:
+        return f"quantile {self.quantile}"
+
+
+def _bound(value: Any) -> Any:
+    """A section, validated as a quantile here so that an error names the key in which the mistake is."""
+    if isinstance(value, dict):
+        return Quantile.model_validate(value, strict=True)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if not (value is None or number or isinstance(value, Quantile)):
+        raise ValueError("expected a number of at least 0, null, or {quantile: SHARE}")
+    return value
+
+
+Bound = Annotated[float | Quantile | None, pydantic.BeforeValidator(_bound)]
 
 
 class Margins(ConfigModel):
     """What rules that make pairs have in common."""
 
-    min_margin: float | None = Field(0.01, ge=0)
-    """Lower bound, inclusive, of chosen minus rejected reward; null is no bound."""
-    max_margin: float | None = Field(0.1, ge=0)
-    """Upper bound, inclusive, of chosen minus rejected reward; null is no bound."""
+    min_margin: Bound = 0.01
+    """Lower bound, inclusive, of chosen minus rejected reward: a number; or `{quantile: 0.1}`, to leave out about the
+    closest tenth. null is no bound."""
+    max_margin: Bound = 0.1
+    """Upper bound, inclusive, of chosen minus rejected reward: a number; or `{quantile: 0.9}`, to leave out about the
+    widest tenth. null is no bound."""
     pair_source: PairSource = "best"
     """Which source's valid pair: with the best chosen answer, a seeded random one, or with the widest margin."""
+    same_source: bool = True
+    """Whether both answers of a pair must come from one source. If not, there is one pair per prompt to choose from."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "Margins":
-        if self.min_margin is not None and self.max_margin is not None and self.min_margin > self.max_margin:
-            raise ValueError(f"min_margin {self.min_margin} exceeds max_margin {self.max_margin}")
+        low, high = self.min_margin, self.max_margin
+        if isinstance(low, Quantile) and isinstance(high, Quantile):
+            above = low.quantile > high.quantile
+        else:  # Which of a number and a quantile is greater, only the margins tell.
+            above = isinstance(low, float) and isinstance(high, float) and low > high
+        if above:
+            raise ValueError(f"min_margin {low} exceeds max_margin {high}")
         return self
 
 
@@ -108,12 +157,10 @@ class VerdictBoth(Margins):
 
     name: Literal["verdict_both"] = "verdict_both"
     """Name of the rule."""
-    min_margin: float | None = Field(None, ge=0)
+    min_margin: Bound = None
     """As for the rule margin, but no bound by default."""
-    max_margin: float | None = Field(None, ge=0)
+    max_margin: Bound = None
     """As for the rule margin, but no bound by default."""
-    same_source: bool = True
-    """Whether both answers of a pair must come from one source."""
 
 
 class OneSource(ConfigModel):
@@ -170,15 +217,16 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
         dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
         discarded=named([_lost(prompts, usable, unused), *discarded], DISCARDED_SCHEMA),
         unused=pl.concat([served_nowhere, unasked], how="diagonal").sort("prompt_id", "source", "sample_index"),
+        bounds={domain: part.bounds for domain, part in zip(rules, parts, strict=True) if part.bounds},
     )
 
 
 def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
-    """A source's best answer against its worst, by reward.
+    """A source's best answer against its worst, by reward; or the best of all sources against the worst of all.
 
     Prompts with a valid pair are split, each by its own hash: SFT gets the best answer of all, DPO the pair.
     """
-    judged = compared(candidates, candidates, rule.min_margin, rule.max_margin)
+    judged, bounds = compared(candidates, candidates, rule)
     valid = pairs(judged, rule.pair_source)
     to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
     # Why there is no pair: the problem of the source that came closest to one.
@@ -189,17 +237,20 @@ def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
         discarded=furthest.join(valid, on="prompt", how="anti").select(
             "prompt", pl.col("problem").cast(pl.String).alias("reason")
         ),
+        bounds=bounds,
     )
 
 
 def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
     """A pair of a correct and a wrong answer where a prompt has a valid one; else the best correct answer, for SFT."""
     correct, wrong = _by_verdict(candidates)
-    dpo = pairs(compared(correct, wrong, rule.min_margin, rule.max_margin), rule.pair_source)
+    judged, bounds = compared(correct, wrong, rule)
+    dpo = pairs(judged, rule.pair_source)
     return Part(
         sft=best(correct.join(dpo, on="prompt", how="anti")),
         dpo=dpo,
         discarded=_without(candidates, correct, "no_correct_answer"),
+        bounds=bounds,
     )
 
 
@@ -207,11 +258,12 @@ def verdict_both(candidates: pl.DataFrame, rule: VerdictBoth) -> Part:
     """The best correct answer for SFT, and a pair too if there is a wrong answer. Prompts without a correct answer are
     dropped."""
     correct, wrong = _by_verdict(candidates)
-    judged = compared(correct, wrong, rule.min_margin, rule.max_margin, same_source=rule.same_source)
+    judged, bounds = compared(correct, wrong, rule)
     return Part(
         sft=best(correct),
         dpo=pairs(judged, rule.pair_source),
         discarded=_without(candidates, correct, "no_correct_answer"),
+        bounds=bounds,
     )
 
 
@@ -246,20 +298,14 @@ def best(candidates: pl.DataFrame) -> pl.DataFrame:
     return candidates.unique("prompt", keep="first", maintain_order=True)
 
 
-def compared(
-    winners: pl.DataFrame,
-    losers: pl.DataFrame,
-    min_margin: float | None,
-    max_margin: float | None,
-    *,
-    same_source: bool = True,
-) -> pl.DataFrame:
-    """Each source's best winner beside its worst loser, with the `problem` that keeps them from being a pair, or null.
+def compared(winners: pl.DataFrame, losers: pl.DataFrame, rule: Margins) -> tuple[pl.DataFrame, Bounds]:
+    """Each source's best winner beside its worst loser, with the `problem` that keeps them from being a pair, or null;
+    and the rule's bounds. Without `same_source`, the best of all sources beside the worst of all.
 
     Bounds are inclusive, and margins rounded to six decimals: 0.12 - 0.11 is 0.00999... in binary, and in float32 the
     seventh decimal is off already. Equal texts make no pair.
     """
-    group = ["prompt", "source"] if same_source else ["prompt"]
+    group = ["prompt", "source"] if rule.same_source else ["prompt"]
     answer = ["source", "sample_index", "reward", "text_hash", "tie"]
 
     def ends(frame: pl.DataFrame, prefix: str) -> pl.DataFrame:
@@ -269,19 +315,35 @@ def compared(
 
     both = ends(winners, "chosen").join(ends(losers, "rejected").drop("prompt_key"), on=group)
     both = both.with_columns(margin=(pl.col("chosen_reward") - pl.col("rejected_reward")).round(6))
-    too_small = pl.lit(False) if min_margin is None else pl.col("margin") < min_margin
-    too_wide = pl.lit(False) if max_margin is None else pl.col("margin") > max_margin
-    problem = (
+    alike = (
         pl.when(pl.col("chosen_tie") == pl.col("rejected_tie"))
         .then(pl.lit("one_answer"))
         .when(pl.col("chosen_text_hash") == pl.col("rejected_text_hash"))
         .then(pl.lit("equal_texts"))
-        .when(too_small)
+    )
+    both = both.with_columns(problem=alike.cast(PROBLEMS))
+    bounds = _bounds(both.filter(pl.col("problem").is_null())["margin"], rule)
+    outside = (
+        pl.when(pl.col("margin") < pl.lit(bounds.min_margin, pl.Float64))
         .then(pl.lit("margin_too_small"))
-        .when(too_wide)
+        .when(pl.col("margin") > pl.lit(bounds.max_margin, pl.Float64))
         .then(pl.lit("margin_too_wide"))
     )
-    return both.with_columns(problem=problem.cast(PROBLEMS))
+    return both.with_columns(problem=pl.coalesce("problem", outside.cast(PROBLEMS))), bounds
+
+
+def _bounds(margins: pl.Series, rule: Margins) -> Bounds:
+    """The rule's bounds in the unit of the margins, of which there may be none."""
+    ordered = margins.sort()
+
+    def value(bound: float | Quantile | None) -> float | None:
+        if not isinstance(bound, Quantile):
+            return bound
+        # Rounded, since 0.7 of 10 is 7.000000000000001 in binary.
+        rank = max(1, math.ceil(round(bound.quantile * len(ordered), 6)))
+        return float(ordered[rank - 1]) if len(ordered) else None
+
+    return Bounds(value(rule.min_margin), value(rule.max_margin), len(ordered))
 
 
 def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:

@@ -1,9 +1,11 @@
 """Stage `select`: applies each domain's rule to all scored answers, and fetches the texts of those selected."""
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 from etils import epath
@@ -15,14 +17,15 @@ from data_pipeline.prompts.stage import check_domains
 from data_pipeline.scoring.stage import NEEDED
 from data_pipeline.selection import hashing, rules
 from fusejax.common.cli import UserError
-from fusejax.common.files import local_copy
+from fusejax.common.files import local_copy, write_text
 
 TABLES = ("sft", "dpo", "discarded", "unused")
+MARGINS = "selection/margins.json"
 _KEY = ["prompt_id", "source", "sample_index"]
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `selection/{sft,dpo,discarded,unused}.parquet`.
+    """Writes `selection/{sft,dpo,discarded,unused}.parquet`, and `margins.json` there: domain -> `rules.Bounds`.
 
     Raises:
       UserError: a domain's rule needs a reward or a verdict and the config names nothing that gives it, a table is
@@ -47,9 +50,10 @@ def run(config: PipelineConfig) -> None:
 
     def work() -> str:
         with contextlib.ExitStack() as stack:
-            return _select(config, prompts, [stack.enter_context(local_copy(file)) for file in files], tables)
+            scores = [stack.enter_context(local_copy(file)) for file in files]
+            return _select(config, prompts, scores, tables, output / MARGINS)
 
-    stage_files.once(output, "select", inputs, list(tables.values()), work)
+    stage_files.once(output, "select", inputs, [*tables.values(), output / MARGINS], work)
 
 
 def require_judges(config: PipelineConfig, domains: Iterable[str]) -> None:
@@ -57,13 +61,20 @@ def require_judges(config: PipelineConfig, domains: Iterable[str]) -> None:
     for name in sorted(domains):
         domain = config.domains[name]
         rule = rules.RULES[domain.rule.name]
-        if rule.needs_reward and domain.reward is None:
+        if rule.needs_reward and domain.reward is None and not _all_given(config, name, "reward"):
             problem = f"selecting {name} answers needs a reward: a model, or module:attribute"
-            raise UserError(f"{config.key(name, 'reward')}: {problem}")
+            raise UserError(f"{config.key(name, 'reward')}: {problem}; or all of them given with a reward")
         # A function may give verdicts beside its rewards; a reward model gives none.
-        if rule.needs_verdict and domain.verifier is None and not isinstance(domain.reward, str):
+        judged = domain.verifier is not None or isinstance(domain.reward, str)
+        if rule.needs_verdict and not judged and not _all_given(config, name, "verdict"):
             problem = f"the rule {domain.rule.name} needs verdicts: name a verifier, or module:attribute"
-            raise UserError(f"{config.key(name, 'verifier')}: {problem}")
+            raise UserError(f"{config.key(name, 'verifier')}: {problem}; or give all answers with a verdict")
+
+
+def _all_given(config: PipelineConfig, domain: str, score: Literal["reward", "verdict"]) -> bool:
+    """Whether all answers to the domain's prompts come with the score."""
+    sources = [source for source in config.answerers if domain in source.domains]
+    return bool(sources) and all(getattr(source, score, None) is not None for source in sources)
 
 
 def _check_marks(file: epath.Path) -> None:
@@ -75,7 +86,9 @@ def _check_marks(file: epath.Path) -> None:
             raise UserError(f"{file}: column {mark!r} must be boolean; it is {present[mark]}")
 
 
-def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path]) -> str:
+def _select(
+    config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], tables: dict[str, epath.Path], margins: epath.Path
+) -> str:
     candidates = pl.concat([_candidates(file) for file in files]).collect(engine="streaming")
     rule_of = {name: domain.rule for name, domain in config.domains.items()}
     selected = rules.select(prompts, candidates, rule_of, config.seed)
@@ -94,6 +107,8 @@ def _select(config: PipelineConfig, prompts: pl.DataFrame, files: list[Path], ta
     frames = {"sft": sft, "dpo": dpo, "discarded": selected.discarded, "unused": selected.unused}
     for name in TABLES:
         stage_files.write_parquet(frames[name], tables[name])
+    bounds = {name: vars(found) for name, found in selected.bounds.items()}
+    write_text(margins, json.dumps(bounds, ensure_ascii=False, indent=1) + "\n")
     return (
         f"{len(sft):,} SFT examples, {len(dpo):,} pairs, {len(selected.discarded):,} prompts discarded"
         f"{_counts(selected.discarded)}, {len(selected.unused):,} answers unusable{_counts(selected.unused)}"

@@ -1,6 +1,5 @@
 """Stage `write`: the selection as preference shards, `sft/` and `dpo/`, ready for the trainer."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +10,10 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scoring.stage import sandboxes
+from data_pipeline.shards import splits
+from data_pipeline.shards.splits import KINDS
 from fusejax.common.cli import UserError
-from fusejax.common.files import temporary_folder
-from fusejax.data.records import Kind, PreferencePair, SFTExample, move_shards, write_shards
-
-KINDS: tuple[Kind, ...] = ("sft", "dpo")
+from fusejax.data.records import Kind, PreferencePair, SFTExample
 
 
 def run(config: PipelineConfig) -> None:
@@ -57,26 +55,11 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
     }
     counts: list[str] = []
     for kind in KINDS:
-        with temporary_folder(output) as folder:
-            for split, is_eval in (("train", False), ("eval", True)):
-                rows = selected[kind].filter(pl.col("prompt_id").is_in(list(held_out)) == is_eval)
-                if rows.is_empty():
-                    continue
-                write_shards(
-                    folder,
-                    split,
-                    _examples(kind, rows, messages),
-                    kind=kind,
-                    format=config.write.format,
-                    num_shards=min(config.write.num_shards, len(rows)),
-                    manifest=manifest,
-                )
-                counts.append(f"{kind}/{split} {len(rows):,}")
-            # The old data set is deleted only when the new one is whole, with any split that the new one lacks.
-            if selected[kind].is_empty():
-                (output / kind).rmtree(missing_ok=True)
-            else:
-                move_shards(folder, output / kind)
+        parts = {}
+        for split, is_eval in (("train", False), ("eval", True)):
+            rows = selected[kind].filter(pl.col("prompt_id").is_in(list(held_out)) == is_eval)
+            parts[split] = (len(rows), _examples(kind, rows, messages))
+        counts += splits.write_splits(output, kind, parts, config.write, manifest)
     return ", ".join(counts)
 
 
@@ -105,9 +88,5 @@ def _examples(
 
 def eval_prompts(selected: pl.DataFrame, config: PipelineConfig) -> set[str]:
     """Prompts held out for evaluation during training: a seeded share of each domain's, the same for every kind."""
-    fraction, held_out = config.write.eval_fraction, set()
-    for domain in sorted(set(selected["domain"])):
-        ids = set(selected.filter(pl.col("domain") == domain)["prompt_id"])
-        ordered = sorted(ids, key=lambda prompt: (stage_files.stable_hash(config.seed, "eval", prompt), prompt))
-        held_out |= set(ordered[: math.ceil(fraction * len(ids))])
-    return held_out
+    of_domain = {domain: rows["prompt_id"].to_list() for (domain,), rows in selected.group_by("domain")}
+    return splits.held_out(of_domain, config.write.eval_fraction, config.seed)

@@ -13,7 +13,7 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -116,10 +116,10 @@ def add_config_options(parser: argparse.ArgumentParser, model: type[pydantic.Bas
     overrides = parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="replaces one value of the file"
     )
-    overrides.completer = lambda **_: [f"{path}=" for path in _key_paths(model)]  # type: ignore[attr-defined]
+    overrides.completer = lambda **_: [f"{path}=" for path in key_paths(model)]  # type: ignore[attr-defined]
 
 
-def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
+def key_paths(model: type[pydantic.BaseModel]) -> list[str]:
     """`key.path` of every value, sections opened."""
     paths = []
     for name, field in model.model_fields.items():
@@ -129,7 +129,7 @@ def _key_paths(model: type[pydantic.BaseModel]) -> list[str]:
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
         ]
         models = [each for kind in sections for each in (kind, *_variants(kind))]
-        paths += [f"{name}.{path}" for each in models for path in _key_paths(each)] or [name]
+        paths += [f"{name}.{path}" for each in models for path in key_paths(each)] or [name]
     return list(dict.fromkeys(paths))
 
 
@@ -146,6 +146,7 @@ def load_config(
     path: str | Path,
     overrides: list[str],
     rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+    named: Collection[str] = (),
 ) -> Config:
     """Reads YAML, applies `key.path=value` overrides (values are YAML too) and validates.
 
@@ -154,6 +155,7 @@ def load_config(
       path: the file, local or in a bucket.
       overrides: from the command line.
       rename: (the file's values, an override's key) -> the key that it means there.
+      named: keys of sections for which the file may give the section's `name` alone.
 
     Raises:
       UserError: no such file, no YAML, an unknown or misspelt key, a wrong type, an impossible combination.
@@ -171,14 +173,26 @@ def load_config(
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
-        _apply_override(values, override, rename)
+        apply_override(values, override, rename, named)
+    return checked(model, values, f"config {path}")
+
+
+def checked(model: type[Config], values: dict[str, Any], where: str) -> Config:
+    """The values as the model that they must fit.
+
+    Args:
+      where: names them in errors.
+
+    Raises:
+      UserError: an unknown or misspelt key, a wrong type, an impossible combination.
+    """
     try:
         # As JSON, where strict validation takes 1 for a float and a list for a tuple, but not `true` for a number.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as error:
-        raise UserError(f"config {path}: {_explain(error, model)}") from None
+        raise UserError(f"{where}: {_explain(error, model)}") from None
     except UserError as error:
-        raise UserError(f"config {path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def run(main: Callable[[], None]) -> None:
@@ -215,7 +229,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _apply_override(values: dict[str, Any], override: str, rename: Callable[[dict[str, Any], str], str]) -> None:
+def apply_override(
+    values: dict[str, Any],
+    override: str,
+    rename: Callable[[dict[str, Any], str], str] = lambda values, key: key,
+    named: Collection[str] = (),
+) -> None:
+    """Sets what `key.path=value` says in `values`; the arguments are those of `load_config`.
+
+    Raises:
+      UserError: it is no such text, or the key lies below a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected key.path=value")
@@ -224,6 +248,8 @@ def _apply_override(values: dict[str, Any], override: str, rename: Callable[[dic
         child = values.setdefault(parent, {})
         if child is None:
             child = values[parent] = {}
+        if parent in named and isinstance(child, str):
+            child = values[parent] = {"name": child}
         if not isinstance(child, dict):
             raise UserError(f"override {override!r}: {parent!r} has no keys below it")
         values = child

@@ -19,6 +19,9 @@ from etils.epath.typing import PathLike
 
 from fusejax.common.cli import UserError
 
+ROW_SUFFIXES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".json", ".csv", ".parquet") for packed in ("", ".gz"))
+"""How the names of data files end whose rows the data pipeline reads."""
+
 
 def is_remote(path: PathLike) -> bool:
     """Whether it is in `gs://`."""

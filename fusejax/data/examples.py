@@ -169,7 +169,7 @@ def _read(source: Shards, index: int) -> Record | Rejection:
     if isinstance(record, PreferencePair):
         scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
         for name, score in scores.items():
-            if not math.isfinite(score):
+            if score is not None and not math.isfinite(score):
                 return Rejection(record.id, "non_finite_score", f"{name} is {score}")
     return record
 

@@ -15,6 +15,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +30,7 @@ from google.protobuf.message import DecodeError
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from fusejax.common.cli import UserError, one_line
-from fusejax.common.files import copy, is_remote, temporary_folder, write_text
+from fusejax.common.files import ROW_SUFFIXES, copy, is_remote, temporary_folder, write_text
 from fusejax.data import tf_example, tfrecord
 
 Kind = Literal["sft", "dpo"]
@@ -66,7 +68,10 @@ class SFTExample:
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one."""
+    """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one.
+
+    A score of None is none: nobody gave one.
+    """
 
     id: str
     dataset: str
@@ -75,8 +80,8 @@ class PreferencePair:
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
-    chosen_score: float
-    rejected_score: float
+    chosen_score: float | None = None
+    rejected_score: float | None = None
 
 
 Record = SFTExample | PreferencePair
@@ -92,9 +97,11 @@ def encode(record: Record) -> bytes:
     example = tf_example.Example()
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if value is None and _is_score(field):
+            continue
         _check(record.id, field, value)
         feature = example.features.feature[field.name]
-        if field.type is float:
+        if _is_score(field):
             feature.float_list.value.append(value)
         elif field.type is str:
             feature.bytes_list.value.append(value.encode())
@@ -104,7 +111,8 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes, kind: Kind) -> Record:
-    """The inverse of `encode`. Scores come back in float32 precision; features of other names are ignored.
+    """The inverse of `encode`. Scores come back in float32 precision, or as None where there is none; features of other
+    names are ignored.
 
     Raises:
       RecordError: not a `tf.train.Example`, or a field is missing or malformed.
@@ -117,8 +125,10 @@ def decode(data: bytes, kind: Kind) -> Record:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(CLASSES[kind]):
         if field.name not in features:
+            if _is_score(field):
+                continue
             raise RecordError(f"record {name!r}: no field {field.name!r}")
-        if field.type is float:
+        if _is_score(field):
             values[field.name] = _only(features[field.name].float_list.value, field.name)
         elif field.type is str:
             values[field.name] = _text(features, field.name)
@@ -270,10 +280,12 @@ def open_shards(source: PathLike) -> Shards:
     that starts again finds the copies of the attempt before.
 
     Raises:
-      UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples.
+      UserError: no manifest, no such split, a shard that is missing or differs from its SHA-256, or no examples; or it
+        names rows, of which shards are yet to be made.
     """
     path = epath.Path(source)
     directory, split = path.parent, path.name
+    _refuse_rows(path)
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         version, splits = manifest["schema_version"], dict(manifest["splits"])
@@ -308,6 +320,20 @@ def open_shards(source: PathLike) -> Shards:
         raise UserError(f"data {source}: {error}") from None
     hashes = "".join(shard.sha256 for shard in entry.shards)
     return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
+
+
+def _refuse_rows(path: epath.Path) -> None:
+    """Raises `UserError` where a file or a folder of rows is named, of which shards are yet to be made."""
+    what = "a file of rows, not shards" if path.name.endswith(ROW_SUFFIXES) else None
+    if not is_remote(path):
+        if path.is_dir() and not (path / MANIFEST).exists():
+            has_rows = any(file.name.endswith(ROW_SUFFIXES) for file in path.iterdir())
+            what = "a folder of rows, not shards" if has_rows else None
+        elif not path.parent.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path)):
+            what = "no such shards, but perhaps a data set of the Hub"
+    if what is not None:
+        command = f"python -m data_pipeline import {shlex.quote(str(path))} --output DIR"
+        raise UserError(f"data {path}: {what}: run `{command}`, then name DIR/sft/train or DIR/dpo/train")
 
 
 def _verified(path: epath.Path, sha256: str) -> Path | str:
@@ -357,11 +383,16 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(values).items()))
 
 
+def _is_score(field: dataclasses.Field) -> bool:
+    return field.type == float | None
+
+
 def _check(name: object, field: dataclasses.Field, value: Any) -> None:
-    if field.type in (str, float):
+    if field.type is str or _is_score(field):
         # A whole number is a fine score; anything else must be what it says.
-        if not isinstance(value, (int, float) if field.type is float else str) or isinstance(value, bool):
-            raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {field.type.__name__}")
+        expected, kinds = ("float", (int, float)) if _is_score(field) else ("str", (str,))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {expected}")
         if isinstance(value, str):
             _check_unicode(name, field, value)
         return

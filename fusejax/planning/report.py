@@ -42,8 +42,8 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     lines = [
         f"{topology.name}: {topology.chips} chips, {slices}{topology.shape}; {source}",
         f"{work.examples:,} examples of {work.tokens_per_example:,.0f} tokens{assumed}; batch {work.batch_size}, "
-        f"{work.rows_per_step:.1f} rows of {work.tokens_per_row} a step, "
-        f"{planner.rows_per_microbatch(config)} a microbatch; remat {config.remat}",
+        f"{work.rows_per_step:.1f} rows of {work.tokens_per_row} per step, "
+        f"{planner.rows_per_microbatch(config)} per microbatch; remat {config.remat}",
         "",
     ]
 
@@ -53,7 +53,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     def gigabytes(name: str, size: Callable[[TaskPlan], int]) -> None:
         row(name, lambda plan: f"{size(plan) / GB:.2f}")
 
-    lines.append(f"{'HBM a chip, in GB':<34}" + "".join(f"{task:>14}" for task in plans))
+    lines.append(f"{'HBM per chip, in GB':<34}" + "".join(f"{task:>14}" for task in plans))
     gigabytes("  parameters", lambda plan: plan.hbm.parameters)
     gigabytes("  optimizer's moments", lambda plan: plan.hbm.moments)
     gigabytes("  gradient accumulator", lambda plan: plan.hbm.accumulator)
@@ -65,10 +65,10 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     gigabytes("limit", lambda plan: plan.hbm.limit)
     row("fits", lambda plan: "yes" if plan.fits else "NO")
     lines.append("")
-    row("microbatches a step", lambda plan: f"{plan.microbatches}")
+    row("microbatches per step", lambda plan: f"{plan.microbatches}")
     row("steps", lambda plan: f"{plan.steps:,}")
-    row("PFLOPs a step, all chips", _speed(lambda speed: f"{speed.flops / 1e15:.3g}"))
-    row("seconds a step, estimated", _speed(lambda speed: f"{speed.step_seconds:.3g}"))
+    row("PFLOPs per step, all chips", _speed(lambda speed: f"{speed.flops / 1e15:.3g}"))
+    row("seconds per step, estimated", _speed(lambda speed: f"{speed.step_seconds:.3g}"))
     row("  by", _speed(lambda speed: speed.estimate))
     row("MFU at that", _speed(lambda speed: f"{speed.mfu:.1%}"))
     row("hours in all", lambda plan: "-" if plan.total_seconds is None else f"{plan.total_seconds / 3600:.3g}")
@@ -78,12 +78,12 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
 
 def search_table(result: SearchResult, limit: int) -> str:
     """What was tried, and what to write into the configuration."""
-    lines = [f"{'remat':<10}{'rows a device':>14}{'HBM, GB':>10}{'fits':>6}{'s a step':>10}"]
+    lines = [f"{'remat':<10}{'rows per device':>16}{'HBM, GB':>10}{'fits':>6}{'s per step':>12}"]
     for trial in result.trials:
         seconds = "" if trial.step_seconds is None else f"{trial.step_seconds:.3g}"
         lines.append(
-            f"{trial.remat:<10}{trial.rows_per_device:>14}{trial.total / GB:>10.2f}"
-            f"{'yes' if trial.fits else 'NO':>6}{seconds:>10}"
+            f"{trial.remat:<10}{trial.rows_per_device:>16}{trial.total / GB:>10.2f}"
+            f"{'yes' if trial.fits else 'NO':>6}{seconds:>12}"
         )
     best = result.best
     if best is None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import fusejax
-from data_pipeline.__main__ import STAGES, SUMMARIES
+from data_pipeline.__main__ import IMPORT, STAGES, SUMMARIES
 from fusejax.__main__ import COMMANDS
 from tests.tiny_runs import train_command
 
@@ -44,7 +44,7 @@ def test_a_command_by_both_names(name):
         assert run(*command, "--version").stdout.startswith(f"fusejax {fusejax.__version__} (python ")
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run"])
+@pytest.mark.parametrize("name", [*STAGES, "run", IMPORT])
 def test_a_stage_says_what_it_does(name):
     assert f"\n    {name} " in run("data_pipeline", "--help").stdout
     told = run("data_pipeline", name, "--help").stdout

@@ -64,6 +64,7 @@ def test_pairs(tokenizer):
 def test_every_rejection_has_its_reason(tokenizer):
     records = [
         pair("good"),
+        pair("nobody scored it", scores=()),
         pair("same", chosen="yes", rejected="yes"),
         pair("nan", scores=(math.nan, 0.0)),
         pair("infinite", scores=(0.0, -math.inf)),
@@ -76,7 +77,7 @@ def test_every_rejection_has_its_reason(tokenizer):
         pair("cut", rejected="a" + " b" * 100),
     ]
     tokenized = tokenize(shards(*records), tokenizer, max_length=80, max_prompt_length=60)
-    assert tokenized.ids == ["good", "cut"] and tokenized.truncated == 1
+    assert tokenized.ids == ["good", "nobody scored it", "cut"] and tokenized.truncated == 1
     assert {rejection.id: rejection.reason for rejection in tokenized.rejected} == {
         "same": "identical_pair",
         "nan": "non_finite_score",
@@ -84,8 +85,8 @@ def test_every_rejection_has_its_reason(tokenizer):
         "long prompt": "prompt_too_long",
         "empty": "empty_response",
         "same when cut": "identical_pair",
-        "#7": "bad_record",
         "#8": "bad_record",
+        "#9": "bad_record",
         "no answer": "empty_mask",
     }
     assert all(rejection.detail for rejection in tokenized.rejected)

@@ -62,7 +62,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXT}), min_size=1
 )
-FLOATS = st.floats(width=32, allow_nan=False)
+FLOATS = st.none() | st.floats(width=32, allow_nan=False)
 
 
 @given(st.builds(SFTExample, id=TEXT, dataset=TEXT, domain=TEXT, source_model=TEXT, messages=MESSAGES))
@@ -82,6 +82,12 @@ def test_pair_round_trip(example):
 def test_nan_survives():
     """Whoever trains counts it; writing must neither fail nor hide it."""
     assert math.isnan(decode(encode(pair(chosen_score=math.nan)), "dpo").chosen_score)
+
+
+def test_a_score_that_nobody_gave_is_not_written():
+    some = encode(pair(chosen_score=None, rejected_score=0.5))
+    assert b"chosen_score" not in some and b"rejected_score" in some
+    assert decode(some, "dpo") == pair(chosen_score=None, rejected_score=0.5)
 
 
 def test_bytes_are_tensorflows():
@@ -219,6 +225,21 @@ def test_mistaken_sources(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match="not a data set's manifest"):
             open_shards(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["chats.jsonl", "chats.json.gz", "pairs.csv", "missing.parquet", "folder", "owner/set"]
+)
+def test_rows_are_no_shards(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for file in ("chats.jsonl", "chats.json.gz", "pairs.csv", "folder/a.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(
+        UserError, match=f"data {name}: .*`python -m data_pipeline import {name} --output DIR`"
+    ) as error:
+        open_shards(name)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ EARLIER = {
 
 def load(folder: Path, values: dict[str, Any], *overrides: str) -> PipelineConfig:
     """As the command loads it."""
-    return cli.load_config(PipelineConfig, write_config(folder / "data.yaml", values), [*overrides], rename=todays_key)
+    path = write_config(folder / "data.yaml", values)
+    return cli.load_config(PipelineConfig, path, [*overrides], rename=todays_key, named=["rule"])
 
 
 @pytest.fixture
@@ -123,6 +124,16 @@ def test_overrides_in_the_earlier_words(
     assert value(load(tmp_path, plain | words[spelling], override).domains["math"])
 
 
+@pytest.mark.parametrize("rule", ["margin", {"name": "margin"}])
+def test_overrides_below_a_rule_that_is_written_as_its_name(rule: Any, plain: dict[str, Any], tmp_path: Path):
+    config = plain | {"domains": {"math": {"rule": rule}}}
+    for key in ("domains.math.rule.min_margin", "selection.math.min_margin"):
+        assert load(tmp_path, config, f"{key}=0.02").domains["math"].rule == Margin(min_margin=0.02)
+    # The earlier value is the name of a rule, and of nothing else.
+    with pytest.raises(cli.UserError, match=r"'reward' has no keys below it"):
+        load(tmp_path, plain | {"domains": {"math": {"rule": rule, "reward": "a:b"}}}, "domains.math.reward.model=m")
+
+
 MATH = {"domains": {"math": {"rule": {"name": "verdict_pairs"}}}}
 
 
@@ -144,6 +155,14 @@ MATH = {"domains": {"math": {"rule": {"name": "verdict_pairs"}}}}
         (MATH, "domains.math.sampels=3", "domains.math.sampels: unknown key; did you mean 'samples'?"),
         (MATH, "domains.math.rule.min_margn=0", "domains.math.rule.min_margn: unknown key; did you mean 'min_margin'?"),
         (MATH, "domains.math.rule.sft_fraction=0", "domains.math.rule.sft_fraction: unknown key"),
+        (MATH, "domains.math.rule.min_margin=-1", "domains.math.rule.min_margin: expected a number of at least 0"),
+        (MATH, "domains.math.rule.max_margin=.inf", "domains.math.rule.max_margin: expected a number of at lea"),
+        (MATH, "domains.math.rule.max_margin={quantile: 2}", "domains.math.rule.max_margin.quantile: input should be "),
+        (
+            MATH,
+            "domains.math.rule={name: margin, min_margin: {quantile: 0.5}, max_margin: {quantile: 0.4}}",
+            "domains.math.rule: min_margin quantile 0.5 exceeds max_margin quantile 0.4",
+        ),
         (MATH, "domains.math.rule={min_margin: 0}", "domains.math.rule: expected the name of a rule (margin, verdict_"),
         (MATH, "domains.math.rule=margins", "domains.math.rule: 'margins' is none of margin, verdict_pairs, "),
         (MATH, "domains.math.rule=3", "domains.math.rule: expected the name of a rule (margin, verdict_pairs"),

@@ -16,6 +16,7 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts import stage as prompts
 from data_pipeline.sampling import answer_keys
+from data_pipeline.sampling.chat import ChatTokenizer
 from data_pipeline.selection import hashing
 from data_pipeline.selection import stage as select
 from data_pipeline.shards.stage import eval_prompts
@@ -45,10 +46,11 @@ def config_in(folder: Path, **changes: Any) -> PipelineConfig:
     return PipelineConfig.model_validate(values | changes)
 
 
-class Tokenizer:
+class Tokenizer(ChatTokenizer):
     """Code points as tokens, in a context that the longer prompt nearly fills."""
 
-    context = 40
+    def __init__(self):
+        self.context = 40
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         return [ord(letter) for letter in messages[-1]["content"]]
@@ -68,8 +70,7 @@ def asked(folder: Path, source: int = 0, engine: dict[str, Any] | None = None) -
     )
     # The revision of a snapshot of the Hub is its folder's name: no checkpoint needs to be there.
     common = answer_keys.sampling_parameters(config, entry, Path("snapshots") / "0123abc")
-    tokenizer: Any = Tokenizer()
-    return answer_keys.plan_samples(config, entry, table, tokenizer, common)
+    return answer_keys.plan_samples(config, entry, table, Tokenizer(), common)
 
 
 def test_keys_and_seeds_of_answers(tmp_path: Path):

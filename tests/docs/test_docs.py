@@ -1,6 +1,8 @@
 """The documentation beside the code: what it names exists, what exists is named, its examples run."""
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,10 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.config import PipelineConfig
+from data_pipeline.importing.config import ImportConfig
 from fusejax.__main__ import COMMANDS
 from fusejax.common.cli import load_config
 from fusejax.config import EvaluateConfig, TrainConfig
+from fusejax.data.records import open_shards
 from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -143,27 +148,52 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_own_data_trains(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The fifteen lines, as they stand, with a tiny model."""
-    line = '{"messages": [{"role": "user", "content": "what is 1"}, {"role": "assistant", "content": "one"}]}\n'
-    (tmp_path / "conversations.jsonl").write_text(line * 60)
+    """The commands, as they stand, with a tiny model; then the shards that the Python program writes."""
+    chats = [
+        {"messages": [{"role": "user", "content": f"what is {n}"}, {"role": "assistant", "content": "one"}]}
+        for n in range(60)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
     monkeypatch.chdir(tmp_path)
-    program, pairs, _ = blocks("docs/own-data.md", "python")
-    config, *_ = blocks("docs/own-data.md", "yaml")
-    assert len((program.replace("\n\n", "\n") + config).splitlines()) <= 15
-    exec(compile(program, "own-data.md", "exec"), {})
-    exec(compile(pairs, "own-data.md", "exec"), {})
+    command, *_ = (block.splitlines()[0] for block in blocks("docs/own-data.md", ""))
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text(), "the README begins with the same command"
+    config, mixture, *_ = blocks("docs/own-data.md", "yaml")
+    module, *arguments = command.removeprefix("python -m ").split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True, env=environment)
     (tmp_path / "mine.yaml").write_text(config)
-    settings = [f"model={world / 'model'}", "max_length=64", "dtype.compute=float32"]
-    command = [sys.executable, "-m", "fusejax.train", "--config", "mine.yaml", *settings]
-    subprocess.run(command, check=True, env=None)
-    assert (tmp_path / "runs/mine/checkpoints/3").is_dir()
+    settings = [f"model={world / 'model'}", "max_length=64", "dtype.compute=float32", "epochs=1"]
+    train = [sys.executable, "-m", "fusejax.train", "--config", "mine.yaml", *settings]
+    subprocess.run(train, check=True, env=environment)
+    assert (tmp_path / "runs/mine/checkpoints/4").is_dir()
+    program, _ = blocks("docs/own-data.md", "python")
+    exec(compile(program, "own-data.md", "exec"), {})
+    assert len(open_shards("data/sft/train")) == 40 and len(open_shards("data/dpo/train")) == 1
+    (tmp_path / "import.yaml").write_text(mixture)
+    assert len(load_config(ImportConfig, tmp_path / "import.yaml", []).data) == 4
 
 
 def test_own_data_is_a_data_configuration(tmp_path: Path):
-    _, config, given = blocks("docs/own-data.md", "yaml")
+    _, _, config, given, *_ = blocks("docs/own-data.md", "yaml")
     (tmp_path / "data.yaml").write_text(config + given)
     loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
     assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_judged_answers_of_ones_own_are_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (config,) = (block for block in blocks("docs/own-data.md", "yaml") if "where:" in block)
+    (tmp_path / "data.yaml").write_text(config)
+    rows = [
+        {"question": f"Name {number}.", "reply": f"{by} {number}", "by": by, "score": score}
+        for number in range(30)
+        for by, score in (("ann", 0.5), ("bob", number / 30))
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data_pipeline(["run", "--config", "data.yaml"])
+    # All but the one prompt whose answers are worth the same.
+    splits = [f"out/judged/{kind}/{split}" for kind in ("sft", "dpo") for split in ("train", "eval")]
+    assert sum(map(len, map(open_shards, splits))) == 29
 
 
 def test_the_evaluation_guide_shows_a_configuration(tmp_path: Path):

@@ -84,7 +84,7 @@ def test_table_of_dpo(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiling") == 4  # for memory and for time, of two tasks
     lines = {line[:34].strip(): line[34:].split() for line in done.stdout.splitlines()}
-    assert lines["HBM a chip, in GB"] == ["reference", "dpo"]
+    assert lines["HBM per chip, in GB"] == ["reference", "dpo"]
     assert lines["optimizer's moments"][0] == "0.00"  # the pass comes before training
     assert lines["fits"] == ["yes", "yes"]
     assert lines["by"] == ["roofline", "roofline"]

@@ -26,8 +26,8 @@ class Heads(nn.Module):
         self.gating = _Gate(config, objectives)
         self.reward_transform_matrix = nn.Parameter(torch.eye(objectives, dtype=torch.float32))
 
-    def forward(self, last: Float[Tensor, "B D"], gate: Float[Tensor, "B D"]) -> Float[Tensor, "B 1+K"]:
-        """The score, then the objectives, of hidden states at the last token and at the gating pattern."""
+    def forward(self, last: Float[Tensor, "B D"], gate: Float[Tensor, "B D"]) -> Float[Tensor, "B R"]:
+        """R = 1 + K: the score, then the objectives, of hidden states at the last token and at the gating pattern."""
         objectives = self.regression_layer(last.float())
         score = (self.gating(gate.float()) * (objectives @ self.reward_transform_matrix)).sum(-1, keepdim=True)
         return torch.cat([score, objectives], dim=-1)

@@ -34,7 +34,7 @@ class TransformersBackend:
         return [found[index] for index in range(len(conversations))]
 
     @torch.inference_mode()
-    def _batch(self, conversations: Sequence[Conversation]) -> Float[Tensor, "B 1+K"]:
+    def _batch(self, conversations: Sequence[Conversation]) -> Float[Tensor, "B R"]:
         device = self._backbone.device
         lengths = torch.tensor([len(conversation.tokens) for conversation in conversations], device=device)
         longest = int(lengths.max())

@@ -77,7 +77,7 @@ class GatedPooler(Pooler):
 
     def forward(
         self, hidden_states: Float[Tensor, "L D"], pooling_metadata: PoolingMetadata
-    ) -> list[Float[Tensor, "1+K"] | None]:
+    ) -> list[Float[Tensor, "R"] | None]:
         """One row per prompt; None for a prompt of which a chunk is still to come.
 
         Raises:

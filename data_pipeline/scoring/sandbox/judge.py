@@ -154,8 +154,8 @@ def strongest(*, allow_unsafe: bool) -> Tier:
         problems.append(problem)
     why = "; ".join(part for part in (missing(), *problems) if part)
     raise UserError(
-        f"no sandbox for hostile programs on this machine ({why}); install bubblewrap, run where Landlock is on, "
-        "or accept the danger with --allow-unsafe"
+        f"no sandbox works on this machine, and programs written by models can do harm ({why}); "
+        "install bubblewrap, run where Landlock is on, or accept the danger with --allow-unsafe"
     )
 
 

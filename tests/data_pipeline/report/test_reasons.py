@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import data_pipeline
 from data_pipeline.report import reasons
 from data_pipeline.scoring.scorer import Verdict
@@ -121,14 +123,15 @@ failed("reward", 1), failed("verifier", 2)
     assert found == {"reward_failed", "verifier_failed"}
 
 
-def test_records():
+@pytest.mark.parametrize(("folder", "words"), [("prompts", reasons.RECORDS), ("importing", reasons.ROWS)])
+def test_records_and_rows(folder: str, words: dict[str, str]):
     found: set[str] = set()
-    for node, scope in nodes("prompts"):
+    for node, scope in nodes(folder):
         if call := called(node, "Rejected"):
             given = texts(call.args[0], scope)
             assert given, f"cannot tell the reason of {ast.unparse(call)}"
             found |= given
-    assert found == set(reasons.RECORDS)
+    assert found == set(words)
 
 
 def test_answers_and_prompts():
@@ -158,6 +161,10 @@ def test_scores():
                 found |= texts(value, scope)
             case ast.GeneratorExp(elt=elt) if scope.name == "analyse":
                 found |= texts(elt, scope)
+    for node, scope in nodes("sampling"):
+        match node:
+            case ast.Tuple(elts=[_, why]) if scope.name in ("_reward", "_verdict"):
+                found |= texts(why, scope)
     assert found - verdicts == set(reasons.SCORES)
 
 

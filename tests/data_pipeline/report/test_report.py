@@ -14,6 +14,8 @@ from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report import card, sections
 from data_pipeline.report import facts as report_facts
 from data_pipeline.report.recipe import RECIPE, Counts, published
+from data_pipeline.selection.rules import Bounds
+from fusejax.common.cli import UserError
 from tests.data_pipeline.helpers import write_config
 
 REWARD = "tests.data_pipeline.helpers:reward"
@@ -111,6 +113,21 @@ def test_margins_before_are_those_that_the_rules_compare(tmp_path: Path):
     assert {name: sorted(values) for name, values in parts.items()} == {
         "all": [0.1, 0.1, 0.12, 0.15, 0.16], "SFT": [0.12], "chosen": [0.15], "rejected": [0.1],
     }  # fmt: skip
+
+
+def test_what_a_quantile_came_to_is_shown(tmp_path: Path):
+    rule = {"sft_fraction": 0, "min_margin": {"quantile": 0.5}, "max_margin": {"quantile": 1}}
+    config = made(tmp_path, selection={"instruction": rule})
+    page, told = (tmp_path / "out/report.html").read_text(), (tmp_path / "out/data_card.md").read_text()
+    for name, share, value in (("min", 0.5, 0.03), ("max", 1.0, 0.04)):
+        line = f"instruction: {name}_margin, the quantile {share} of 3 margins, is {value}."
+        assert line in page and line in told
+    assert "`margin` (min_margin quantile 0.5, max_margin quantile 1.0, " in told
+    # The band of the chart: what is drawn depends on the bounds.
+    assert report_facts.read(config).bounds["instruction"] == Bounds(0.03, 0.04, 3)
+    (tmp_path / "out/selection/margins.json").unlink()
+    with pytest.raises(UserError, match=r"margins\.json: no such file; run the stage 'select' first"):
+        main(["report", "--config", str(tmp_path / "data.yaml")])
 
 
 def test_code_margins_across_sources(tmp_path: Path):

@@ -63,9 +63,9 @@ def test_extract_knows_how_sure_it_is(text: str, answer: str | None, trust: str 
 
 @pytest.mark.parametrize("text", ["\n" * 50_000 + "x", r"\boxed{" * 20_000, "A:" + " " * 50_000, "1 " * 10_000])
 def test_extract_takes_linear_time(text: str):
-    started = time.monotonic()
+    started = time.process_time()
     math_answers.extract(text)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def verdict(gold: str, found: str) -> str:

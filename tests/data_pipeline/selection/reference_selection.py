@@ -4,9 +4,10 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from data_pipeline.selection.rules import Parameters
+from data_pipeline.selection.rules import Parameters, Quantile
 
 MASK = 2**64 - 1
 Row = dict[str, Any]
@@ -22,6 +23,8 @@ class Outcome:
     """prompt, source and sample index chosen, the same rejected, margin."""
     discarded: dict[str, tuple[str, str]]
     unused: list[tuple[str, str, int, str]]
+    bounds: dict[str, tuple[float | None, float | None, int]]
+    """Domain -> lower bound, upper bound, margins."""
 
 
 def scrambled(*numbers: int) -> int:
@@ -41,11 +44,19 @@ def name_number(seed: int, name: str) -> int:
 
 
 def select(prompts: list[Row], answers: list[Row], rules: Mapping[str, Parameters], seed: int) -> Outcome:
-    """Goes through the prompts one by one."""
-    outcome = Outcome(set(), set(), {}, [])
+    """Goes through the prompts one by one, after it has seen the margins of all: of these quantiles are."""
+    outcome = Outcome(set(), set(), {}, [], {})
+    asked = []
     for prompt in prompts:
         mine = [answer for answer in answers if answer["prompt_id"] == prompt["id"]]
-        Prompt(prompt, mine, rules, seed, outcome).decide()
+        asked.append(Prompt(prompt, mine, rules, seed, outcome))
+    for domain, rule in rules.items():
+        if rule.name != "one_source":
+            margins = sorted(found for prompt in asked if prompt.domain == domain for found in prompt.margins())
+            low, high = (in_units(bound, margins) for bound in (rule.min_margin, rule.max_margin))
+            outcome.bounds[domain] = low, high, len(margins)
+    for prompt in asked:
+        prompt.decide()
     known = {prompt["id"] for prompt in prompts}
     for answer in answers:
         if answer["prompt_id"] not in known:
@@ -53,11 +64,18 @@ def select(prompts: list[Row], answers: list[Row], rules: Mapping[str, Parameter
     return outcome
 
 
+def in_units(bound: float | Quantile | None, margins: list[float]) -> float | None:
+    if not isinstance(bound, Quantile):
+        return bound
+    share = Fraction(str(bound.quantile)) * len(margins)
+    return next((found for found in margins if sum(other <= found for other in margins) >= share), None)
+
+
 class Prompt:
     """One prompt's way to an example, a pair, or the discarded."""
 
     def __init__(self, prompt: Row, answers: list[Row], rules: Mapping[str, Parameters], seed: int, outcome: Outcome):
-        self.id, self.seed, self.outcome = prompt["id"], seed, outcome
+        self.id, self.domain, self.seed, self.outcome = prompt["id"], prompt["domain"], seed, outcome
         self.rule: Any = rules[prompt["domain"]]
         self.answers, self.usable = answers, []
         for answer in answers:
@@ -106,7 +124,7 @@ class Prompt:
             self.decide_by_verdict()
 
     def decide_by_margin(self) -> None:
-        pairs, problems = self.pairs(self.usable, self.usable, one_source=True)
+        pairs, problems = self.pairs()
         if not pairs:
             order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
             self.discard("select", max(problems, key=order.index))
@@ -116,12 +134,10 @@ class Prompt:
             self.pair(pairs)
 
     def decide_by_verdict(self) -> None:
-        correct = [answer for answer in self.usable if answer["verdict"] == "correct"]
-        wrong = [answer for answer in self.usable if answer["verdict"] == "wrong"]
+        correct, _ = self.sides()
         if not correct:
             return self.discard("select", "no_correct_answer")
-        one_source = self.rule.name == "verdict_pairs" or self.rule.same_source
-        pairs, _ = self.pairs(correct, wrong, one_source=one_source)
+        pairs, _ = self.pairs()
         if pairs:
             self.pair(pairs)
         if self.rule.name == "verdict_both" or not pairs:
@@ -143,25 +159,42 @@ class Prompt:
         best = self.ordered(answers)[0]
         self.outcome.sft.add((self.id, best["source"], best["sample_index"]))
 
-    def pairs(
-        self, winners: list[Row], losers: list[Row], *, one_source: bool
-    ) -> tuple[list[tuple[Row, Row]], list[str]]:
-        """Valid pairs, at most one a source, and the problems of the other sources."""
-        pairs, problems = [], []
-        groups = sorted({answer["source"] for answer in winners}) if one_source else [None]
+    def sides(self) -> tuple[list[Row], list[Row]]:
+        """What can be chosen, and what rejected."""
+        if self.rule.name == "margin":
+            return self.usable, self.usable
+        correct = [answer for answer in self.usable if answer["verdict"] == "correct"]
+        return correct, [answer for answer in self.usable if answer["verdict"] == "wrong"]
+
+    def ends(self) -> list[tuple[Row, Row]]:
+        """The best to choose and the worst to reject: of each source, or of all together."""
+        winners, losers = self.sides()
+        groups = sorted({answer["source"] for answer in winners}) if self.rule.same_source else [None]
+        found = []
         for source in groups:
             able = [self.ordered([a for a in side if source in (None, a["source"])]) for side in (winners, losers)]
-            if not able[0] or not able[1]:
-                continue
-            chosen, rejected = able[0][0], able[1][-1]
+            if able[0] and able[1]:
+                found.append((able[0][0], able[1][-1]))
+        return found
+
+    def margins(self) -> list[float]:
+        """Of two different answers each."""
+        different = [(a, b) for a, b in self.ends() if a is not b and a["text_hash"] != b["text_hash"]]
+        return [self.margin(*both) for both in different]
+
+    def pairs(self) -> tuple[list[tuple[Row, Row]], list[str]]:
+        """Valid pairs, at most one per group, and the problems of the other groups."""
+        pairs, problems = [], []
+        low, high, _ = self.outcome.bounds[self.domain]
+        for chosen, rejected in self.ends():
             margin = self.margin(chosen, rejected)
             if chosen is rejected:
                 problems.append("one_answer")
             elif chosen["text_hash"] == rejected["text_hash"]:
                 problems.append("equal_texts")
-            elif self.rule.min_margin is not None and margin < self.rule.min_margin:
+            elif low is not None and margin < low:
                 problems.append("margin_too_small")
-            elif self.rule.max_margin is not None and margin > self.rule.max_margin:
+            elif high is not None and margin > high:
                 problems.append("margin_too_wide")
             else:
                 pairs.append((chosen, rejected))

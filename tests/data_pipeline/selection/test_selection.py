@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.domains import DEFAULTS
 from data_pipeline.selection import rules as selection
-from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, VerdictPairs
+from data_pipeline.selection.rules import Bounds, Margin, OneSource, Quantile, VerdictBoth, VerdictPairs
 
 RULES = {name: domain.rule for name, domain in DEFAULTS.items()}
 
@@ -155,6 +155,25 @@ class TestInstruction:
     )
     def test_a_prompt_without_pair_has_the_reason_of_its_furthest_source(self, rows: list[Any], reason: str):
         assert reasons(select(candidates(rows, "instruction"))) == [("select", reason)]
+
+    def test_bounds_can_be_quantiles_of_the_margins(self):
+        """Of ten prompts with margins of 1 to 10; what is no margin, equal texts and single answers, does not count."""
+        frames = [candidates([("a", n + 1.0), ("a", 0.0)], "instruction", prompt=f"p{n}") for n in range(10)]
+        same = [("a", 99.0, None, "stop", "same"), ("a", 0.0, None, "stop", "same"), ("b", 1.0)]
+        frames.append(candidates(same, "instruction", prompt="none"))
+        for low, high, kept in [
+            (0.3, 0.7, range(3, 8)), (0.25, 0.75, range(3, 9)), (0, 1, range(1, 11)), (0.0, 0.05, [1]), (1, 1, [10]),
+        ]:  # fmt: skip
+            rule = Margin(
+                sft_fraction=0.0, min_margin=Quantile(quantile=float(low)), max_margin=Quantile(quantile=float(high))
+            )
+            selected = select(pl.concat(frames), instruction=rule)
+            assert sorted(selected.dpo["margin"]) == list(kept)
+            assert selected.bounds["instruction"] == Bounds(kept[0], kept[-1], 10)
+        mixed = Margin(sft_fraction=0.0, min_margin=8.5, max_margin=Quantile(quantile=0.9))
+        assert select(pl.concat(frames), instruction=mixed).dpo["margin"].to_list() == [9]
+        nothing = select(frames[-1], instruction=mixed)
+        assert nothing.bounds["instruction"] == Bounds(8.5, None, 0)
 
     def test_split_is_the_fraction_to_chance_and_differs_by_seed(self):
         frame = many_prompts(4000)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.selection import rules as selection
-from data_pipeline.selection.rules import Margin, OneSource, Parameters, VerdictBoth, VerdictPairs
+from data_pipeline.selection.rules import Margin, OneSource, Parameters, Quantile, VerdictBoth, VerdictPairs
 from tests.data_pipeline.selection import reference_selection as reference
 
 SCHEMA = {
@@ -36,20 +36,23 @@ answers = st.fixed_dictionaries(
         "verdict": st.sampled_from(["correct", "wrong", "correct", "wrong", "unknown", None]),
     }
 )
-bounds = st.one_of(st.none(), st.tuples(ordinary, ordinary).map(sorted))
+shares = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 1.0])
 pair_sources = st.sampled_from(["best", "random", "widest"])
 
 
 @st.composite
 def rules(draw: st.DrawFn, kind: Any, **more: st.SearchStrategy[Any]) -> Any:
     """A domain's rule with random bounds."""
-    low, high = draw(bounds) or (None, None)
-    values = {name: draw(strategy) for name, strategy in more.items()}
+    low, high = sorted([draw(ordinary), draw(ordinary)])
+    least, most = sorted([draw(shares), draw(shares)])
+    low = draw(st.sampled_from([None, low, Quantile(quantile=least)]))
+    high = draw(st.sampled_from([None, high, Quantile(quantile=most)]))
+    values = {name: draw(strategy) for name, strategy in more.items()} | {"same_source": draw(st.booleans())}
     return kind(min_margin=low, max_margin=high, pair_source=draw(pair_sources), **values)
 
 
 margins = rules(Margin, sft_fraction=st.sampled_from([0.0, 0.4, 1.0]))
-boths = rules(VerdictBoth, same_source=st.booleans())
+boths = rules(VerdictBoth)
 # Two domains may have the same rule with other parameters.
 configs = st.fixed_dictionaries(
     {
@@ -93,6 +96,7 @@ def test_agrees_with_the_reference(
     assert sorted(discarded) == sorted((name, *why) for name, why in expected.discarded.items())
     unused = got.unused.select("prompt_id", "source", "sample_index", "reason").rows()
     assert sorted(unused) == sorted(expected.unused)
+    assert {domain: tuple(vars(found).values()) for domain, found in got.bounds.items()} == expected.bounds
     # Nothing disappears.
     ids = {*got.sft["prompt_id"], *got.dpo["prompt_id"], *got.discarded["prompt_id"]}
     assert ids == {prompt["id"] for prompt in prompts}
