@@ -80,9 +80,9 @@ def measure(models: dict[str, Path], heldout: HeldOut, *, max_length: int) -> di
         "prompts": len(heldout.best),
         "pairs": pairs,
         "loss": {name: estimate(-values) for name, values in best.items()},
-        "loss_change": {
-            "sft": estimate(best["base"] - best["sft"]),
-            "dpo": estimate(best["sft"] - best["dpo"]),
+        "loss_fall": {
+            "sft": estimate(best["sft"] - best["base"]),
+            "dpo": estimate(best["dpo"] - best["sft"]),
         },
         "likelier": {name: share(best[name][-pairs:] > rejected[name]) for name in ("sft", "dpo")},
         "reward_accuracy": share(right),

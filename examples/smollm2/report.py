@@ -24,7 +24,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str]]:
     prompts, pairs = f"{results['prompts']} held-out prompts", f"{results['pairs']} held-out pairs"
     return [
         *((f"loss of the best answers, {name}", nats(results["loss"][key])) for key, name in MODELS.items()),
-        (f"SFT lowers it by (paired, {prompts})", nats(results["loss_change"]["sft"])),
+        (f"SFT lowers it by (paired, {prompts})", nats(results["loss_fall"]["sft"])),
         (f"DPO's reward accuracy ({pairs})", percent(results["reward_accuracy"])),
         ("... where the chosen answer is the longer one", percent(results["reward_accuracy_chosen_longer"])),
         ("... where it is the shorter one", percent(results["reward_accuracy_chosen_shorter"])),
