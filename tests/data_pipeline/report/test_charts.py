@@ -21,7 +21,7 @@ DRAWN = {
 
 def drawn(chart: charts.Chart) -> str:
     """As it comes onto a page, of which the style sheet is cut off."""
-    page = render("Charts", Section("", "margins.html", {"charts": [chart]}), [])
+    page = render("Charts", Section("", "margins.html", {"charts": [chart], "quantiles": []}), [])
     return page[page.index("<figure>") : page.index("</figure>")]
 
 
