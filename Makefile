@@ -5,13 +5,14 @@ VLLM := .venv-vllm/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test test-slow test-vllm lint types docs
+.PHONY: help setup quickstart test test-slow test-real test-vllm lint types docs
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
 	@echo "make test         run the tests, but for the slowest; those of the reports want Chromium"
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
+	@echo "make test-real    run the tests on two pretrained models, which are downloaded once (330 MB); needs .venv-vllm, too"
 	@echo "make test-vllm    run the tests of sampling with vLLM, in an environment of its own, .venv-vllm (2.5 GB)"
 	@echo "make lint types   what CI checks besides"
 	@echo "make docs         build the documentation into build/site; a broken link fails"
@@ -32,10 +33,14 @@ quickstart: setup
 	$(BIN)/python -m quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not real"
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# One after the other: each uses all cores, and up to 8 GB.
+test-real: setup .venv-vllm/installed
+	$(BIN)/python -m pytest -m real tests/real
 
 # These tests run in vLLM's environment, so without the conftest.py of the others, which need the first one.
 test-vllm: .venv-vllm/installed

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -323,14 +324,16 @@ def open_shards(source: PathLike) -> Shards:
 
 def _refuse_rows(path: epath.Path) -> None:
     """Raises `UserError` where a file or a folder of rows is named, of which shards are yet to be made."""
-    what = "rows" if path.name.endswith(ROW_SUFFIXES) else None
-    if path.is_dir() and not (path / MANIFEST).exists():
-        what = "a folder of rows" if any(file.name.endswith(ROW_SUFFIXES) for file in path.iterdir()) else None
-    elif not path.parent.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path)):
-        what = "no shards; if it is a data set of the Hub"
+    what = "a file of rows, not shards" if path.name.endswith(ROW_SUFFIXES) else None
+    if not is_remote(path):
+        if path.is_dir() and not (path / MANIFEST).exists():
+            has_rows = any(file.name.endswith(ROW_SUFFIXES) for file in path.iterdir())
+            what = "a folder of rows, not shards" if has_rows else None
+        elif not path.parent.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path)):
+            what = "no such shards, but perhaps a data set of the Hub"
     if what is not None:
-        command = f"python -m data_pipeline import {path} --output DIR"
-        raise UserError(f"data {path}: {what}: `{command}` makes shards, to name as DIR/sft/train or DIR/dpo/train")
+        command = f"python -m data_pipeline import {shlex.quote(str(path))} --output DIR"
+        raise UserError(f"data {path}: {what}: run `{command}`, then name DIR/sft/train or DIR/dpo/train")
 
 
 def _verified(path: epath.Path, sha256: str) -> Path | str:

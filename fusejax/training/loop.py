@@ -222,11 +222,12 @@ def _prepare(config: TrainConfig) -> dict[str, str]:
     """Makes the run's folder: configuration, architecture and tokenizer, tokens; returns what the tokens came from."""
     output_dir = epath.Path(config.output_dir)
     _check_folders(config)
+    # Before the model, which may have to be downloaded.
+    shards = {split: _open(config, split, path) for split, path in config.data if path is not None}
     resumes = bool(complete_steps(output_dir))
     # A resumed run uses its own copy of architecture and tokenizer, even if the starting model has changed.
     model = StartingModel(str(absolute(output_dir) / "model") if resumes else config.model)
     tokenizer = load_tokenizer(model.directory)
-    shards = {split: _open(config, split, path) for split, path in config.data if path is not None}
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
     claim(output_dir, config, identity, resumes=resumes)
     if not resumes:

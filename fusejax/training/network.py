@@ -326,7 +326,7 @@ def _computed(values: Int[Array, "R L"], microbatch: Microbatch) -> Int[Array, "
     return values if shared is None else collect(values, shared)
 
 
-def _added_at(index: Array, old: Array, new: Array) -> Array:
+def _added_at(index: int | Int[Array, ""], old: Array, new: Array) -> Array:
     """`old` with `new` added to one entry of its first axis, in place."""
     entry = jax.lax.dynamic_index_in_dim(old, index, keepdims=False)
     return jax.lax.dynamic_update_index_in_dim(old, _added(entry, new), index, 0)

@@ -180,9 +180,9 @@ def test_compiled_program_does_not_grow_with_depth():
         lowered = jax.jit(lambda params: nnx.merge(graphdef, params)(inputs, inputs, inputs)).lower(params)
         return len(lowered.as_text().splitlines())
 
-    assert program(6, None) == program(*(6, None) * 6)
-    # With two layers of a last block: as many lines for five layers as for 26.
-    assert program(*(6, 6, None), 6, 6) == program(*(6, 6, None) * 8, 6, 6)
+    assert program(*(6, None) * 2) == program(*(6, None) * 6)
+    # With two layers of a last block: as many lines for eight layers as for 26.
+    assert program(*(6, 6, None) * 2, 6, 6) == program(*(6, 6, None) * 8, 6, 6)
 
 
 def test_split_leaves_nothing_but_parameters():

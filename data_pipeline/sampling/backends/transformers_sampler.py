@@ -6,6 +6,7 @@ the inverse of the cumulative distribution at its number: the same request gives
 rounding in the last bits of the logits.
 """
 
+import inspect
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ class TransformersSampler:
         self._source = source
         self._batch_size, self._chunk_size = config.batch_size, config.chunk_size
         self._tokenizer, self._model = _load(directory, source, config.dtype)
+        # `cache` since transformers 5.24; 5.40 is to drop the earlier name.
+        parameters = inspect.signature(self._model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._stop = _stop_ids(self._model, self._tokenizer)
         if not self._stop:
             raise UserError(f"sources: {source.name}: {directory} names no end-of-sequence token")
@@ -87,9 +91,9 @@ class TransformersSampler:
                 input_ids=inputs,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache_argument: cache},
             ).logits[:, -1]
             tokens = choose(logits, uniform[:, step], seen, self._source)
             for row, token in zip(rows, tokens.tolist(), strict=True):

@@ -1,0 +1,1 @@
+"""Real models on real data, each example with a README and one command."""

@@ -1,0 +1,106 @@
+"""`python -m examples.smollm2 --answers PATH [--seed N]`: SmolLM2-135M-Instruct fused with six models, on two cores.
+
+Runs the public commands: data pipeline, SFT, DPO, export; then asks transformers what the models make of prompts that
+none was trained on. Every command is printed. What is complete is not done again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from examples.pretrained import pretrained
+from examples.smollm2 import heldout
+from examples.smollm2.answers import prepare
+from examples.smollm2.report import table, write_report
+from fusejax.common.cli import UserError, note, run
+from fusejax.common.files import write_text
+
+OUTPUT = Path("runs/smollm2")
+CONFIGS = Path("examples/smollm2")
+SHOWN = 20
+"""Held-out prompts whose answers the report shows."""
+NEW_TOKENS = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.smollm2", description="Fuses six models into SmolLM2.")
+    parser.add_argument("--answers", type=Path, required=True, help="a clone of AlpacaEval's repository, or a file")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of examples")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((OUTPUT / "cache").absolute()))
+    base = pretrained("SmolLM2-135M-Instruct")
+
+    prepare(arguments.answers, OUTPUT / "judged.jsonl.gz")
+    _command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
+    folder = OUTPUT / f"seed-{arguments.seed}"
+    models = {"base": base}
+    for task, start in (("sft", base), ("dpo", folder / "sft")):
+        overrides = (f"model={start}", f"output_dir={folder / task}", f"seed={arguments.seed}")
+        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *overrides)
+        models[task] = folder / "export" / task
+        if not models[task].exists():
+            to = ("--output", str(models[task]), "--dtype", "float32")
+            _command("fusejax.export", "--checkpoint", str(folder / task), *to)
+
+    results = _measured(models, folder / "results.json")
+    answers = _answers(models, folder / "answers.json")
+    report = write_report(folder, results, answers)
+    print(table(results))
+    note(f"{folder}/results.json and {report} hold the whole story. {time.monotonic() - started:.0f} seconds.")
+
+
+def _measured(models: dict[str, Path], path: Path) -> dict[str, Any]:
+    if not path.exists():
+        note("$ transformers: log-probabilities of held-out answers")
+        max_length = yaml.safe_load((CONFIGS / "dpo.yaml").read_text())["max_length"]
+        found = heldout.measure(models, heldout.read(OUTPUT / "data"), max_length=max_length)
+        write_text(path, json.dumps(found, indent=2))
+    return json.loads(path.read_text())
+
+
+def _answers(models: dict[str, Path], path: Path) -> list[dict[str, str]]:
+    """Greedy answers of all models to the first held-out prompts of DPO."""
+    if not path.exists():
+        import polars as pl
+
+        from fusejax.data.records import PreferencePair, open_shards
+        from fusejax.evaluation.answers import answer
+        from fusejax.training.start import StartingModel
+
+        pairs = [pair for pair in open_shards(OUTPUT / "data/dpo/eval")[:SHOWN] if isinstance(pair, PreferencePair)]
+        prompts = pl.DataFrame({"id": [pair.id for pair in pairs], "messages": [pair.prompt for pair in pairs]})
+        shown: list[dict[str, str]] = [
+            {"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen[0]["content"]} for pair in pairs
+        ]
+        for name, directory in models.items():
+            options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": SHOWN, "dtype": "float32"}
+            texts = answer(StartingModel(str(directory)), name, prompts, **options)["text"]
+            for row, text in zip(shown, texts, strict=True):
+                row[name] = text
+        write_text(path, json.dumps(shown, indent=2, ensure_ascii=False))
+    return json.loads(path.read_text())
+
+
+def _command(module: str, *arguments: str) -> None:
+    """Runs `python -m module arguments`.
+
+    Raises:
+      UserError: it failed; its own output is above.
+    """
+    note(" ".join(("$ python -m", module, *arguments)))
+    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
+    if status:
+        raise UserError(f"python -m {module} failed with status {status}")
+
+
+if __name__ == "__main__":
+    run(main)
