@@ -26,7 +26,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tpu/README.md", ROOT / "benchmarks/README.md"]
 )
 PACKAGES = ("fusejax", "data_pipeline")
-FOLDERS = (*PACKAGES, "quickstart", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
+FOLDERS = (*PACKAGES, "quickstart", "examples", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
 FILES = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|commonsense|poetry|my_reward")
 """Names of what a guide tells to write."""
