@@ -23,7 +23,9 @@ from fusejax.models.decoder.config import _DEFAULTS as FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tpu/README.md", ROOT / "benchmarks/README.md"]
+    page
+    for pattern in ("*.md", "docs/**/*.md", "tpu/README.md", "benchmarks/README.md", "examples/*/README.md")
+    for page in ROOT.glob(pattern)
 )
 PACKAGES = ("fusejax", "data_pipeline")
 FOLDERS = (*PACKAGES, "quickstart", "examples", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
