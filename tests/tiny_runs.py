@@ -42,8 +42,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def make_world(folder: Path) -> Path:
-    """Fills a folder with `model/`, `sft/{train,eval}` and `dpo/{train,eval}`."""
+# As much of Gemma 3 as a small model can have: windows, two rotary bases, and a last layer after the whole blocks.
+GEMMA3: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "num_hidden_layers": 5,
+    "sliding_window": 6,
+    "sliding_window_pattern": 2,
+    "rope_theta": 1_000_000.0,
+    "query_pre_attn_scalar": 8,
+}
+
+
+def make_world(folder: Path, **shape: Any) -> Path:
+    """Fills a folder with `model/`, `sft/{train,eval}` and `dpo/{train,eval}`; `shape` changes the model."""
     tokenizer = make_tokenizer()
     hf_config = {
         "model_type": "llama",
@@ -61,6 +73,7 @@ def make_world(folder: Path) -> Path:
         "max_position_embeddings": 256,
         "tie_word_embeddings": False,
         "eos_token_id": tokenizer.eos_token_id,
+        **shape,
     }
     config = DecoderConfig.from_hf(hf_config)
     huggingface.save(huggingface.init(config), config, folder / "model", hf_config=hf_config, dtype="float32")

@@ -22,7 +22,7 @@ from fusejax.training.optimizer import make_optimizer, make_schedule
 from fusejax.training.start import StartingModel
 from fusejax.training.state import TrainState, initializer
 from fusejax.training.step import apply
-from tests.tiny_runs import run_config
+from tests.tiny_runs import GEMMA3, make_world, run_config
 
 
 class Setup:
@@ -72,15 +72,22 @@ def test_rows_and_microbatches_change_nothing(world, task):
     )
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_sharing_what_pairs_begin_with_changes_nothing(world, remat):
-    setup = Setup(world, "dpo", remat=remat)
+def check_that_sharing_changes_nothing(setup):
     assert setup.data.shared_lengths[:8].min() > 4
     apart = setup.gradients([([[0, 3], [5]], 256), ([[1, 2, 6], []], 256), ([[7, 4]], 256)])
     shared = setup.gradients([([[0, 3], [5]], 180, 256), ([[1, 2, 6], []], 180, 256), ([[7, 4]], 180, 256)])
     for name, value in apart.sums.items():
         np.testing.assert_allclose(shared.sums[name], value, rtol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), shared.gradients, apart.gradients)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_sharing_what_pairs_begin_with_changes_nothing(world, remat):
+    check_that_sharing_changes_nothing(Setup(world, "dpo", remat=remat))
+
+
+def test_sharing_goes_with_layers_that_differ(tmp_path):
+    check_that_sharing_changes_nothing(Setup(make_world(tmp_path, **GEMMA3), "dpo", remat="dots"))
 
 
 def test_sft_loss_is_that_of_transformers(world):
