@@ -1,7 +1,6 @@
 """Pretrained models: `make test-real` runs these tests; they download some hundred megabytes once."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", params=sorted(MODELS))
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Real:
     source = pretrained(request.param)
     directory = tmp_path_factory.mktemp("real") / request.param
     directory.mkdir()
@@ -50,4 +49,4 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         (directory / "chat_template.jinja").write_text(GEMMA_TURNS)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    yield Real(request.param, directory, model, tokenizer, twenty(tokenizer))
+    return Real(request.param, directory, model, tokenizer, twenty(tokenizer))
