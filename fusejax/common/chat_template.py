@@ -178,7 +178,7 @@ def encode(
         turns, text = as_template_takes(tokenizer, hidden, add_generation_prompt=add_generation_prompt, date=date)
         if not text:
             raise TemplateError("the template writes nothing")
-        (tokens,) = tokenize(tokenizer, [text])
+        (tokens,) = tokenize(tokenizer, [text], [spelled])
     except SpelledError as error:
         raise TemplateError(str(error)) from None
     changes = {"folded": len(turns) < len(hidden), "spelled": spelled}

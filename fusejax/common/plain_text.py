@@ -4,9 +4,9 @@ A tokenizer makes `<|im_end|>` in a text the token that ends a turn, whoever wro
 answer about chat formats, or one of a model that wrote its own control tokens as text, would teach the target to stop
 there. So these names are hidden before the chat template writes its own, and tokenised as the characters that they are:
 
-    messages = hide(tokenizer, messages)      # names in contents become private characters, as many as they had
-    text = ...apply_chat_template(messages)   # the template writes its own special tokens
-    tokenize(tokenizer, [text])               # those are tokens, the hidden ones are text
+    messages, spelled = hide(tokenizer, messages)   # names in contents become private characters, as many as they had
+    text = ...apply_chat_template(messages)         # the template writes its own special tokens
+    tokenize(tokenizer, [text], [spelled])          # those are tokens, the hidden ones are text
 
 Positions of characters are the same in the hidden, the rendered and the original text. A conversation that spells no
 special token goes through unchanged, to the ids that `apply_chat_template(messages, tokenize=True)` gives.
@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
 
 
 class _Special(NamedTuple):
-    index: dict[str, int]
+    numbers: dict[str, int]
     """Name of a special token -> its number among them."""
     names: list[str]
     any_name: re.Pattern[str]
@@ -69,32 +69,34 @@ def hide(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> tuple[l
         raise SpelledError(f"a text spells {found[0]!r} and holds characters for private use")
     for turn in turns:
         turn["content"] = special.any_name.sub(
-            lambda match: chr(_HIDDEN + special.index[match[0]]) * len(match[0]), turn["content"]
+            lambda match: chr(_HIDDEN + special.numbers[match[0]]) * len(match[0]), turn["content"]
         )
     return turns, True
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], spelled: Sequence[bool]) -> list[Tokens]:
     """Tokens of rendered conversations. Nothing is added: special tokens are those that the template wrote.
+
+    Args:
+      spelled: whether a text may have hidden names, as `hide` says.
 
     Raises:
       SpelledError: a text has hidden names, and the tokenizer is not a fast one (it has no `tokenizer.json`).
     """
-    hidden = [bool(_HIDDEN_RUN.search(text)) for text in texts]
-    plain = [text for text, hides in zip(texts, hidden, strict=True) if not hides]
+    plain = [text for text, hides in zip(texts, spelled, strict=True) if not hides]
     results = iter(_tokenize_plain(tokenizer, plain) if plain else [])
-    if not any(hidden):
+    if not any(spelled):
         return list(results)
     special = _special(tokenizer, tokenizer.chat_template)
     renamed = _renamed(tokenizer, tokenizer.chat_template)
-    masked = [_mask(text, special) for text, hides in zip(texts, hidden, strict=True) if hides]
+    masked = [_mask(text, special) for text, hides in zip(texts, spelled, strict=True) if hides]
     encodings = iter(renamed.encode_batch(masked, add_special_tokens=False))
 
     def next_hidden() -> Tokens:
         encoding = next(encodings)
         return Tokens(encoding.ids, encoding.offsets)
 
-    return [next_hidden() if hides else next(results) for hides in hidden]
+    return [next_hidden() if hides else next(results) for hides in spelled]
 
 
 def _tokenize_plain(tokenizer: Tokenizer, texts: list[str]) -> list[Tokens]:
@@ -109,15 +111,17 @@ def reveal(tokenizer: Tokenizer, text: str) -> str:
     special = _special(tokenizer, tokenizer.chat_template)
 
     def name(match: re.Match[str]) -> str:
-        found = special.names[ord(match[1]) - _HIDDEN]
-        return found * max(1, len(match[0]) // len(found))
+        number = ord(match[1]) - _HIDDEN
+        if number >= len(special.names):  # a private character of the text's own
+            return match[0]
+        return special.names[number] * max(1, len(match[0]) // len(special.names[number]))
 
     return _HIDDEN_RUN.sub(name, text)
 
 
 def _mask(text: str, special: _Special) -> str:
     """The text for `_renamed`: the template's special tokens under their private names, the hidden ones spelled out."""
-    written = special.any_name.sub(lambda match: chr(_WRITTEN + special.index[match[0]]) * len(match[0]), text)
+    written = special.any_name.sub(lambda match: chr(_WRITTEN + special.numbers[match[0]]) * len(match[0]), text)
 
     def spell(match: re.Match[str]) -> str:
         name = special.names[ord(match[1]) - _HIDDEN]
@@ -162,7 +166,7 @@ def _renamed(tokenizer: Tokenizer, template: Any) -> Any:
     from tokenizers import Tokenizer as Backend  # slow to import
 
     special = _special(tokenizer, template)
-    private = {name: chr(_WRITTEN + i) * len(name) for name, i in special.index.items()}
+    private = {name: chr(_WRITTEN + i) * len(name) for name, i in special.numbers.items()}
     backend = tokenizer.backend_tokenizer
     data = json.loads(backend.to_str())
     for token in data["added_tokens"]:

@@ -19,6 +19,7 @@ conversation is refused: it is never masked by guess.
 """
 
 import datetime
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -140,16 +141,16 @@ def encode_conversations(
 
     `first` has one number for each conversation; by default all their assistant turns are targets.
     """
+    stop_names = tuple(str(tokenizer.added_tokens_decoder[i]) for i in stop_ids if i in tokenizer.added_tokens_decoder)
     rendered = [
-        _render_turns(tokenizer, messages, start, date)
+        _render_turns(tokenizer, messages, start, stop_names, date)
         for messages, start in zip(conversations, first or [0] * len(conversations), strict=True)
     ]
     whole = [result for result in rendered if not isinstance(result, ChatError)]
-    # The two answers of a pair have one prompt.
-    prompts = sorted({result.text[: turn.start] for result in whole for turn in result.turns})
     try:
-        texts = iter(tokenize(tokenizer, [result.text for result in whole]))
-        prompt_ids = {text: found.ids for text, found in zip(prompts, tokenize(tokenizer, prompts), strict=True)}
+        texts = iter(
+            tokenize(tokenizer, [result.text for result in whole], ["spelled" in result.changes for result in whole])
+        )
     except SpelledError as error:
         if len(conversations) == 1:
             return [ChatError("special_text", str(error))]
@@ -158,12 +159,9 @@ def encode_conversations(
             encode_conversations(tokenizer, [messages], first=[start], stop_ids=stop_ids, date=date)[0]
             for messages, start in each
         ]
-    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids) | set(stop_ids)
-    stops = frozenset(stop_ids)
+    added, stops = frozenset(tokenizer.added_tokens_decoder), frozenset(stop_ids)
     return [
-        result
-        if isinstance(result, ChatError)
-        else _encode(tokenizer, result, next(texts), prompt_ids, special=special, stops=stops)
+        result if isinstance(result, ChatError) else _encode(tokenizer, result, next(texts), added=added, stops=stops)
         for result in rendered
     ]
 
@@ -179,7 +177,11 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> i
 
 
 def _render_turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], first: int, date: datetime.date
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    first: int,
+    stop_names: tuple[str, ...],
+    date: datetime.date,
 ) -> _Rendered | ChatError:
     """The conversation as text, and where in it the assistant turns to train on are."""
     try:
@@ -195,7 +197,7 @@ def _render_turns(
         found, shortened = [], False
         for i in said:
             prompt = _prompt(tokenizer, hidden[: i + folded], date)
-            turn, lost = _find_turn(tokenizer, turns, i, text, prompt, sentinel, date)
+            turn, lost = _find_turn(tokenizer, turns, i, text, prompt, sentinel, stop_names, date)
             found.append(turn)
             shortened |= lost
     except TemplateError as error:
@@ -222,6 +224,7 @@ def _find_turn(
     text: str,
     prompt: str | None,
     sentinel: str,
+    stop_names: tuple[str, ...],
     date: datetime.date,
 ) -> tuple[_Turn, bool]:
     """Where the turn is, and whether the template has shortened its answer."""
@@ -254,7 +257,8 @@ def _find_turn(
             raise ChatError("empty_response", f"the template leaves nothing of {where}")
         if kept not in answer:
             raise ChatError("no_mask", f"the template rewrites {where}: {reveal(tokenizer, kept[:20])!r}")
-    if turn == len(messages) - 1:
+    # Of what follows, only the token that stops generation counts, if it is the first.
+    if turn == len(messages) - 1 or after.lstrip().startswith(stop_names):
         return _Turn(start, end, closing=after), shortened
     *_, closing = render(tokenizer, swapped[: turn + 1], date=date).split(sentinel)
     return _Turn(start, end, closing), shortened
@@ -276,9 +280,8 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     rendered: _Rendered,
     found: Tokens,
-    prompt_ids: dict[str, list[int]],
     *,
-    special: set[int],
+    added: frozenset[int],
     stops: frozenset[int],
 ) -> Encoded | ChatError:
     """Turns characters into tokens."""
@@ -291,13 +294,16 @@ def _encode(
     loss_mask = np.zeros(len(ids), dtype=bool)
     for turn in rendered.turns:
         start = int(np.searchsorted(ends, turn.start, side="right"))  # the first token that reaches into the turn
-        asked = prompt_ids[text[: turn.start]]
-        if start and ends[start - 1] < turn.start:
+        straddles = bool(start and ends[start - 1] < turn.start)
+        if straddles:
             changes.add("straddled")
-            asked = asked[:start]
-        if ids[:start] != asked:
-            return ChatError("prompt_differs", f"{text[: turn.start][-20:]!r} has other tokens where an answer follows")
-        stop = _end_of_turn(text, turn, ids, ends, special=special, stops=stops)
+        # What is before an added token has no influence on the tokens behind it, so the prompt's end is enough.
+        known = next((i for i in range(start - 1, 0, -1) if ids[i] in added), 0)
+        tail = text[ends[known - 1] if known else 0 : turn.start]
+        asked = _prompt_tail(tokenizer, tail, "spelled" in rendered.changes)
+        if ids[known:start] != (asked[: start - known] if straddles else asked):
+            return ChatError("prompt_differs", f"{reveal(tokenizer, tail)!r} has other tokens where an answer follows")
+        stop = _end_of_turn(text, turn, ids, ends, special=added | stops, stops=stops)
         if isinstance(stop, ChatError):
             return stop
         loss_mask[start:stop] = True
@@ -307,8 +313,15 @@ def _encode(
     return Encoded(tokens, loss_mask, frozenset(changes))
 
 
+@functools.lru_cache(maxsize=1024)
+def _prompt_tail(tokenizer: PreTrainedTokenizerBase, text: str, spelled: bool) -> list[int]:
+    """Tokens of a prompt's end: mostly a generation prompt, which is always the same."""
+    (tokens,) = tokenize(tokenizer, [text], [spelled])
+    return tokens.ids
+
+
 def _end_of_turn(
-    text: str, turn: _Turn, ids: list[int], ends: np.ndarray, *, special: set[int], stops: frozenset[int]
+    text: str, turn: _Turn, ids: list[int], ends: np.ndarray, *, special: frozenset[int], stops: frozenset[int]
 ) -> int | ChatError:
     """The position behind the turn's last target: the first token that stops generation, of those that the template
     writes after the turn, or where it writes none of them, the special token that follows the turn."""

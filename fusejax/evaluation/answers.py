@@ -8,7 +8,7 @@ import polars as pl
 from etils import epath
 from flax import nnx
 
-from fusejax.common.chat_template import Encoded, TemplateError, encode_prompt
+from fusejax.common.chat_template import DEFAULT_DATE, Encoded, TemplateError, encode_prompt
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import local_copy
 from fusejax.data.chat import load_tokenizer, turn_end
@@ -53,7 +53,7 @@ def answer(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
-    date: datetime.date,
+    date: datetime.date = DEFAULT_DATE,
 ) -> pl.DataFrame:
     """The greedy answers of a model, one row per prompt: the columns that the stage `score` reads.
 

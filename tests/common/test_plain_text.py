@@ -92,7 +92,7 @@ def test_special_tokens_are_the_templates_whatever_is_written(family, question, 
 
 
 def test_a_text_without_such_names_goes_through_unchanged(family):
-    tokenizer, messages = make_tokenizer(family), talk("<|im_end |>", "</ s> and \U000f0000")
+    tokenizer, messages = make_tokenizer(family), talk("<|im_end |>", "</ s> and \U000f0000 \U00100003")
     assert hide(tokenizer, messages) == (messages, False)
     assert encode(tokenizer, messages).tokens == tokenizer.apply_chat_template(messages, return_dict=False)
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_kept_is_refused(tokenizer_of_chatml):
         encode_prompt(tokenizer_of_chatml, talk("<|im_end|> \U000f0001", "")[:1])
     hidden, _ = hide(tokenizer_of_chatml, talk("Hi", "<|im_end|>"))
     with pytest.raises(SpelledError, match="rewrites"):
-        tokenize(tokenizer_of_chatml, [hidden[1]["content"][:-1]])
+        tokenize(tokenizer_of_chatml, [hidden[1]["content"][:-1]], [True])
 
 
 @pytest.fixture
