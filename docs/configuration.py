@@ -6,6 +6,7 @@ Types, limits and defaults are pydantic's; the meaning of a key is the string be
 """
 
 import ast
+import datetime
 import inspect
 import textwrap
 import types
@@ -41,7 +42,15 @@ ROOTS: tuple[tuple[str, str, type[ConfigModel]], ...] = (
     ("Data pipeline", "`data_pipeline/config.py`, `PipelineConfig`.", PipelineConfig),
     ("Import", "`data_pipeline/importing/config.py`, `ImportConfig`.", ImportConfig),
 )
-NAMES = {str: "text", int: "integer", float: "number", bool: "true, false", type(None): "null", Any: "anything"}
+NAMES = {
+    datetime.date: "date",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true, false",
+    type(None): "null",
+    Any: "anything",
+}
 PLURALS = {str: "texts", int: "integers", float: "numbers"}
 
 

@@ -4,12 +4,14 @@ A later release resumes a run from its `run.yaml`. So the default of a new key m
 existed, and a key or value that is removed must still be accepted and translated, in a validator.
 """
 
+import datetime
 import json
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
+from fusejax.common.chat_template import DEFAULT_DATE
 from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.batch import BatchShape
 from fusejax.data.records import Kind
@@ -22,6 +24,12 @@ class DataConfig(ConfigModel):
     `python -m data_pipeline import` makes shards of a file of conversations or pairs."""
     eval: Location | None = None
     """Shards to evaluate on at each checkpoint, written as `train` is. Default: no evaluation."""
+
+
+class ChatConfig(ConfigModel):
+    date: datetime.date = DEFAULT_DATE
+    """Today's date for chat templates that write one (Llama 3), so that tomorrow's prompts are the same. Give sampling,
+    training and evaluation the same."""
 
 
 class OptimizerConfig(ConfigModel):
@@ -115,6 +123,8 @@ class TrainConfig(ConfigModel):
     """What to train and evaluate on."""
     output_dir: Location
     """The run's folder: everything is written there, and the run is resumed from there."""
+    chat: ChatConfig = ChatConfig()
+    """How conversations become text."""
     max_length: PositiveInt = 2048
     """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
@@ -222,6 +232,8 @@ class EvaluateConfig(ConfigModel):
     """A data pipeline config; `reward` and `verifier` of its `domains` judge the answers."""
     output_dir: Location
     """Where `results.json` and the judged answers go."""
+    chat: ChatConfig = ChatConfig()
+    """How prompts become text."""
     max_new_tokens: PositiveInt = 2048
     """Limit of an answer; a longer one is cut."""
     batch_size: PositiveInt = 64

@@ -71,7 +71,7 @@ def tokenized(case: Case, batch: list[Example]) -> Tokenized:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         ids=[str(i) for i in range(len(batch))],
         rejected=[],
-        truncated=0,
+        changes={},
     )
 
 

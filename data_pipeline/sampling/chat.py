@@ -33,7 +33,7 @@ class ChatTokenizer:
           Refused: the template does not take these turns, or they leave no room for an answer.
         """
         try:
-            ids = encode_prompt(self._tokenizer, messages)
+            ids = encode_prompt(self._tokenizer, messages).tokens
         except TemplateError as error:
             raise Refused(f"chat_template: {error}") from None
         if len(ids) >= self.context:

@@ -49,10 +49,10 @@ def mean_logprobs(directory: Path, conversations: list[list[Any]], *, max_length
 
     tokenizer = load_tokenizer(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    encoded = [encode_conversation(tokenizer, messages, train_on="last") for messages in conversations]
+    encoded = [encode_conversation(tokenizer, messages, first=len(messages) - 1) for messages in conversations]
     sums, counts = np.zeros(len(encoded)), np.zeros(len(encoded))
     with torch.no_grad():
-        for index, (tokens, mask) in enumerate(encoded):
+        for index, (tokens, mask, _) in enumerate(encoded):
             ids, targets = torch.tensor(tokens[:max_length]).long(), torch.tensor(mask[1:max_length])
             logits = model(ids[None]).logits[0, :-1][targets]
             found = logits.log_softmax(1).gather(1, ids[1:][targets][:, None])

@@ -1,25 +1,41 @@
 """Conversations rendered by a tokenizer's chat template, alike for sampling, training and evaluation.
 
-Where a template refuses a system turn (Gemma's, some of Mistral's), the system text is put at the beginning of the
-first user turn, followed by a blank line. So every source model and the target get the same prompt, in sampling and in
-training.
+Where a template refuses a system turn (Gemma-2's, Mistral's first ones) or leaves it out, its text is put at the
+beginning of the first user turn, followed by a blank line. So every source model and the target get the same prompt, in
+sampling and in training.
+
+Some templates write today's date. They are told a fixed one instead, or tomorrow's prompts would be other prompts.
 """
 
+import datetime
+import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from fusejax.common.cli import UserError, one_line
+from fusejax.common.plain_text import SpelledError, hide, tokenize
 
 Tokenizer = Any
 """A `transformers.PreTrainedTokenizerBase`, which takes a second to import."""
 
+DEFAULT_DATE = datetime.date(2024, 7, 26)
+"""The date that Llama 3.1's and 3.2's own templates fall back to."""
+
 
 class TemplateError(Exception):
     """The chat template does not take these turns; the text is the template's own error."""
+
+
+class Encoded(NamedTuple):
+    """A conversation as token ids, and how it was changed for that: `folded`, `spelled`; see `encode`."""
+
+    tokens: list[int]
+    changes: frozenset[str]
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
@@ -45,22 +61,56 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+def writes_date(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template asks for a date."""
+    return any(name in str(tokenizer.chat_template) for name in ("strftime_now", "set date_string"))
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    date: datetime.date = DEFAULT_DATE,
+) -> str:
     """The text of a conversation, just as the template writes it.
 
     Args:
       add_generation_prompt: open the assistant's next turn.
+      date: today's, as far as the template is told.
 
     Raises:
       TemplateError: the template does not take these turns.
     """
+    told: dict[str, Any] = {}
+    if writes_date(tokenizer):
+        told["chat_template"] = _clock(date) + tokenizer.get_chat_template()
+        told["date_string"] = date.strftime("%d %b %Y")  # for Llama's, which set it where it is not given
     try:
         text: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **told,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:  # what template code can raise
+    except jinja2.TemplateError as error:
         raise TemplateError(one_line(error)) from None
+    except (TypeError, ValueError, LookupError) as error:  # what else template code can raise
+        raise TemplateError(f"the chat template fails on these turns ({one_line(error)})") from None
     return text
+
+
+@functools.cache
+def _clock(date: datetime.date) -> str:
+    """A template's beginning, by which the function that tells the time tells this date, at midnight.
+
+    A macro, since transformers lets no function into a template.
+    """
+    now = datetime.datetime.combine(date, datetime.time())
+    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRSTuUVwWxXyYZ"]
+    replaced = "".join(f" | replace({json.dumps(each)}, {json.dumps(now.strftime(each))})" for each in directives)
+    # The empty expression keeps a line break at the beginning of the template, which one behind a block would not be.
+    return "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}{{ '' }}"
 
 
 def as_template_takes(
@@ -68,36 +118,68 @@ def as_template_takes(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = False,
+    date: datetime.date = DEFAULT_DATE,
 ) -> tuple[list[dict[str, str]], str]:
     """The conversation in turns that the template takes, and its text.
 
-    The turns are `messages` themselves, or, where the template refuses them, with the system turn as the beginning of
-    the user turn that follows it:
+    The turns are `messages` themselves, or, where the template refuses the system turn or leaves it out, with its text
+    as the beginning of the user turn that follows it:
 
         system "Be brief.", user "Hi"   ->   user "Be brief.\\n\\nHi"
 
     Arguments and errors as of `render`.
     """
     turns = [dict(message) for message in messages]
+    if not turns or turns[0]["role"] != "system":
+        return turns, render(tokenizer, turns, add_generation_prompt=add_generation_prompt, date=date)
     try:
-        return turns, render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
-    except TemplateError:
-        if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
-            raise
-        system, user, *rest = turns
-        folded = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        return folded, render(tokenizer, folded, add_generation_prompt=add_generation_prompt)
+        text = render(tokenizer, turns, add_generation_prompt=add_generation_prompt, date=date)
+        if turns[0]["content"].strip() in text:
+            return turns, text
+        refusal = TemplateError("the chat template leaves out the system turn")
+    except TemplateError as error:
+        refusal = error
+    if [turn["role"] for turn in turns[1:2]] != ["user"]:
+        raise refusal
+    system, user, *rest = turns
+    folded = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    return folded, render(tokenizer, folded, add_generation_prompt=add_generation_prompt, date=date)
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids of a conversation and of what opens the assistant's answer.
+def encode_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, date: datetime.date = DEFAULT_DATE
+) -> Encoded:
+    """Token ids of a conversation and of what opens the assistant's answer; see `encode`."""
+    return encode(tokenizer, messages, add_generation_prompt=True, date=date)
 
-    Special tokens come from the template alone, as in `tokenizer.apply_chat_template(..., tokenize=True)`.
+
+def encode(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    date: datetime.date = DEFAULT_DATE,
+) -> Encoded:
+    """Token ids of a conversation.
+
+    Special tokens come from the template alone, as in `tokenizer.apply_chat_template(..., tokenize=True)`; what the
+    messages spell of them stays text (`fusejax.common.plain_text`), which is the change `spelled`. A system turn that
+    went to the user's is the change `folded`.
+
+    Args:
+      add_generation_prompt: open the assistant's next turn.
+      date: today's, as far as the template is told.
 
     Raises:
       TemplateError: the template does not take these turns, or writes nothing.
     """
-    _, text = as_template_takes(tokenizer, messages, add_generation_prompt=True)
-    if not text:
-        raise TemplateError("the template writes nothing")
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        hidden, spelled = hide(tokenizer, messages)
+        turns, text = as_template_takes(tokenizer, hidden, add_generation_prompt=add_generation_prompt, date=date)
+        if not text:
+            raise TemplateError("the template writes nothing")
+        (tokens,) = tokenize(tokenizer, [text], [spelled])
+    except SpelledError as error:
+        raise TemplateError(str(error)) from None
+    changes = {"folded": len(turns) < len(hidden), "spelled": spelled}
+    return Encoded(tokens.ids, frozenset(name for name, is_so in changes.items() if is_so))

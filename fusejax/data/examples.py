@@ -1,19 +1,21 @@
 """A data set as tokens: every example that can be trained on, and for every other one the reason why not."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import itertools
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 from transformers import PreTrainedTokenizerBase
 
+from fusejax.common.chat_template import DEFAULT_DATE
 from fusejax.common.cli import UserError
-from fusejax.data.chat import ChatError, Encoded, TrainOn, encode_conversations
+from fusejax.data.chat import CHANGES, Change, ChatError, Encoded, encode_conversations
 from fusejax.data.records import Kind, Message, PreferencePair, Record, RecordError, Shards
 
 CHUNK = 512
@@ -47,8 +49,8 @@ class Tokenized:
     ids: list[str]
     """Of the kept examples."""
     rejected: list[Rejection]
-    truncated: int
-    """Kept examples that lost target tokens at `max_length`."""
+    changes: dict[str, list[str]]
+    """What happened to kept examples (a key of `fusejax.data.chat.CHANGES`) -> their ids."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,15 +99,22 @@ class Tokenized:
         return self.tokens[span], self.loss_mask[span]
 
     def summary(self) -> str:
-        """One line: how many examples are kept, cut and rejected, with reasons."""
+        """One line: how many examples are kept, changed and rejected, with reasons."""
         reasons = Counter(rejection.reason for rejection in self.rejected)
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         rejected = f"{len(self.rejected):,} rejected" + (f" ({why})" if why else "")
-        return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {self.truncated:,} cut, {rejected}"
+        changed = "".join(f"{len(ids):,} {change}, " for change, ids in self.changes.items())
+        return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {changed}{rejected}"
 
 
 def tokenize(
-    source: Shards, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int | None = None
+    source: Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None = None,
+    stop_ids: Collection[int] = (),
+    date: datetime.date = DEFAULT_DATE,
 ) -> Tokenized:
     """Tokenises a data set with the tokenizer's own chat template.
 
@@ -114,16 +123,17 @@ def tokenize(
       tokenizer: from `fusejax.data.chat.load_tokenizer`.
       max_length: tokens per sequence; a longer one is cut at the end, and counted.
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
+      stop_ids: tokens that stop generation, as of `fusejax.data.chat.encode_conversation`.
+      date: today's, as far as the template is told.
 
     Raises:
       UserError: not one example can be kept.
     """
     prompt_limit = max_length - 1 if max_prompt_length is None else max_prompt_length
-    train_on: TrainOn = "last" if source.kind == "dpo" else "all"
     ids: list[str] = []
     sequences: list[Encoded] = []
     rejected: list[Rejection] = []
-    truncated = 0
+    changes: dict[str, list[str]] = {change: [] for change in CHANGES}
     for start in range(0, len(source), CHUNK):
         records: list[Record] = []
         for index in range(start, min(start + CHUNK, len(source))):
@@ -133,7 +143,8 @@ def tokenize(
             else:
                 records.append(record)
         conversations = [turns for record in records for turns in _conversations(record)]
-        encoded = iter(encode_conversations(tokenizer, conversations, train_on=train_on))
+        first = [_first_target(record) for record in records for _ in _conversations(record)]
+        encoded = iter(encode_conversations(tokenizer, conversations, first=first, stop_ids=stop_ids, date=date))
         for record in records:
             whole = [next(encoded) for _ in _conversations(record)]
             fitted = _fit(record, whole, max_length, prompt_limit)
@@ -141,8 +152,9 @@ def tokenize(
                 rejected.append(fitted)
                 continue
             ids.append(record.id)
-            sequences.extend(fitted.sequences)
-            truncated += fitted.truncated
+            sequences.extend(fitted)
+            for change in frozenset[Change]().union(*(sequence.changes for sequence in fitted)):
+                changes[change].append(record.id)
     if not ids:
         raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
     return Tokenized(
@@ -152,13 +164,8 @@ def tokenize(
         offsets=np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)], dtype=np.int64),
         ids=ids,
         rejected=rejected,
-        truncated=truncated,
+        changes={change: changed for change, changed in changes.items() if changed},
     )
-
-
-class _Fitted(NamedTuple):
-    sequences: list[Encoded]
-    truncated: bool
 
 
 def _read(source: Shards, index: int) -> Record | Rejection:
@@ -180,23 +187,32 @@ def _conversations(record: Record) -> list[list[Message]]:
     return [record.messages]
 
 
-def _fit(record: Record, whole: list[Encoded | ChatError], max_length: int, prompt_limit: int) -> _Fitted | Rejection:
+def _first_target(record: Record) -> int:
+    """The first turn that can be a target: of a pair, all the assistant says after the prompt."""
+    return len(record.prompt) if isinstance(record, PreferencePair) else 0
+
+
+def _fit(
+    record: Record, whole: list[Encoded | ChatError], max_length: int, prompt_limit: int
+) -> list[Encoded] | Rejection:
     """The sequences of one example within the limits, or why they cannot be used."""
-    sequences, truncated = [], False
+    sequences = []
     for encoded in whole:
         if isinstance(encoded, ChatError):
             return Rejection(record.id, encoded.reason, encoded.detail)
-        tokens, loss_mask = encoded
+        tokens, loss_mask, changes = encoded
         prompt_length = int(loss_mask.argmax())
         if prompt_length > prompt_limit:
             return Rejection(record.id, "prompt_too_long", f"{prompt_length} tokens, at most {prompt_limit}")
         loss_mask[0] = False
-        truncated |= bool(loss_mask[max_length:].any())
+        if loss_mask[max_length:].any():
+            changes = changes | {"cut"}
         # Copies, so that the whole of a long conversation is not kept alive by its beginning.
-        sequences.append(Encoded(tokens[:max_length].copy(), loss_mask[:max_length].copy()))
+        sequences.append(Encoded(tokens[:max_length].copy(), loss_mask[:max_length].copy(), changes))
     if isinstance(record, PreferencePair) and np.array_equal(sequences[0].tokens, sequences[1].tokens):
-        return Rejection(record.id, "identical_pair", f"chosen and rejected are the same{' when cut' * truncated}")
-    return _Fitted(sequences, truncated)
+        cut = " when cut" if "cut" in sequences[0].changes | sequences[1].changes else ""
+        return Rejection(record.id, "identical_pair", f"chosen and rejected are the same{cut}")
+    return sequences
 
 
 def _commonest(rejected: list[Rejection]) -> str:

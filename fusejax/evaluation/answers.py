@@ -1,18 +1,20 @@
 """Greedy answers of a model to prompts, as tables in the data pipeline's format."""
 
+import datetime
+from collections import Counter
 from typing import Any
 
 import polars as pl
 from etils import epath
 from flax import nnx
 
-from fusejax.common.chat_template import TemplateError, encode_prompt
-from fusejax.common.cli import UserError, one_line
+from fusejax.common.chat_template import DEFAULT_DATE, Encoded, TemplateError, encode_prompt
+from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import local_copy
-from fusejax.data.chat import load_tokenizer
+from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.mesh import one_device_mesh
 from fusejax.models.decoder.generate import generate
-from fusejax.models.huggingface.generation_config import stop_ids
+from fusejax.models.huggingface.generation_config import named_ends, stop_ids
 from fusejax.training.start import StartingModel
 
 PROMPT_COLUMNS = ("id", "dataset", "domain", "messages", "answer", "tests")
@@ -44,7 +46,14 @@ def read_prompts(path: str) -> pl.DataFrame:
 
 
 def answer(
-    model: StartingModel, name: str, prompts: pl.DataFrame, *, max_new_tokens: int, batch_size: int, dtype: str
+    model: StartingModel,
+    name: str,
+    prompts: pl.DataFrame,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    dtype: str,
+    date: datetime.date = DEFAULT_DATE,
 ) -> pl.DataFrame:
     """The greedy answers of a model, one row per prompt: the columns that the stage `score` reads.
 
@@ -57,20 +66,25 @@ def answer(
       max_new_tokens: of an answer; one that is longer has the finish reason `length`.
       batch_size: prompts decoded together.
       dtype: of parameters and computation.
+      date: today's, as far as the chat template is told.
 
     Raises:
       UserError: the model or its tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(model.directory)
-    stops = stop_ids(model.directory, tokenizer)
+    stops = stop_ids(model.directory, tokenizer, turn_end(tokenizer, named_ends(model.directory, tokenizer)))
 
-    def encode(messages: Any) -> list[int]:
+    def encode(messages: Any) -> Encoded:
         try:
-            return encode_prompt(tokenizer, messages)
+            return encode_prompt(tokenizer, messages, date=date)
         except TemplateError:
-            return []
+            return Encoded([], frozenset())
 
-    tokens = [encode(messages) for messages in prompts["messages"].to_list()]
+    encoded = [encode(messages) for messages in prompts["messages"].to_list()]
+    changes = Counter(change for prompt in encoded for change in prompt.changes)
+    if changes:
+        note(f"{name}: of {len(prompts)} prompts {', '.join(f'{n} {change}' for change, n in sorted(changes.items()))}")
+    tokens = [prompt.tokens for prompt in encoded]
     asked = [each for each in tokens if each]
     model.check_tokens(max((max(each) for each in asked), default=0))
     graph, _ = model.graph(param_dtype=dtype, compute_dtype=dtype)

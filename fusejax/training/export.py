@@ -10,11 +10,11 @@ from etils import epath
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import is_remote
-from fusejax.data.chat import load_tokenizer
+from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.hosts import Hosts
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface.export_weights import Fetch
-from fusejax.models.huggingface.generation_config import generation_config
+from fusejax.models.huggingface.generation_config import generation_config, named_ends
 from fusejax.models.huggingface.names import Parameter
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.start import StartingModel
@@ -47,6 +47,8 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
         params = checkpoints.directory / str(step) / "params"
     hosts = hosts or Hosts()
     hosts.note(f"{run_dir}: exporting the checkpoint of step {step}")
+    tokenizer = load_tokenizer(run.directory)
+    end = turn_end(tokenizer, named_ends(run.directory, tokenizer))
     hosts.lead(
         lambda: huggingface.save(
             # The trained weights are rounded here, and only here.
@@ -56,7 +58,7 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
             hf_config=huggingface.read_json(run.directory / "config.json"),
             dtype=dtype,
             tokenizer_from=run.directory,
-            generation_config=generation_config(run.directory, load_tokenizer(run.directory)),
+            generation_config=generation_config(run.directory, tokenizer, end),
         )
     )
 

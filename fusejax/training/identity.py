@@ -9,6 +9,7 @@ import yaml
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
+from fusejax.common.chat_template import DEFAULT_DATE, writes_date
 from fusejax.common.cli import UserError
 from fusejax.common.files import write_text
 from fusejax.config import TrainConfig
@@ -38,11 +39,13 @@ def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **dat
     It is compared with the identity that a run of an earlier release has stored, where a new entry would count as a
     difference. So an entry that is added here must be left out where it has the value implied before.
     """
+    date = config.chat.date
     return {
         **{f"{split} data": fingerprint for split, fingerprint in data.items()},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "max_length": str(config.max_length),
         "max_prompt_length": str(config.prompt_limit),
+        **({"chat.date": str(date)} if date != DEFAULT_DATE and writes_date(tokenizer) else {}),
     }
 
 

@@ -21,7 +21,7 @@ from fusejax.common.cli import UserError, note, versions
 from fusejax.common.files import absolute, check_writable, copy, is_remote, write_text
 from fusejax.config import TrainConfig
 from fusejax.data.batch import Microbatch
-from fusejax.data.chat import load_tokenizer
+from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.data.examples import Tokenized, tokenize
 from fusejax.data.loader import StepBatch
 from fusejax.data.packing import num_steps
@@ -32,6 +32,7 @@ from fusejax.distributed.mesh import make_mesh
 from fusejax.models.attention.splash import whole_blocks
 from fusejax.models.decoder.config import language_model
 from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.generation_config import named_ends
 from fusejax.training import tokens
 from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
@@ -233,12 +234,15 @@ def _prepare(config: TrainConfig) -> dict[str, str]:
     if not resumes:
         _keep_model_files(model, output_dir / "model")
     _note_long(config, model)
+    stops = named_ends(model.directory, tokenizer)
+    _note_end(tokenizer, stops)
     data = {
-        split: _tokenize(config, split, records, tokenizer, identity, resumes=resumes)
+        split: _tokenize(config, split, records, tokenizer, stops, identity, resumes=resumes)
         for split, records in shards.items()
     }
     model.check_tokens(max(int(tokenized.tokens.max()) for tokenized in data.values()))
     _write_rejected(output_dir / "rejected.jsonl", data)
+    _write_changed(output_dir / "changed.jsonl", data)
     return identity
 
 
@@ -271,6 +275,15 @@ def _note_long(config: TrainConfig, model: StartingModel) -> None:
     limit = language_model(huggingface.read_json(model.directory / "config.json")).get("max_position_embeddings")
     if isinstance(limit, int) and config.max_length > limit:
         note(f"note: max_length {config.max_length} is beyond the model's max_position_embeddings, {limit}")
+
+
+def _note_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:
+    end = turn_end(tokenizer, stops)
+    if end is not None and end not in stops:
+        note(
+            f"note: answers end with {tokenizer.convert_ids_to_tokens(end)}, which the model's files do not name as an "
+            "end; exports will"
+        )
 
 
 def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
@@ -335,6 +348,7 @@ def _tokenize(
     split: str,
     records: Shards,
     tokenizer: PreTrainedTokenizerBase,
+    stops: set[int],
     identity: dict[str, str],
     *,
     resumes: bool,
@@ -349,7 +363,14 @@ def _tokenize(
         tokenized = None
     if tokenized is None:
         note(f"tokenizing {records.name}")
-        tokenized = tokenize(records, tokenizer, max_length=config.max_length, max_prompt_length=config.prompt_limit)
+        tokenized = tokenize(
+            records,
+            tokenizer,
+            max_length=config.max_length,
+            max_prompt_length=config.prompt_limit,
+            stop_ids=stops,
+            date=config.chat.date,
+        )
         tokens.save(path, identity, tokenized)
     note(f"{split}: {tokenized.summary()}")
     return tokenized
@@ -361,6 +382,17 @@ def _write_rejected(path: epath.Path, data: Mapping[str, Tokenized]) -> None:
         json.dumps({"split": split, "id": each.id, "reason": each.reason, "detail": each.detail}, ensure_ascii=False)
         for split, tokenized in data.items()
         for each in tokenized.rejected
+    ]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _write_changed(path: epath.Path, data: Mapping[str, Tokenized]) -> None:
+    """The examples that are trained on with a change, as JSON lines; `fusejax.data.chat.CHANGES` says what it means."""
+    lines = [
+        json.dumps({"split": split, "id": name, "change": change}, ensure_ascii=False)
+        for split, tokenized in data.items()
+        for change, names in tokenized.changes.items()
+        for name in names
     ]
     write_text(path, "".join(line + "\n" for line in lines))
 

@@ -114,7 +114,9 @@ def load(path: epath.Path, identity: dict[str, str]) -> dict[str, Reference]:
         raise UserError(
             f"{path}: not a reference sidecar, or damaged ({one_line(error)}); delete it to compute it again"
         ) from None
-    differing = [key for key in identity if found.get(key) != identity[key]]
+    # The date stands there only where it matters and is not the default, so it may be on one side alone.
+    keys = dict.fromkeys([*identity, "chat.date"])
+    differing = [key for key in keys if found.get(key) != identity.get(key)]
     if differing:
         raise UserError(
             f"{path}: computed for another {', another '.join(differing)}; "

@@ -1,6 +1,6 @@
 """The run's token sequences, kept beside its checkpoints.
 
-A resumed run must train on exactly the same tokens, and some chat templates write today's date into them. So data are
+A resumed run must train on exactly the same tokens, whatever a later release makes of a conversation. So data are
 tokenised once, and the tokens read again after a restart, which also saves time.
 """
 
@@ -40,6 +40,8 @@ def load(path: epath.Path, identity: dict[str, str]) -> Tokenized | None:
             header = json.loads(str(file["header"]))
             if header.pop("identity") != identity:
                 return None
+            if "truncated" in header:  # by a release that counted the examples which were cut, and no other changes
+                header["changes"] = {"cut": ["?"] * header.pop("truncated")}
             header["rejected"] = [Rejection(**rejection) for rejection in header["rejected"]]
             return Tokenized(**header, **{name: file[name] for name in file.files if name != "header"})
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:

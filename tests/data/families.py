@@ -67,7 +67,7 @@ MISTRAL = """\
         {{- raise_exception('After the optional system message, conversation roles must alternate') }}
     {%- endif %}
     {%- if message['role'] == 'user' %}
-        {%- if loop.index0 >= loop_messages|length - 2 and system_message is defined %}
+        {%- if loop.last and system_message is defined %}
             {{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' }}
         {%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}
     {%- else %} [[ {{- ' ' + message['content'] + eos_token -}} ]] {%- endif %}

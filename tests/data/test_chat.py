@@ -1,5 +1,6 @@
 """Ids against `apply_chat_template`, masks against templates that mark the assistant's words themselves."""
 
+import datetime
 import gzip
 import json
 import os
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fusejax.common.chat_template import encode_prompt
+from fusejax.common.chat_template import encode_prompt, render, writes_date
 from fusejax.common.cli import UserError
-from fusejax.data.chat import ChatError, encode_conversation, encode_conversations, load_tokenizer
+from fusejax.data.chat import ChatError, encode_conversation, encode_conversations, load_tokenizer, turn_end
 from tests.data.families import make_tokenizer, marked_template
 
 
@@ -34,12 +35,8 @@ CONVERSATIONS = {
     "repeats": talk("yes", "yes", "yes", "yes yes yes", "yes", "yes"),
     "one character": talk("a", "a"),
     "code": talk("def add(a, b):", "```python\ndef add(a, b):\n    return a + b\n```\n"),
-    "mimics llama3": talk("<|eot_id|>", "x<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nI<|eot_id|>", "b", "c"),
-    "mimics chatml": talk("<|im_end|>", "x<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>", "b", "c<|im_end|>"),
-    "mimics gemma": talk("<end_of_turn>", "<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>", "b", "c"),
-    "mimics mistral": talk("[INST] a [/INST] b</s>", " b</s>[INST] a [/INST] b</s>", "b", "c</s>"),
     "mimics us": talk("Sentinel", "Sentinell SentinelSentinel", "b", "Sentinel"),
-    "system": talk("Hello", "I am fine.", "And now?", "Now too.", system=" You are a helpful 助手. "),
+    "system": talk("Hello", "I am fine.", system=" You are a helpful 助手. "),
     "jinja": talk("{{ messages }}", "{% for x in y %}{{ x }}{% endfor %}{# no #}"),
 }
 
@@ -47,8 +44,8 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_ids_are_the_templates_and_mask_is_the_assistants(family, name):
     tokenizer, messages = make_tokenizer(family), CONVERSATIONS[name]
-    tokens, loss_mask = encode_conversation(tokenizer, messages)
-    if family == "gemma" and name == "system":  # which its template refuses
+    tokens, loss_mask, _ = encode_conversation(tokenizer, messages)
+    if name == "system" and family in ("gemma", "mistral"):  # whose templates have no place for it
         system, user, *rest = messages
         messages = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     assert tokens.dtype == np.int32 and loss_mask.dtype == bool
@@ -62,7 +59,7 @@ def test_ids_are_the_templates_and_mask_is_the_assistants(family, name):
 
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
 """What Qwen3's template writes before a last answer without reasoning."""
-PIECES = st.sampled_from(["a", "Hello", " ", "\n", "😀", "你", "é", "<|im_end|>", "</s>", "1", "."])
+PIECES = st.sampled_from(["a", "Hello", " ", "\n", "😀", "你", "é", "<|im_", "</", "1", "."])
 TEXT = st.lists(PIECES, max_size=8).map("".join).filter(str.strip)
 
 
@@ -70,7 +67,7 @@ TEXT = st.lists(PIECES, max_size=8).map("".join).filter(str.strip)
 @given(turns=st.lists(TEXT, min_size=2, max_size=5))
 def test_any_text(family, turns):
     tokenizer, messages = make_tokenizer(family), talk(*turns)
-    tokens, loss_mask = encode_conversation(tokenizer, messages)
+    tokens, loss_mask, _ = encode_conversation(tokenizer, messages)
     assert tokens.tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
     reference = tokenizer.apply_chat_template(
         messages, chat_template=marked_template(family), return_dict=True, return_assistant_tokens_mask=True
@@ -80,23 +77,23 @@ def test_any_text(family, turns):
 
 def test_one_bos(family):
     tokenizer = make_tokenizer(family)
-    tokens, _ = encode_conversation(tokenizer, CONVERSATIONS["multi"])
+    tokens, _, _ = encode_conversation(tokenizer, CONVERSATIONS["multi"])
     if tokenizer.bos_token:
         assert tokens.tolist().count(tokenizer.bos_token_id) == 1
 
 
 def test_end_of_turn_is_a_target_even_where_it_is_padding_too(family):
     tokenizer = make_tokenizer(family)
-    tokens, loss_mask = encode_conversation(tokenizer, CONVERSATIONS["multi"])
+    tokens, loss_mask, _ = encode_conversation(tokenizer, CONVERSATIONS["multi"])
     ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "mistral": "</s>"}
     ends |= {"qwen3": ends["chatml"], "gemma3": ends["gemma"]}
     end = tokenizer.convert_tokens_to_ids(ends[family])
     assert (tokens[loss_mask] == end).sum() == 3  # one an assistant turn
 
 
-def test_train_on_last(family):
+def test_targets_from_a_turn_on(family):
     tokenizer, messages = make_tokenizer(family), CONVERSATIONS["multi"]
-    everything, last = (encode_conversation(tokenizer, messages, train_on=which) for which in ("all", "last"))
+    everything, last = (encode_conversation(tokenizer, messages, first=which) for which in (0, 5))
     assert np.array_equal(everything.tokens, last.tokens)
     target = tokenizer.decode(last.tokens[last.loss_mask])
     assert target.removeprefix(NO_THOUGHTS).strip().startswith("You are welcome!")
@@ -112,30 +109,30 @@ def refused(tokenizer, messages, **options) -> ChatError:
 
 def test_nothing_to_train_on(tokenizer):
     assert refused(tokenizer, talk("Hello")).reason == "empty_mask"
-    assert refused(tokenizer, CONVERSATIONS["open"], train_on="last").reason == "empty_mask"
+    assert refused(tokenizer, CONVERSATIONS["open"], first=2).reason == "empty_mask"
     assert refused(tokenizer, talk("Hello", "")).reason == "empty_response"
     assert refused(tokenizer, talk("Hello", " \n\t")).reason == "empty_response"
 
 
 def test_a_template_that_refuses():
-    system, question, answer, *_ = CONVERSATIONS["system"]
+    system, question, answer = CONVERSATIONS["system"]
     error = refused(make_tokenizer("gemma"), [system, answer, question, answer])
     assert (error.reason, error.detail) == ("template_error", "System role not supported")
 
 
 def test_who_is_asked_sees_what_is_trained(family):
     """Up to the answer, the text of training is what samplers and evaluation ask with, system turn and all."""
-    tokenizer, messages = make_tokenizer(family), CONVERSATIONS["system"][:3]
-    tokens, loss_mask = encode_conversation(tokenizer, messages)
+    tokenizer, messages = make_tokenizer(family), CONVERSATIONS["system"]
+    tokens, loss_mask, _ = encode_conversation(tokenizer, messages)
     asked = encode_prompt(tokenizer, messages[:-1])
-    assert tokens[: loss_mask.argmax()].tolist() == asked
+    assert tokens[: loss_mask.argmax()].tolist() == asked.tokens
 
 
 def test_what_the_template_writes_before_an_answer_is_a_target_if_it_is_not_asked_with():
     """So the plain generation prompt is answered at once; and so is the one without thinking, as it ends with a part of
     the target."""
     tokenizer, messages = make_tokenizer("qwen3"), CONVERSATIONS["multi"]
-    tokens, mask = encode_conversation(tokenizer, messages)
+    tokens, mask, _ = encode_conversation(tokenizer, messages)
     targets = tokenizer.decode(tokens[mask])
     assert (
         targets
@@ -149,7 +146,7 @@ def test_what_the_template_writes_before_an_answer_is_a_target_if_it_is_not_aske
 def test_reasoning_in_an_answer_is_a_target():
     tokenizer = make_tokenizer("qwen3")
     thoughtful = ["<think>\nI add.\n</think>\n\nIt is 2.", "<think>\nI think.\n</think>\n\nYes."]
-    tokens, mask = encode_conversation(tokenizer, talk("1+1?", thoughtful[0], "Sure?", thoughtful[1]))
+    tokens, mask, _ = encode_conversation(tokenizer, talk("1+1?", thoughtful[0], "Sure?", thoughtful[1]))
     assert tokenizer.decode(tokens[mask]) == "It is 2.<|im_end|>" + thoughtful[1] + "<|im_end|>"
     assert refused(tokenizer, talk("1+1?", "<think>I add.</think>It is 2.")).reason == "no_mask"
 
@@ -161,8 +158,8 @@ NO_MASK = {
     "ends no turn": START + "{{ m['content'] }}\n{% endfor %}",
     "ends turns in plain text": START + "{{ m['content'] }}### End\n<|im_end|>{% endfor %}",
     "ends no last turn": START + "{{ m['content'] }}{% if not loop.last %}<|im_end|>{% endif %}{% endfor %}",
-    "counts characters": START + "{{ m['content']|length }} {{ m['content'] }}<|im_end|>{% endfor %}",
-    "depends on the text": START + "{{ '!' if 'fine' in m['content'] }}{{ m['content'] }}<|im_end|>{% endfor %}",
+    "counts characters": START + "{{ m['content'] }}<|im_end|>{{ m['content']|length }}{% endfor %}",
+    "depends on the text": START + "{{ m['content'] }}<|im_end|>{{ '!' if 'a' in m['content']|lower }}{% endfor %}",
     "rewrites": START + "{{ m['content']|upper }}<|im_end|>{% endfor %}",
 }
 
@@ -175,13 +172,149 @@ def test_a_template_that_hides_the_mask(what, monkeypatch):
         assert refused(tokenizer, CONVERSATIONS[name]).reason == "no_mask"
 
 
-def test_a_template_that_rewrites_the_answer(monkeypatch):
-    """Thoughts of earlier turns are dropped: what is left of the answer is the target."""
-    tokenizer = make_tokenizer("chatml")
-    answer = "m['content'] if loop.last else m['content'].split('</think>')[-1]"
-    monkeypatch.setattr(tokenizer, "chat_template", START + f"{{{{ ({answer}) + '<|im_end|>\\n' }}}}{{% endfor %}}")
-    tokens, mask = encode_conversation(tokenizer, talk("a", "hm</think>Hello", "b", "x</think>I am"))
-    assert tokenizer.decode(tokens[mask]) == "Hello<|im_end|>x</think>I am<|im_end|>"
+GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+def with_template(monkeypatch, family, template):
+    tokenizer = make_tokenizer(family)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    return tokenizer
+
+
+def targets(tokenizer, messages, **options):
+    tokens, mask, changes = encode_conversation(tokenizer, messages, **options)
+    return tokenizer.decode(tokens[mask]), changes
+
+
+def test_a_system_turn_that_is_asked_with_but_not_trained_on():
+    """Mistral's writes it only where the last turn is the user's."""
+    tokenizer = make_tokenizer("mistral")
+    system = {"role": "system", "content": "Answer in French."}
+    one = [system, *talk("Hello", "Bonjour.")]
+    tokens, mask, changes = encode_conversation(tokenizer, one)
+    assert changes == {"folded"}
+    asked = tokenizer.apply_chat_template(one[:-1], add_generation_prompt=True, return_dict=False)
+    assert tokens[: mask.argmax()].tolist() == asked and "French" in tokenizer.decode(asked)
+    # In a longer conversation it is asked for at another place each time, so no text has all prompts.
+    error = refused(tokenizer, [*one, *talk("And?", "Oui.")])
+    assert error.reason == "prompt_differs" and "Answer in French" in error.detail
+
+
+def test_a_system_turn_that_the_template_drops_goes_to_the_users(monkeypatch):
+    only = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = with_template(monkeypatch, "chatml", only)
+    messages = [{"role": "system", "content": "Be brief."}, *talk("Hi", "Hello")]
+    tokens, _, changes = encode_conversation(tokenizer, messages)
+    assert changes == {"folded"} and "Be brief.\n\nHi" in tokenizer.decode(tokens)
+    assert encode_prompt(tokenizer, messages[:-1]).changes == {"folded"}
+    error = refused(tokenizer, [messages[0], messages[2]])
+    assert error.reason == "template_error" and "leaves out the system turn" in error.detail
+
+
+def test_a_generation_prompt_that_opens_a_thought(monkeypatch):
+    thought = TURNS + GENERATION_PROMPT.replace("assistant\n", "assistant\n<think>\n")
+    tokenizer = with_template(monkeypatch, "qwen3", thought)
+    error = refused(tokenizer, talk("Hi", "Hello"))
+    assert error.reason == "prompt_differs"
+    assert r"reads 'im_start|>assistant\n<think>\n'" in error.detail
+    assert r"trained on 'im_start|>assistant\nHello" in error.detail
+    # An answer that begins with that thought goes on from the prompt.
+    found, changes = targets(tokenizer, talk("Hi", "<think>\nHm.\n</think>\n\nHello"))
+    assert found == "Hm.\n</think>\n\nHello<|im_end|>" and not changes
+
+
+def test_reasoning_that_the_template_drops_is_counted(monkeypatch):
+    answer = "(m['content'].split('</think>')|last) if m['role'] == 'assistant' else m['content']"
+    tokenizer = with_template(monkeypatch, "qwen3", TURNS.replace("m['content']", answer) + GENERATION_PROMPT)
+    found, changes = targets(tokenizer, talk("Hi", "<think>Hm.</think>Hello"))
+    assert found == "Hello<|im_end|>" and changes == {"shortened"}
+    assert refused(tokenizer, talk("Hi", "<think>Hm.</think>")).reason == "empty_response"
+
+
+def test_words_between_prompt_and_answer_are_targets(monkeypatch):
+    words = TURNS.replace("\n{{", "\n{{ 'Sure: ' if m['role'] == 'assistant' }}{{")
+    tokenizer = with_template(monkeypatch, "chatml", words + GENERATION_PROMPT)
+    assert targets(tokenizer, talk("Hi", "Hello")) == ("Sure: Hello<|im_end|>", set())
+    # Without a generation prompt the model has to begin the turn itself.
+    tokenizer = with_template(monkeypatch, "chatml", TURNS)
+    assert targets(tokenizer, talk("Hi", "Hello"))[0] == "<|im_start|>assistant\nHello<|im_end|>"
+
+
+def test_a_token_of_prompt_and_answer_is_a_target_and_counted(monkeypatch):
+    colon = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = with_template(monkeypatch, "chatml", colon + "{% if add_generation_prompt %}assistant: {% endif %}")
+    found, changes = targets(tokenizer, talk("Hi", "quick"))
+    assert found == " quick<|im_end|>" and changes == {"straddled"}
+
+
+STOPS = {
+    # What follows an answer -> the targets behind it, with both tokens as stop tokens, and with the second alone.
+    "<|im_end|><|im_start|>": ("<|im_end|>", "<|im_end|><|im_start|>"),
+    "<|im_end|>\n<|im_start|>\n": ("<|im_end|>", "<|im_end|>\n<|im_start|>"),
+    "<|im_end|> over <|im_start|>": ("<|im_end|>", "<|im_end|> over <|im_start|>"),
+    " over <|im_start|>": (" over <|im_start|>", " over <|im_start|>"),
+}
+
+
+@pytest.mark.parametrize("closing", STOPS)
+def test_an_answer_ends_with_the_token_that_stops_generation(closing, monkeypatch):
+    turns = "{% for m in messages %}{{ m['content'] }}" + closing + "{% endfor %}"
+    tokenizer = with_template(monkeypatch, "chatml", turns)
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    both, second = STOPS[closing]
+    messages = talk("a", "b", "c", "d")
+    assert targets(tokenizer, messages, stop_ids=[start, end])[0] == f"b{both}d{both}"
+    assert targets(tokenizer, messages, stop_ids=[start])[0] == f"b{second}d{second}"
+
+
+def test_targets_stay_in_their_turn(monkeypatch):
+    """A stop token that only the last turn has is no target of earlier ones."""
+    last = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    last += "{% if messages[-1]['role'] == 'assistant' %}<|im_start|>{% endif %}"
+    tokenizer = with_template(monkeypatch, "chatml", last)
+    stop = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert targets(tokenizer, talk("a", "b", "c", "d"), stop_ids=[stop])[0] == "b<|im_end|>d<|im_end|><|im_start|>"
+
+
+def test_the_token_that_ends_turns():
+    tokenizer = make_tokenizer("gemma")
+    assert turn_end(tokenizer, [tokenizer.eos_token_id]) == tokenizer.convert_tokens_to_ids("<end_of_turn>")
+
+
+def test_an_unknown_token_is_counted(monkeypatch):
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "hello": 1, "<end>": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="<end>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
+    assert encode_conversation(tokenizer, talk("hello", "hello")).changes == set()
+    assert encode_conversation(tokenizer, talk("hello", "hello 你")).changes == {"unknown_token"}
+
+
+DATES = {
+    "Today is {{ strftime_now('%d %b %Y') }}. ": "Today is 26 Jul 2024. ",
+    "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d %H:%M%%') }}{% endif %}": "2024-07-26 00:00%%",
+    "\n{%- macro day() %}{{ strftime_now('%B %-d') }}{% endmacro %}{{ day() }}": "July 26",
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}": (
+        "26 Jul 2024"
+    ),
+    "{% if not date_string is defined %}{% set date_string = '1970' %}{% endif %}{{ date_string }}": "26 Jul 2024",
+    "\n{% if date_string is defined %}{{ date_string }}{% endif %}": "",
+}
+
+
+@pytest.mark.parametrize("template", DATES)
+def test_a_template_is_told_one_date(template, monkeypatch):
+    tokenizer = with_template(monkeypatch, "chatml", template + TURNS + GENERATION_PROMPT)
+    turns = "<|im_start|>user\nHi<|im_end|>\n"
+    assert render(tokenizer, talk("Hi")).lstrip("\n") == DATES[template] + turns
+    assert writes_date(tokenizer) == bool(DATES[template])
+    other = datetime.date(2025, 1, 31)
+    tokens = encode_conversation(tokenizer, talk("Hi", "Hello"), date=other).tokens
+    expected = DATES[template]
+    for old, new in {"26": "31", "July": "January", "Jul": "Jan", "2024": "2025", "-07-": "-01-"}.items():
+        expected = expected.replace(old, new)
+    assert tokenizer.decode(tokens).lstrip("\n").startswith(expected + turns)
 
 
 def test_many_at_once_keep_their_places(tokenizer):
@@ -226,7 +359,7 @@ def test_real_conversations(family):
     for i, question in enumerate(read("chat_mt_bench_questions.jsonl.gz")):
         first, second = question["turns"]
         messages = talk(first, answers[20 * i], second, answers[20 * i + 1])
-        tokens, loss_mask = encode_conversation(tokenizer, messages)
+        tokens, loss_mask, _ = encode_conversation(tokenizer, messages)
         reference = tokenizer.apply_chat_template(
             messages, chat_template=marked_template(family), return_dict=True, return_assistant_tokens_mask=True
         )

@@ -10,6 +10,7 @@ from fusejax.data import examples
 from fusejax.data.chat import encode_conversation
 from fusejax.data.examples import Rejection, tokenize
 from fusejax.data.records import PreferencePair, SFTExample, Shards, encode, open_shards, write_shards
+from tests.data.families import make_tokenizer
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -44,7 +45,7 @@ def test_sft(tokenizer, monkeypatch):
         assert np.array_equal(tokens, expected.tokens) and np.array_equal(mask, expected.loss_mask)
         assert (tokenized.lengths[i], tokenized.target_lengths[i]) == (len(tokens), mask.sum())
     assert tokenized.tokens.dtype == np.int32 and tokenized.loss_mask.dtype == bool
-    assert len(tokenized) == 5 and not tokenized.rejected and not tokenized.truncated
+    assert len(tokenized) == 5 and not tokenized.rejected and not tokenized.changes
 
 
 def test_pairs(tokenizer):
@@ -59,6 +60,28 @@ def test_pairs(tokenizer):
         assert tokenizer.decode(tokens[mask]) == answer[0]["content"] + "<|im_end|>"  # never earlier answers
     lengths = [len(tokenized.sequence(i)[0]) for i in range(4)]
     assert tokenized.lengths.tolist() == [lengths[0] + lengths[1], lengths[2] + lengths[3]]
+
+
+def test_all_that_the_assistant_says_after_a_prompt_is_a_target(tokenizer):
+    prompt = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "1+1?")]
+    more = [turn("user", "Sure?"), turn("assistant", "Yes.")]
+    pairs = [
+        PreferencePair("a", "s", "d", "m", prompt, [turn("assistant", "2"), *more], [turn("assistant", "3"), *more]),
+        PreferencePair("b", "s", "d", "m", prompt, [turn("assistant", "2"), *more], [turn("assistant", "2")]),
+        PreferencePair("c", "s", "d", "m", prompt, [turn("assistant", "2"), more[0]], [turn("assistant", "3")]),
+    ]
+    tokenized = tokenize(shards(*pairs), tokenizer, max_length=200)
+    said = [tokenizer.decode(tokens[mask]) for tokens, mask in map(tokenized.sequence, range(4))]
+    two = "2<|im_end|>Yes.<|im_end|>"
+    assert said == [two, two.replace("2", "3"), two, "2<|im_end|>"]
+    assert [rejection.id for rejection in tokenized.rejected] == ["c"]
+    # A system turn that goes to the user's moves the turns, not the targets.
+    system = [turn("system", "Be brief."), turn("user", "1+1?")]
+    pair_with_system = PreferencePair("d", "s", "d", "m", system, [turn("assistant", "2")], [turn("assistant", "3")])
+    gemma = make_tokenizer("gemma")
+    tokenized = tokenize(shards(pair_with_system), gemma, max_length=200)
+    assert gemma.decode(tokenized.sequence(0)[0][tokenized.sequence(0)[1]]) == "2<end_of_turn>"
+    assert tokenized.changes == {"folded": ["d"]} and "1 folded, 0 rejected" in tokenized.summary()
 
 
 def test_every_rejection_has_its_reason(tokenizer):
@@ -77,7 +100,7 @@ def test_every_rejection_has_its_reason(tokenizer):
         pair("cut", rejected="a" + " b" * 100),
     ]
     tokenized = tokenize(shards(*records), tokenizer, max_length=80, max_prompt_length=60)
-    assert tokenized.ids == ["good", "nobody scored it", "cut"] and tokenized.truncated == 1
+    assert tokenized.ids == ["good", "nobody scored it", "cut"] and tokenized.changes == {"cut": ["cut"]}
     assert {rejection.id: rejection.reason for rejection in tokenized.rejected} == {
         "same": "identical_pair",
         "nan": "non_finite_score",
@@ -95,7 +118,7 @@ def test_every_rejection_has_its_reason(tokenizer):
 
 def test_limits_are_exact(tokenizer):
     (record,) = (sft("x", turn("user", "Hello " * 5), turn("assistant", "The answer is 42.")),)
-    whole, mask = encode_conversation(tokenizer, record.messages)
+    whole, mask, _ = encode_conversation(tokenizer, record.messages)
     prompt, end = int(mask.argmax()), int(mask.nonzero()[0][-1]) + 1
 
     def run(**limits):
@@ -108,8 +131,8 @@ def test_limits_are_exact(tokenizer):
     assert run(max_length=prompt + 1).ids == ["x", "short"]  # one target left
     assert run(max_length=prompt).ids == ["short"]
     cut = run(max_length=end - 1)
-    assert cut.truncated == 1 and np.array_equal(cut.sequence(0)[0], whole[: end - 1])
-    assert run(max_length=end).truncated == 0  # what follows the end of the turn is no loss
+    assert cut.changes == {"cut": ["x"]} and np.array_equal(cut.sequence(0)[0], whole[: end - 1])
+    assert not run(max_length=end).changes  # what follows the end of the turn is no loss
 
 
 def test_the_first_token_is_no_target(tokenizer, monkeypatch):

@@ -39,7 +39,7 @@ def test_every_reply_is_masked_exactly_and_prompts_end_where_replies_begin(
     tokenizer = load_tokenizer(str(checkpoints[name]))
     for task in tasks:
         user = {"role": "user", "content": task.prompt}
-        tokens, mask = encode_conversation(tokenizer, [user, {"role": "assistant", "content": task.reference}])
+        tokens, mask, _ = encode_conversation(tokenizer, [user, {"role": "assistant", "content": task.reference}])
         prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
         assert tokens[: len(prompt)].tolist() == prompt
         targets = tokens[mask]

@@ -170,7 +170,7 @@ def test_chat_mask_of_the_real_template(real: Real):
 
 def test_greedy_answers(real: Real, ours: Decoder):
     tokenizer = load_tokenizer(real.directory)
-    stops = stop_ids(real.directory, tokenizer)
+    stops = stop_ids(real.directory, tokenizer, None)
     asked = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=True, return_dict=False, add_generation_prompt=True

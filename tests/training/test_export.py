@@ -57,6 +57,18 @@ def test_what_a_checkpoint_holds_is_exported(family, dtype, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+def test_an_export_stops_where_its_answers_end(tmp_path):
+    """A base model's files name another end than the template that it is trained with."""
+    run = make_run(tmp_path)
+    tokenizer = make_tokenizer()
+    end, other = tokenizer.convert_tokens_to_ids("<|im_end|>"), 7
+    for i, (named, expected) in enumerate([(other, [other, end]), ([other], [other, end]), (end, end), (None, end)]):
+        (run / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": named, "top_k": 5}))
+        export(str(run), str(tmp_path / str(i)), step=None, dtype="bfloat16")
+        values = json.loads((tmp_path / str(i) / "generation_config.json").read_text())
+        assert values == {"eos_token_id": expected, "top_k": 5}
+
+
 def test_the_step_asked_for(tmp_path):
     run = make_run(tmp_path, dtype="bfloat16")
     export(str(run), str(tmp_path / "out"), step=2, dtype="bfloat16")

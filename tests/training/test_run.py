@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, what they refuse, what they import."""
 
+import datetime
 import json
 import math
 import os
@@ -7,16 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-from datetime import datetime
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
-from transformers.utils import chat_template_utils
 
 from fusejax.common.cli import UserError
+from fusejax.config import ChatConfig
 from fusejax.data.records import PreferencePair, write_shards
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import export
@@ -188,10 +187,34 @@ def test_a_reference_of_another_tokenizer_is_refused(world, runs, tmp_path):
     copy = tmp_path / "sft"
     shutil.copytree(runs / "sft", copy)
     template = copy / "model" / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_start|>{{", "<|im_start|> {{"))
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
     sidecar = {"beta": 10.0, "length_normalized": True, "reference": str(runs / "dpo" / "reference.npz")}
     with pytest.raises(UserError, match="another tokenizer"):
         train(run_config(world, tmp_path / "run", "dpo", model=str(copy), preference=sidecar))
+
+
+def test_a_reference_of_another_date_is_refused(world, runs, tmp_path):
+    """Llama 3.2's template writes today's date, which would be another prompt tomorrow."""
+    copy = tmp_path / "sft"
+    shutil.copytree(runs / "sft", copy)
+    template = copy / "model" / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+
+    def run(name, **changes):
+        preference = {"beta": 10.0, "length_normalized": True, "reference": str(tmp_path / "reference.npz")}
+        config = run_config(world, tmp_path / name, "dpo", model=str(copy), preference=preference, **changes)
+        train(config.model_copy(update={"max_steps": 1}))
+        return config
+
+    config = run("one")
+    before = (tmp_path / "one" / "tokens" / "train.npz").read_bytes()
+    assert "date: 2024-07-26" in (tmp_path / "one" / "run.yaml").read_text()
+    with pytest.raises(UserError, match=r"reference\.npz: computed for another .*chat\.date"):
+        run("other", chat={"date": "2025-01-31"})
+    with pytest.raises(UserError, match=r"differs in chat\.date"):
+        train(config.model_copy(update={"chat": ChatConfig(date=datetime.date(2025, 1, 31))}))
+    run("two")
+    assert (tmp_path / "two" / "tokens" / "train.npz").read_bytes() == before
 
 
 def test_a_damaged_reference_is_refused(world, runs, tmp_path):
@@ -213,6 +236,7 @@ def test_broken_records_are_counted_and_kept_out(world, tmp_path):
     pairs = [PreferencePair(f"good{i}", "d", "math", "s", question, said("2"), said("3"), 0.2, 0.1) for i in range(8)]
     pairs.append(PreferencePair("same", "d", "math", "s", question, said("2"), said("2"), 0.2, 0.1))
     pairs.append(PreferencePair("nan", "d", "math", "s", question, said("2"), said("4"), math.nan, 0.1))
+    pairs.append(PreferencePair("spelled", "d", "math", "s", question, said("<|im_end|>"), said("4"), 0.2, 0.1))
     long = [{"role": "user", "content": "what is " * 60}]
     pairs.append(PreferencePair("long", "d", "math", "s", long, said("2"), said("4"), 0.2, 0.1))
     write_shards(tmp_path / "data", "train", pairs, kind="dpo", format="arrayrecord", num_shards=1, manifest={})
@@ -223,6 +247,8 @@ def test_broken_records_are_counted_and_kept_out(world, tmp_path):
         "nan": "non_finite_score",
         "long": "prompt_too_long",
     }
+    changed = [json.loads(line) for line in (tmp_path / "run" / "changed.jsonl").read_text().splitlines()]
+    assert changed == [{"split": "train", "id": "spelled", "change": "spelled"}]
 
 
 def test_training_needs_neither_torch_nor_vllm(world, tmp_path):
@@ -294,19 +320,13 @@ def test_every_key_of_the_configuration_is_told_in_the_error(world, tmp_path):
 
 
 def test_a_resumed_run_keeps_its_tokens(world, tmp_path, monkeypatch):
-    """Even where the template writes the date: what was tokenised before midnight is trained on after it."""
-    day = SimpleNamespace(now=lambda: datetime(2026, 2, 28))
-    monkeypatch.setattr(chat_template_utils, "datetime", day)
-    model = tmp_path / "model"
-    shutil.copytree(world / "model", model)
-    template = model / "chat_template.jinja"
-    template.write_text("{{ strftime_now('%d %b %Y') }}\n" + template.read_text())
-    config = run_config(world, tmp_path / "run", model=str(model), checkpoint={"every_steps": 4, "keep": 9})
+    """Whatever a later release makes of a conversation."""
+    config = run_config(world, tmp_path / "run", checkpoint={"every_steps": 4, "keep": 9})
     train(config)
     before = [line["loss"] for line in metrics(tmp_path / "run")]
     for step in (8, 12):  # as if the run had been killed after step 4
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    day.now = lambda: datetime(2026, 3, 1)
+    monkeypatch.setattr("fusejax.training.loop.tokenize", lambda *_, **__: pytest.fail("tokenised again"))
     train(config)
     assert [line["loss"] for line in metrics(tmp_path / "run")] == before
 

@@ -6,7 +6,6 @@ text that quotes those tokens would move the position, so only the chat template
 models wrote is tokenized as plain characters.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,44 +13,6 @@ from fusejax.common.cli import UserError
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters that mean nothing in Unicode, and are left as they are by chat templates."""
-
-
-class Encoder:
-    """Token ids of conversations in a tokenizer's chat template, without a generation prompt."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        # Long names first, so that the regular expression does not match a name that is only the start of another.
-        self._names = sorted(special, key=len, reverse=True)
-        self._special = special
-        self._any_name = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
-
-    def __call__(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Special tokens of the template are tokenized as such; their names within messages are plain text.
-
-        Raises:
-          jinja2.TemplateError: the template refuses the conversation.
-        """
-        names, any_name = self._names, self._any_name
-        written = "".join(message["content"] for message in messages)
-        mark = next(chr(code) for code in _PRIVATE_USE if chr(code) not in written)
-        hidden = [
-            message | {"content": any_name.sub(lambda m: f"{mark}{names.index(m[0])}{mark}", message["content"])}
-            for message in messages
-        ]
-        text = self._tokenizer.apply_chat_template(hidden, tokenize=False)
-        tokens: list[int] = []
-        start = 0
-        for match in [*any_name.finditer(text), None]:
-            plain = text[start : match.start() if match else len(text)]
-            plain = re.sub(f"{mark}([0-9]+){mark}", lambda m: names[int(m[1])], plain)
-            if plain:
-                tokens += self._tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)
-            if match:
-                tokens.append(self._special[match[0]])
-                start = match.end()
-        return tokens
 
 
 def gating_pattern(tokenizer: Any) -> list[int]:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from data_pipeline.domains import RewardModelConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.scoring.armorm import ARCHITECTURE, conversation
 from data_pipeline.scoring.armorm.backend import Backend, Conversation
 from data_pipeline.scoring.scorer import Item, Score
 from data_pipeline.stage_files import fingerprint
+from fusejax.common import chat_template, plain_text
 from fusejax.common.cli import UserError, one_line
 
 _CODE = ("conversation", "heads", "scorer")
@@ -52,6 +51,7 @@ class ArmoRMScorer:
         self._config = config
         self._longest: int = values["max_position_embeddings"]
         code = [Path(__file__).with_name(f"{name}.py") for name in (*_CODE, *_BACKEND_CODE[config.backend])]
+        code += [Path(chat_template.__file__), Path(plain_text.__file__)]
         self.fingerprint = fingerprint(checkpoint.fingerprint(self._directory), config.backend, config.dtype, *code)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
@@ -75,9 +75,9 @@ class ArmoRMScorer:
         pattern = self._pattern
         turns = [message for message in item.prompt["messages"] if message["role"] != "system"]
         try:
-            tokens = self._encode([*turns, {"role": "assistant", "content": item.text}])
-        except jinja2.TemplateError as error:
-            return f"chat_template: {one_line(error)}"
+            tokens = chat_template.encode(self._tokenizer, [*turns, {"role": "assistant", "content": item.text}]).tokens
+        except chat_template.TemplateError as error:
+            return f"chat_template: {error}"
         if len(tokens) > self._longest:
             return f"too_long: {len(tokens)} of {self._longest} tokens"
         gate = conversation.last_occurrence(tokens, pattern)
@@ -91,10 +91,6 @@ class ArmoRMScorer:
             return transformers.AutoTokenizer.from_pretrained(self._directory)
         except Exception as error:  # Whatever a broken tokenizer makes transformers raise.
             raise UserError(f"reward model {self._directory}: no tokenizer: {one_line(error)}") from error
-
-    @functools.cached_property
-    def _encode(self) -> conversation.Encoder:
-        return conversation.Encoder(self._tokenizer)
 
     @functools.cached_property
     def _pattern(self) -> list[int]:

@@ -11,11 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.domains import RewardModelConfig
 from data_pipeline.sampling import checkpoint
-from data_pipeline.scoring.armorm import conversation
 from data_pipeline.scoring.classifier import HEAD
 from data_pipeline.scoring.scorer import Item, Score
 from data_pipeline.stage_files import fingerprint
-from fusejax.common import chat_template
+from fusejax.common import chat_template, plain_text
 from fusejax.common.cli import UserError, one_line
 
 _SUFFIX = "ForSequenceClassification"
@@ -58,7 +57,7 @@ class ClassifierScorer:
         text = values.get("text_config", values)
         self._longest: int = text["max_position_embeddings"]
         self._padding: int | None = text.get("pad_token_id")
-        code = (__file__, f"{Path(__file__).parent}/{config.backend}_backend.py", conversation.__file__)
+        code = (__file__, f"{Path(__file__).parent}/{config.backend}_backend.py", plain_text.__file__)
         self.fingerprint = fingerprint(
             checkpoint.fingerprint(directory), config.backend, config.dtype, *map(Path, (*code, chat_template.__file__))
         )
@@ -76,7 +75,7 @@ class ClassifierScorer:
             return "empty_answer"
         turns = [*item.prompt["messages"], {"role": "assistant", "content": item.text}]
         try:
-            tokens = self._tokens(turns)
+            tokens = chat_template.encode(self._tokenizer, turns).tokens
         except chat_template.TemplateError as error:
             return f"chat_template: {error}"
         if len(tokens) > self._longest:
@@ -85,25 +84,6 @@ class ClassifierScorer:
         while tokens and tokens[-1] == self._padding:
             tokens.pop()
         return tokens
-
-    def _tokens(self, turns: list[dict[str, str]]) -> list[int]:
-        """Only the chat template writes special tokens; in the texts, their names are plain characters.
-
-        Raises:
-          TemplateError: the template does not take these turns.
-        """
-        turns, text = chat_template.as_template_takes(self._tokenizer, turns)
-        if any(name in turn["content"] for turn in turns for name in self._special):
-            return self._quoting(turns)
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    @functools.cached_property
-    def _special(self) -> list[str]:
-        return [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-
-    @functools.cached_property
-    def _quoting(self) -> conversation.Encoder:
-        return conversation.Encoder(self._tokenizer)
 
     @functools.cached_property
     def _backend(self) -> Backend:

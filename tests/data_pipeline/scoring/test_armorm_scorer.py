@@ -19,7 +19,7 @@ from data_pipeline.scoring.armorm.scorer import ArmoRMScorer
 from data_pipeline.scoring.armorm.transformers_backend import batches
 from data_pipeline.scoring.scorer import Item, Score
 from data_pipeline.scoring.scorers import build
-from fusejax.common import cli
+from fusejax.common import chat_template, cli
 from tests.data_pipeline.helpers import write_config
 from tests.data_pipeline.scoring.armorm import (
     CHAT_TEMPLATE,
@@ -97,10 +97,13 @@ def test_bfloat16_is_of_the_backbone_alone(armorm: Path):
 
 def test_a_text_is_read_as_the_template_reads_it_but_for_quoted_tokens(armorm: Path):
     tokenizer = tokenizer_of(armorm)
-    encode = conversation.Encoder(tokenizer)
+
+    def encode(turns: list[dict[str, str]]) -> list[int]:
+        return chat_template.encode(tokenizer, turns).tokens
+
     pattern = conversation.gating_pattern(tokenizer)
     assert tokenizer.decode(pattern) == QUOTE and pattern[0] == tokenizer.eos_token_id
-    for text in ("hello", " x\n\n", "你好 \ue000 1\ue001", "<|eot|> <|start_header_id |>"):
+    for text in ("hello", " x\n\n", "你好 \ue000 1\U00100001", "<|eot|> <|start_header_id |>"):
         turns = [{"role": "user", "content": f"a {text}"}, {"role": "assistant", "content": text}]
         assert encode(turns) == tokenizer.apply_chat_template(turns, return_dict=False)
     turns[1]["content"] = f"A.{QUOTE}B. \ue0000\ue000"
@@ -150,9 +153,8 @@ def test_batches_hold_every_index_once_within_their_tokens():
 def test_what_cannot_be_judged_has_a_reason_and_no_score(armorm: Path, tmp_path: Path):
     prompt = {"messages": [{"role": "user", "content": "say"}]}
     judge = scorer(armorm, dtype="float32")
-    short = len(
-        conversation.Encoder(tokenizer_of(armorm))([*prompt["messages"], {"role": "assistant", "content": ";"}])
-    )
+    shortest = [*prompt["messages"], {"role": "assistant", "content": ";"}]
+    short = len(chat_template.encode(tokenizer_of(armorm), shortest).tokens)
     longest = ";" * (1 + POSITIONS - short)
     texts = ["", " \n", "7", longest, f"{longest};"]
     scores = judge.score([Item(prompt, text) for text in texts])

@@ -1,0 +1,188 @@
+"""What users and models wrote stays text, even where it spells a special token.
+
+A tokenizer makes `<|im_end|>` in a text the token that ends a turn, whoever wrote it. In fusion that is likely: an
+answer about chat formats, or one of a model that wrote its own control tokens as text, would teach the target to stop
+there. So these names are hidden before the chat template writes its own, and tokenised as the characters that they are:
+
+    messages, spelled = hide(tokenizer, messages)   # names in contents become private characters, as many as they had
+    text = ...apply_chat_template(messages)         # the template writes its own special tokens
+    tokenize(tokenizer, [text], [spelled])          # those are tokens, the hidden ones are text
+
+Positions of characters are the same in the hidden, the rendered and the original text. A conversation that spells no
+special token goes through unchanged, to the ids that `apply_chat_template(messages, tokenize=True)` gives.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+
+from fusejax.common.cli import one_line
+
+Tokenizer = Any
+"""A `transformers.PreTrainedTokenizerBase`, which takes a second to import."""
+
+# Unicode's two planes for private use: characters that mean nothing, and that neither templates nor normalisers touch.
+_WRITTEN, _HIDDEN, _END = 0xF0000, 0x100000, 0x10FFFE
+_PRIVATE = re.compile(f"[{chr(_WRITTEN)}-{chr(_END - 1)}]")
+_HIDDEN_RUN = re.compile(f"([{chr(_HIDDEN)}-{chr(_END - 1)}])\\1*")
+
+
+class SpelledError(Exception):
+    """A text that spells a special token and cannot be kept as text; the message says why."""
+
+
+class Tokens(NamedTuple):
+    """A text as tokens."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Where each token begins and ends in the text, in characters. Slow tokenizers know none: empty."""
+
+
+class _Special(NamedTuple):
+    numbers: dict[str, int]
+    """Name of a special token -> its number among them."""
+    names: list[str]
+    any_name: re.Pattern[str]
+
+
+def hide(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+    """The messages with the names of special tokens hidden in their contents; and whether there were any.
+
+    Special are the tokens that the tokenizer calls so, and the added tokens that its chat template writes around turns
+    (DeepSeek's `<｜User｜>` is not called special), but for those that mark reasoning, which is part of answers.
+
+    Raises:
+      SpelledError: a content holds such a name beside characters of Unicode's planes for private use.
+    """
+    turns = [dict(message) for message in messages]
+    special = _special(tokenizer, tokenizer.chat_template)
+    spelled = [special.any_name.search(turn["content"]) for turn in turns]
+    found = next((match for match in spelled if match), None)
+    if found is None:
+        return turns, False
+    if any(_PRIVATE.search(turn["content"]) for turn in turns):
+        raise SpelledError(f"a text spells {found[0]!r} and holds characters for private use")
+    for turn in turns:
+        turn["content"] = special.any_name.sub(
+            lambda match: chr(_HIDDEN + special.numbers[match[0]]) * len(match[0]), turn["content"]
+        )
+    return turns, True
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], spelled: Sequence[bool]) -> list[Tokens]:
+    """Tokens of rendered conversations. Nothing is added: special tokens are those that the template wrote.
+
+    Args:
+      spelled: whether a text may have hidden names, as `hide` says.
+
+    Raises:
+      SpelledError: a text has hidden names, and the tokenizer is not a fast one (it has no `tokenizer.json`).
+    """
+    plain = [text for text, hides in zip(texts, spelled, strict=True) if not hides]
+    results = iter(_tokenize_plain(tokenizer, plain) if plain else [])
+    if not any(spelled):
+        return list(results)
+    special = _special(tokenizer, tokenizer.chat_template)
+    renamed = _renamed(tokenizer, tokenizer.chat_template)
+    masked = [_mask(text, special) for text, hides in zip(texts, spelled, strict=True) if hides]
+    encodings = iter(renamed.encode_batch(masked, add_special_tokens=False))
+
+    def next_hidden() -> Tokens:
+        encoding = next(encodings)
+        return Tokens(encoding.ids, encoding.offsets)
+
+    return [next_hidden() if hides else next(results) for hides in spelled]
+
+
+def _tokenize_plain(tokenizer: Tokenizer, texts: list[str]) -> list[Tokens]:
+    # As apply_chat_template calls it.
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    offsets = batch["offset_mapping"] if tokenizer.is_fast else [[] for _ in texts]
+    return [Tokens(*each) for each in zip(batch["input_ids"], offsets, strict=True)]
+
+
+def reveal(tokenizer: Tokenizer, text: str) -> str:
+    """The text with hidden names as they are, to show it; it may be any part of a text."""
+    special = _special(tokenizer, tokenizer.chat_template)
+
+    def name(match: re.Match[str]) -> str:
+        number = ord(match[1]) - _HIDDEN
+        if number >= len(special.names):  # a private character of the text's own
+            return match[0]
+        return special.names[number] * max(1, len(match[0]) // len(special.names[number]))
+
+    return _HIDDEN_RUN.sub(name, text)
+
+
+def _mask(text: str, special: _Special) -> str:
+    """The text for `_renamed`: the template's special tokens under their private names, the hidden ones spelled out."""
+    written = special.any_name.sub(lambda match: chr(_WRITTEN + special.numbers[match[0]]) * len(match[0]), text)
+
+    def spell(match: re.Match[str]) -> str:
+        name = special.names[ord(match[1]) - _HIDDEN]
+        if len(match[0]) % len(name):
+            raise SpelledError(f"the chat template rewrites {name!r} within a message")
+        return name * (len(match[0]) // len(name))
+
+    return _HIDDEN_RUN.sub(spell, written)
+
+
+@functools.lru_cache(maxsize=8)
+def _special(tokenizer: Tokenizer, template: Any) -> _Special:
+    """Args: template: of the tokenizer, for the cache."""
+    added = tokenizer.added_tokens_decoder.values()
+    around = _around_turns(tokenizer)
+    names = {str(token) for token in added if token.special and str(token)}
+    names |= {name for name in map(str, added) if name and name in around and "think" not in name.lower()}
+    names |= {name for name in tokenizer.all_special_tokens if name}
+    # Long names first: the regular expression takes the first that matches.
+    ordered = sorted(names, key=lambda name: (-len(name), name))
+    pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    return _Special({name: i for i, name in enumerate(ordered)}, ordered, pattern)
+
+
+def _around_turns(tokenizer: Tokenizer) -> str:
+    """What the template writes around turns that are over; nothing where it does not take these turns."""
+    turns = [{"role": role, "content": "\n"} for role in ("user", "assistant", "user")]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError):
+        return ""
+
+
+@functools.lru_cache(maxsize=2)
+def _renamed(tokenizer: Tokenizer, template: Any) -> Any:
+    """The tokenizer (`tokenizers.Tokenizer`), with every special token under a private name of the same length.
+
+    So a special token's own name is text to it, tokenised as any other text, with all that comes before and after.
+    """
+    if not tokenizer.is_fast:
+        raise SpelledError("a text spells a special token, and without tokenizer.json it cannot be kept as text")
+    from tokenizers import Tokenizer as Backend  # slow to import
+
+    special = _special(tokenizer, template)
+    private = {name: chr(_WRITTEN + i) * len(name) for name, i in special.numbers.items()}
+    backend = tokenizer.backend_tokenizer
+    data = json.loads(backend.to_str())
+    for token in data["added_tokens"]:
+        token["content"] = private.get(token["content"], token["content"])
+    model = data["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {private.get(word, word): number for word, number in model["vocab"].items()}
+    else:  # Unigram
+        model["vocab"] = [[private.get(word, word), score] for word, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = private.get(model["unk_token"], model["unk_token"])
+    try:
+        renamed = Backend.from_str(json.dumps(data))
+    except Exception as error:  # a plain one is all that `tokenizers` raises
+        raise SpelledError(f"a text spells a special token, and cannot be kept as text: {one_line(error)}") from None
+    moved = [name for name, alias in private.items() if renamed.token_to_id(alias) != backend.token_to_id(name)]
+    if moved:
+        raise SpelledError(f"a text spells a special token, and {moved[0]!r} cannot be kept as text")
+    return renamed
