@@ -12,6 +12,7 @@ from fusejax.common.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
 from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.checkpoint_files import check_files
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 
@@ -23,7 +24,7 @@ class StartingModel:
       source: directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of a run.
 
     Raises:
-      UserError: it is neither, or its architecture is not one that the decoder has.
+      UserError: it is neither, its architecture is not one that the decoder has, or one of its files is broken.
     """
 
     def __init__(self, source: str):
@@ -34,6 +35,7 @@ class StartingModel:
         self.directory = self._checkpoint.files if self._checkpoint else huggingface.local_files(path / "model")
         """On disk, with `config.json` and the tokenizer."""
         self.config = huggingface.read_config(self.directory)
+        check_files(self.directory)
 
     def graph(self, *, param_dtype: str, compute_dtype: str) -> tuple[nnx.GraphDef, Params]:
         """The decoder without arrays: its graph, and its parameters as shapes."""

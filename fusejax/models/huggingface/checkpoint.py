@@ -25,8 +25,10 @@ from jax.typing import DTypeLike
 
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
+from fusejax.common.small_files import shown
 from fusejax.models.decoder.config import DecoderConfig, language_model
 from fusejax.models.decoder.decoder import Decoder, abstract_decoder, named_parameters
+from fusejax.models.huggingface.checkpoint_files import TOKENIZER_FILES, read_values, tokenizer_files
 from fusejax.models.huggingface.export_weights import INDEX, Arrays, Source, WeightFiles, on_first_process
 from fusejax.models.huggingface.import_weights import (
     Shardings,
@@ -38,19 +40,6 @@ from fusejax.models.huggingface.import_weights import (
 from fusejax.models.huggingface.names import parameters
 
 _SINGLE = "model.safetensors"
-# What belongs to a tokenizer, or to generating with it; everything else of a checkpoint is weights and config.json.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "generation_config.json",
-)
 _downloads = contextlib.ExitStack()
 atexit.register(_downloads.close)
 
@@ -85,7 +74,7 @@ def find(source: str) -> Checkpoint:
 
 def _download(source: str) -> Path:
     try:
-        patterns = ["*.json", "model*.safetensors", *_TOKENIZER_FILES]
+        patterns = ["*.json", "model*.safetensors", *TOKENIZER_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(f"model {source}: no such directory, and not a Hub id either") from None
@@ -97,16 +86,20 @@ def _download(source: str) -> Path:
 
 def local_files(directory: PathLike) -> Path:
     """The directory itself or, if it is in `gs://`, a local copy without the weights, kept until the program ends."""
-    return _downloads.enter_context(local_copies(directory, ["config.json", *_TOKENIZER_FILES]))
+    return _downloads.enter_context(local_copies(directory, ["config.json", *TOKENIZER_FILES]))
 
 
 def read_config(directory: PathLike) -> DecoderConfig:
     """The decoder's shape from `config.json`.
 
     Raises:
-      UserError: no such file, not JSON, or a model that is not supported.
+      UserError: no such file, not JSON, a wrong value, or a model that is not supported.
     """
-    path = epath.Path(directory) / "config.json"
+    return read_config_file(epath.Path(directory) / "config.json")
+
+
+def read_config_file(path: epath.Path) -> DecoderConfig:
+    """As `read_config`, of a file of any name."""
     values = read_json(path)
     try:
         return DecoderConfig.from_hf(values)
@@ -199,6 +192,8 @@ def _weight_files(directory: epath.Path) -> list[str]:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: no weight_map")
         names = sorted(set(weight_map.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{index}: {shown(outside[0])} is not the name of a file beside it")
         if missing := [name for name in names if not (directory / name).exists()]:
             raise UserError(f"{directory / missing[0]}: no such file, but {INDEX} names it")
         return names
@@ -308,26 +303,20 @@ def copy_tokenizer(source: str | Path, target: PathLike) -> None:
       source: a directory on disk.
       target: a directory on disk or in a bucket.
     """
-    for pattern in _TOKENIZER_FILES:
-        for path in Path(source).glob(pattern):
-            copy(path, epath.Path(target) / path.relative_to(source))
+    for path in tokenizer_files(Path(source)):
+        copy(path, epath.Path(target) / path.relative_to(source))
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
     """The object in one of a checkpoint's JSON files.
 
     Raises:
-      UserError: no such file, or no JSON object in it.
+      UserError: no such file, no JSON object in it, or a value that is wrong; see `checkpoint_files.read_values`.
     """
     try:
-        values = json.loads(epath.Path(path).read_text(encoding="utf-8"))
+        return read_values(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _write_json(path: PathLike, values: Mapping[str, Any]) -> None:
