@@ -45,7 +45,7 @@ class StartingModel:
         """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.
 
         Raises:
-          UserError: the weights are damaged, or are not those of the architecture; no such step.
+          UserError: the weights are damaged, NaN or infinite, or not those of the architecture; no such step.
         """
         if self._checkpoint:
             return huggingface.load_parameters(
@@ -63,7 +63,12 @@ class StartingModel:
         with Checkpoints(self.source) as checkpoints:
             step = checkpoints.find_step(step)
             note(f"{self.source}: reading the checkpoint of step {step}")
-            return checkpoints.restore_params(abstract, step)
+            params = checkpoints.restore_params(abstract, step)
+        for path, array in jax.tree_util.tree_leaves_with_path(params):
+            if not jnp.isfinite(array).all():
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise UserError(f"{self.source}: {name} of step {step} has NaN or infinite weights")
+        return params
 
     def check_tokens(self, highest: int) -> None:
         """Refuses token ids that the model has no embedding for, which would otherwise be read as other tokens.

@@ -1,12 +1,14 @@
 """Files of a checkpoint that are wrong in every way: each ends a run in one line, before anything is written."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import yaml
 
 from fusejax import train
 from fusejax.common import cli
+from fusejax.common.cli import UserError
+from fusejax.data.chat import load_tokenizer
+from fusejax.models.huggingface.checkpoint_files import check_files
 from tests.tiny_runs import settings
 
 Spoil = Callable[[Path], None]
@@ -248,3 +253,38 @@ def test_wrong_weights_are_told_in_one_line(name, spoil, message, world, tmp_pat
     *notes, last = stderr_of_a_run(world, tmp_path, capfd)
     assert re.search(f"error: {tmp_path}/model/.*{message}", last), last
     assert not any("error" in line or "Traceback" in line for line in notes)
+
+
+def test_a_sentencepiece_model_alone_names_its_package(world, tmp_path, capfd, monkeypatch):
+    shutil.copytree(world / "model", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    (tmp_path / "model" / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    [line] = stderr_of_a_run(world, tmp_path, capfd)
+    assert line.endswith("model/tokenizer.model: without tokenizer.json it needs a package: pip install sentencepiece")
+
+
+def test_a_sentencepiece_model_alone(tmp_path):
+    """It gives the ids that sentencepiece gives, if its class is named; without one, transformers would give others."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    corpus = [" ".join(f"w{i * i % 37}" for i in range(line, line + 9)) for line in range(300)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=280,
+        minloglevel=2,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+    with pytest.raises(UserError, match=r"tokenizer.model: .*its tokenizer_class must be named"):
+        check_files(tmp_path)
+    chosen = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "chat_template": "{{ messages }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(chosen))
+    check_files(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("w1 w4  w9", "\u00e9 w16\nw25"):
+        assert tokenizer(text)["input_ids"] == theirs.encode(text, add_bos=True)

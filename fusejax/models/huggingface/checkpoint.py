@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,9 +25,10 @@ from jax.typing import DTypeLike
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
 from fusejax.common.small_files import shown
-from fusejax.models.decoder.config import DecoderConfig, language_model
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import Decoder, abstract_decoder, named_parameters
 from fusejax.models.huggingface.checkpoint_files import TOKENIZER_FILES, read_values, tokenizer_files
+from fusejax.models.huggingface.export_files import CARD, exported_config, portable, write_json, write_tokenizer
 from fusejax.models.huggingface.export_weights import INDEX, Arrays, Source, WeightFiles, on_first_process
 from fusejax.models.huggingface.import_weights import (
     Shardings,
@@ -74,7 +74,7 @@ def find(source: str) -> Checkpoint:
 
 def _download(source: str) -> Path:
     try:
-        patterns = ["*.json", "model*.safetensors", *TOKENIZER_FILES]
+        patterns = ["*.json", "model*.safetensors", CARD, *TOKENIZER_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(f"model {source}: no such directory, and not a Hub id either") from None
@@ -86,7 +86,7 @@ def _download(source: str) -> Path:
 
 def local_files(directory: PathLike) -> Path:
     """The directory itself or, if it is in `gs://`, a local copy without the weights, kept until the program ends."""
-    return _downloads.enter_context(local_copies(directory, ["config.json", *TOKENIZER_FILES]))
+    return _downloads.enter_context(local_copies(directory, ["config.json", CARD, *TOKENIZER_FILES]))
 
 
 def read_config(directory: PathLike) -> DecoderConfig:
@@ -212,6 +212,7 @@ def save(
     max_shard_bytes: float = 5e9,
     tokenizer_from: str | Path | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes `config.json` and sharded safetensors with their index, ready for transformers and vLLM.
 
@@ -225,18 +226,17 @@ def save(
       model: the decoder, its parameters, or another `Source` of these.
       config: its shape, which must be what `hf_config` says.
       directory: must not exist, or be empty.
-      hf_config: what goes into `config.json`, of a model of text and images its language model's part; its dtype is
-        set here.
+      hf_config: what `config.json` is made of (`export_files.exported_config`).
       dtype: of the tensors written, such as "bfloat16".
       max_shard_bytes: of one file, but never less than one tensor.
-      tokenizer_from: a directory on disk whose tokenizer files are copied along (`copy_tokenizer`).
-      generation_config: what goes into `generation_config.json`; by default it is only copied along.
+      tokenizer_from: a directory on disk whose tokenizer files come along (`export_files.write_tokenizer`).
+      generation_config: what goes into `generation_config.json`; by default it only comes along.
+      card: the model card, `README.md`; by default there is none.
 
     Raises:
       UserError: as `check_target`.
     """
-    hf_config = language_model(dict(hf_config))
-    if DecoderConfig.from_hf(hf_config) != config:
+    if DecoderConfig.from_hf(dict(hf_config)) != config:
         raise ValueError("hf_config describes another decoder than config")
     dtype = jnp.dtype(dtype)
     if isinstance(model, nnx.Module | nnx.State):
@@ -250,11 +250,12 @@ def save(
         with _making(directory) as target:
             files.write(target)
             if tokenizer_from is not None:
-                copy_tokenizer(tokenizer_from, target)
+                write_tokenizer(tokenizer_from, target)
             if generation_config is not None:
-                _write_json(target / "generation_config.json", generation_config)
-            key = "dtype" if "dtype" in hf_config else "torch_dtype"  # transformers 5 renamed it, and reads both
-            _write_json(target / "config.json", {**hf_config, key: dtype.name})
+                write_json(target / "generation_config.json", portable(generation_config))
+            if card is not None:
+                write_text(target / CARD, card)
+            write_json(target / "config.json", exported_config(hf_config, dtype))
 
     if source.on_all_processes:
         on_first_process(write, files.help, f"export to {directory}")
@@ -317,7 +318,3 @@ def read_json(path: PathLike) -> dict[str, Any]:
         return read_values(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face checkpoint") from None
-
-
-def _write_json(path: PathLike, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -5,6 +5,7 @@ transformers.
 """
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,27 @@ def check_files(directory: Path) -> None:
                 raise UserError(f"{path}: not a regular file, or one of more than {_VOCABULARY:,} bytes")
         except FileNotFoundError:
             raise UserError(f"{path}: a link to nothing") from None
+    if (directory / "tokenizer.model").exists() and not (directory / "tokenizer.json").exists():
+        _check_sentencepiece(directory)
+
+
+def _check_sentencepiece(directory: Path) -> None:
+    """Checks that transformers can make a tokenizer of `tokenizer.model` alone, and the right one.
+
+    Without its class it would split text in another way than the model has learned, and say nothing.
+    """
+    path = directory / "tokenizer.model"
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(f"{path}: without tokenizer.json it needs a package: pip install sentencepiece")
+    names = [directory / name for name in ("tokenizer_config.json", "config.json")]
+    if not any(read_values(name).get("tokenizer_class") for name in names if name.exists()):
+        raise UserError(f"{path}: without tokenizer.json, its tokenizer_class must be named in tokenizer_config.json")
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
-    """Those of a checkpoint's files that match `TOKENIZER_FILES`; folders of such names are something else."""
-    found = {path for pattern in TOKENIZER_FILES for path in directory.glob(pattern) if not path.is_dir()}
-    return sorted(found)
+    """Those of a checkpoint's files that match `TOKENIZER_FILES`, but for folders of such names, and programs."""
+    found = {path for pattern in TOKENIZER_FILES for path in directory.glob(pattern)}
+    return sorted(path for path in found if not path.is_dir() and path.suffix != ".py")
 
 
 def read_values(path: PathLike) -> dict[str, Any]:
