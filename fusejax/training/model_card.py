@@ -104,7 +104,8 @@ def _data(number: int, data: Mapping[str, Any]) -> list[str]:
         return [f"Stage {number}: the data are not known; the run was started by a release that did not keep this."]
     licenses, models = data.get("licenses") or {}, data.get("models") or {}
     found = [f"Stage {number}: {data.get('examples')} examples of these data sets:"]
-    found += [_counts("data set", data.get("by_dataset"), licenses)]
+    whole = dict.fromkeys(data.get("by_dataset") or {}, data.get("license"))  # as the data card names it
+    found += [_counts("data set", data.get("by_dataset"), whole | licenses)]
     sources = {
         name: f"{name} ({models[name]})" if name in models else name for name in data.get("by_source_model") or {}
     }

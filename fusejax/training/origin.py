@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from etils import epath
+from etils.epath.typing import PathLike
 
 from fusejax.common import small_files
 from fusejax.common.cli import UserError, one_line
@@ -80,14 +81,13 @@ def _check(path: epath.Path, values: dict[str, Any], kinds: dict[str, small_file
 
 
 def _base(model: StartingModel) -> dict[str, str | None]:
-    front = _front_matter(model.directory / CARD)
+    license_ = _license(model.directory / CARD)
     named = small_files.read_object(model.directory / "config.json").get("_name_or_path")
     hub_id = _hub_id(model.source) or (_hub_id(named) if isinstance(named, str) else None)
-    license_ = front.get("license_name") or front.get("license")
     return {
         "name": hub_id or epath.Path(model.source.rstrip("/")).name,
         "hub_id": hub_id,
-        "license": license_ if isinstance(license_, str) else None,
+        "license": license_,
     }
 
 
@@ -96,14 +96,15 @@ def _hub_id(source: str) -> str | None:
     return source if _HUB_ID.fullmatch(source) and not source.startswith(".") and not Path(source).exists() else None
 
 
-def _front_matter(card: Path) -> dict[str, Any]:
-    """The YAML between two lines of dashes at the beginning of a card; nothing if there is none that can be read."""
+def _license(card: PathLike) -> str | None:
+    """What the YAML between two lines of dashes at the beginning of a card names, if there is any that can be read."""
     try:
         text = small_files.read_text(card)
         values = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
     except (FileNotFoundError, UserError, yaml.YAMLError, IndexError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return None
+    named = (values.get("license_name") or values.get("license")) if isinstance(values, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def _data(train: epath.Path) -> dict[str, Any]:
@@ -124,5 +125,6 @@ def _data(train: epath.Path) -> dict[str, Any]:
         "models": manifest.get("models"),
         "hub_ids": sorted({path for path in read if _hub_id(path)}),
         "licenses": licenses if isinstance(licenses, dict) else {},
+        "license": _license(card),
         "card": small_files.read_text(card) if card.exists() else None,
     }

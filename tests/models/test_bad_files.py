@@ -1,7 +1,6 @@
 """Files of a checkpoint that are wrong in every way: each ends a run in one line, before anything is written."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -260,7 +259,6 @@ def test_a_sentencepiece_model_alone_names_its_package(world, tmp_path, capfd, m
     (tmp_path / "model" / "tokenizer.json").unlink()
     (tmp_path / "model" / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     [line] = stderr_of_a_run(world, tmp_path, capfd)
     assert line.endswith("model/tokenizer.model: without tokenizer.json it needs a package: pip install sentencepiece")
 

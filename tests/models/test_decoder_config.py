@@ -354,3 +354,14 @@ def test_factors_that_would_divide_by_zero_are_refused():
     llama3 = LLAMA_32_1B["rope_scaling"] | {"high_freq_factor": 1.0}
     with pytest.raises(UserError, match="low_freq_factor is not below high_freq_factor"):
         DecoderConfig.from_hf(LLAMA_32_1B | {"rope_scaling": llama3})
+
+
+def test_the_original_length_outside_of_the_rotary_embedding_must_be_the_same():
+    """Transformers takes either, by family."""
+    outside = LLAMA_32_1B | {"original_max_position_embeddings": 8192}
+    assert DecoderConfig.from_hf(outside) == DecoderConfig.from_hf(LLAMA_32_1B)
+    with pytest.raises(UserError, match=r"original_max_position_embeddings 4096 and .* 8192, disagree"):
+        DecoderConfig.from_hf(LLAMA_32_1B | {"original_max_position_embeddings": 4096})
+    scaling = {key: value for key, value in LLAMA_32_1B["rope_scaling"].items() if not key.startswith("original")}
+    with pytest.raises(UserError, match=r"original_max_position_embeddings 8192 and .* 131072, disagree"):
+        DecoderConfig.from_hf(outside | {"rope_scaling": scaling})

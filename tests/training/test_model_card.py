@@ -29,7 +29,9 @@ MANIFEST = {
         "server": {"url": "http://u:pw@h"},
     },
 }
-CARD = "---\nlicense: mit\n---\n# Data set additions\n\nRead from /home/me/data/own.jsonl.\n\n## Contents\n\nSums.\n"
+CARD = (
+    "---\nlicense: cc-by-4.0\n---\n# Data set additions\n\nRead from /home/me/data/own.jsonl.\n\n## Contents\n\nSums.\n"
+)
 
 
 def make_run(config, metrics: dict[str, float]) -> Path:
@@ -83,7 +85,7 @@ def test_the_card_of_two_stages(spoken, tmp_path):
         "| some-owner/base-1b | llama3.2 |",
         "| eval_loss | 0.5 |",
         "| eval_reward_accuracy | 0.875 |",
-        "| additions | 48 | unknown |",
+        "| additions | 48 | cc-by-4.0 |",
         "| calculator (some-owner/calculator-7b) | 48 | mit |",
         "python -m fusejax.export --checkpoint dpo --output fused --step 1 --dtype bfloat16",
         "#### Data set additions",

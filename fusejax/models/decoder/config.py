@@ -82,6 +82,7 @@ _ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gel
 # Settings of these families that are not modelled: a checkpoint that turns one on would be computed wrongly.
 _UNSUPPORTED = ("attention_bias", "mlp_bias", "attention_dropout", "use_bidirectional_attention", "quantization_config")
 _MOST_LAYERS = 2**12
+_ORIGINAL = "original_max_position_embeddings"
 _SIZE = either(whole(1, 2**24), NULL)
 _LENGTH = either(whole(1, 2**31 - 1), NULL)
 _POSITIVE = number(0, 2**31, above=True)
@@ -100,6 +101,7 @@ KINDS: dict[str, Kind] = {
     "num_key_value_heads": _SIZE,
     "head_dim": _SIZE,
     "max_position_embeddings": _LENGTH,
+    _ORIGINAL: _LENGTH,
     "hidden_act": either(TEXT, NULL),
     "hidden_activation": either(TEXT, NULL),
     "rms_norm_eps": number(0, 1, above=True),
@@ -134,7 +136,7 @@ _ROPE_KINDS: dict[str, Kind] = {
     "factor": either(_POSITIVE, NULL),
     "low_freq_factor": either(_POSITIVE, NULL),
     "high_freq_factor": either(_POSITIVE, NULL),
-    "original_max_position_embeddings": either(_POSITIVE, NULL),
+    _ORIGINAL: either(_POSITIVE, NULL),
     "partial_rotary_factor": either(number(0, 1), NULL),
 }
 
@@ -402,8 +404,12 @@ def _base_and_scaling(
     if partial not in (None, 1):
         raise UserError(f"partial_rotary_factor {partial} is not supported")
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0)
-    rope = {"original_max_position_embeddings": values.get("max_position_embeddings")} | rope
+    rope = {_ORIGINAL: values.get("max_position_embeddings")} | rope
     make, keys = _SCALINGS[kind]
+    if _ORIGINAL in keys and values.get(_ORIGINAL) not in (None, rope[_ORIGINAL]):
+        raise UserError(
+            f"{_ORIGINAL} {values[_ORIGINAL]} and that of the rotary embedding, {rope[_ORIGINAL]}, disagree"
+        )
     for key in keys:
         if rope.get(key) is None:
             raise UserError(f"rope_type {kind} needs a number for {key}, found {shown(rope.get(key))}")

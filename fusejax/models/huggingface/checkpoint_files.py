@@ -5,7 +5,6 @@ transformers.
 """
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ _JSON_FILES = {
             "add_bos_token": either(FLAG, NULL),
             "add_eos_token": either(FLAG, NULL),
             "chat_template": either(TEXT, list_of(object_of(TEXT)), object_of(TEXT), NULL),
-            "model_max_length": either(number(1, 1e40), NULL),
+            "model_max_length": either(number(-1, 1e40), NULL),
             "tokenizer_class": either(TEXT, NULL),
         }
     ),
@@ -107,8 +106,10 @@ def _check_sentencepiece(directory: Path) -> None:
     Without its class it would split text in another way than the model has learned, and say nothing.
     """
     path = directory / "tokenizer.model"
-    if importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(f"{path}: without tokenizer.json it needs a package: pip install sentencepiece")
+    try:
+        import sentencepiece  # noqa: F401
+    except ImportError:
+        raise UserError(f"{path}: without tokenizer.json it needs a package: pip install sentencepiece") from None
     names = [directory / name for name in ("tokenizer_config.json", "config.json")]
     if not any(read_values(name).get("tokenizer_class") for name in names if name.exists()):
         raise UserError(f"{path}: without tokenizer.json, its tokenizer_class must be named in tokenizer_config.json")
