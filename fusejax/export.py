@@ -12,7 +12,7 @@ DESCRIPTION = """\
 Exports a trained model to Hugging Face format, for transformers and vLLM.
 
 Reads   a checkpoint of a training run, which may still be going on
-Writes  --output: weights in safetensors, config.json, the tokenizer; whole or not at all"""
+Writes  --output: weights in safetensors, config.json, the tokenizer, a model card; whole or not at all"""
 
 EXAMPLE = """\
 example:

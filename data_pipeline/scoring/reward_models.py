@@ -1,12 +1,11 @@
 """Which kind of reward model a checkpoint is, as its `config.json` says."""
 
-import json
-
 from data_pipeline.domains import RewardModelConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.scoring.armorm import ARCHITECTURE
 from data_pipeline.scoring.scorer import Scorer
 from fusejax.common.cli import UserError, one_line
+from fusejax.common.small_files import read_object
 
 
 def build(config: RewardModelConfig, key: str) -> Scorer:
@@ -24,10 +23,10 @@ def build(config: RewardModelConfig, key: str) -> Scorer:
 
     try:
         directory = checkpoint.locate(config.model, config.revision)
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        values = read_object(directory / "config.json")
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{key}: {config.model}: config.json cannot be read: {one_line(error)}") from None
     if values.get("architectures") == [ARCHITECTURE]:
         return ArmoRMScorer(config, key)

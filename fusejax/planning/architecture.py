@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from fusejax.common.cli import UserError, one_line
 from fusejax.configs import configs_folder
 from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.huggingface.checkpoint import read_config_file
 
 
 def find_architecture(model: str, config_file: Path) -> tuple[DecoderConfig, str]:
@@ -79,8 +80,6 @@ def _start_of(output_dir: str, config_file: Path) -> str | None:
 
 def _read(file: epath.Path) -> tuple[DecoderConfig, str]:
     try:
-        return DecoderConfig.from_hf(json.loads(file.read_text())), str(file)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"model {file}: not JSON") from None
+        return read_config_file(file), str(file)
     except UserError as error:
-        raise UserError(f"model {file}: {error}") from None
+        raise UserError(f"model {error}") from None

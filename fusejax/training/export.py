@@ -1,6 +1,7 @@
 """A run's checkpoint as a Hugging Face directory. It streams: no model is built, and no accelerator needed."""
 
 import functools
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
-from fusejax.common.cli import UserError, one_line
+from fusejax.common.cli import UserError, one_line, versions
 from fusejax.common.files import is_remote
 from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.hosts import Hosts
@@ -17,6 +18,8 @@ from fusejax.models.huggingface.export_weights import Fetch
 from fusejax.models.huggingface.generation_config import generation_config, named_ends
 from fusejax.models.huggingface.names import Parameter
 from fusejax.training.checkpoints import Checkpoints
+from fusejax.training.model_card import model_card
+from fusejax.training.origin import read_origin
 from fusejax.training.start import StartingModel
 
 _PIECE_BYTES = 2**26
@@ -24,7 +27,7 @@ _PIECE_BYTES = 2**26
 
 
 def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Hosts | None = None) -> None:
-    """Writes sharded safetensors, `config.json`, `generation_config.json` and the tokenizer's files.
+    """Writes sharded safetensors, `config.json`, `generation_config.json`, the tokenizer's files and a model card.
 
     Args:
       run_dir: the run's `output_dir`, on disk or in a bucket.
@@ -59,8 +62,36 @@ def export(run_dir: str, output: str, *, step: int | None, dtype: str, hosts: Ho
             dtype=dtype,
             tokenizer_from=run.directory,
             generation_config=generation_config(run.directory, tokenizer, end),
+            card=model_card(
+                read_origin(epath.Path(run_dir)),
+                _metrics(epath.Path(run_dir) / "metrics.jsonl", step),
+                name=output,
+                run=run_dir,
+                step=step,
+                dtype=dtype,
+                versions=versions(),
+            ),
         )
     )
+
+
+def _metrics(log: epath.Path, step: int) -> dict[str, float]:
+    """What the run's log says of a step's quality: the evaluation's means if it has them, else those of training."""
+    if not log.exists():
+        return {}
+    entries: dict[str, float] = {}
+    with log.open() as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # the last line, while it is written
+                continue
+            if isinstance(entry, dict) and entry.get("step") == step:
+                entries = {key: value for key, value in entry.items() if isinstance(value, int | float)}
+    shown = [key for key in entries if key.startswith("eval_")] or [
+        key for key in entries if key == "loss" or "reward" in key
+    ]
+    return {key: entries[key] for key in shown}
 
 
 class StoredParameters:

@@ -39,6 +39,7 @@ from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.optimizer import make_schedule
+from fusejax.training.origin import keep_origin
 from fusejax.training.profile import Profile
 from fusejax.training.programs import Programs
 from fusejax.training.reference import Reference, references
@@ -233,6 +234,7 @@ def _prepare(config: TrainConfig) -> dict[str, str]:
     claim(output_dir, config, identity, resumes=resumes)
     if not resumes:
         _keep_model_files(model, output_dir / "model")
+        keep_origin(config, model)
     _note_long(config, model)
     stops = named_ends(model.directory, tokenizer)
     _note_end(tokenizer, stops)

@@ -12,6 +12,7 @@ from fusejax.common.cli import UserError, note
 from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
 from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.models.huggingface.checkpoint_files import check_files
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 
@@ -23,7 +24,7 @@ class StartingModel:
       source: directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of a run.
 
     Raises:
-      UserError: it is neither, or its architecture is not one that the decoder has.
+      UserError: it is neither, its architecture is not one that the decoder has, or one of its files is broken.
     """
 
     def __init__(self, source: str):
@@ -34,6 +35,7 @@ class StartingModel:
         self.directory = self._checkpoint.files if self._checkpoint else huggingface.local_files(path / "model")
         """On disk, with `config.json` and the tokenizer."""
         self.config = huggingface.read_config(self.directory)
+        check_files(self.directory)
 
     def graph(self, *, param_dtype: str, compute_dtype: str) -> tuple[nnx.GraphDef, Params]:
         """The decoder without arrays: its graph, and its parameters as shapes."""
@@ -43,7 +45,7 @@ class StartingModel:
         """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.
 
         Raises:
-          UserError: the weights are damaged, or are not those of the architecture; no such step.
+          UserError: the weights are damaged, NaN or infinite, or not those of the architecture; no such step.
         """
         if self._checkpoint:
             return huggingface.load_parameters(
@@ -61,7 +63,12 @@ class StartingModel:
         with Checkpoints(self.source) as checkpoints:
             step = checkpoints.find_step(step)
             note(f"{self.source}: reading the checkpoint of step {step}")
-            return checkpoints.restore_params(abstract, step)
+            params = checkpoints.restore_params(abstract, step)
+        for path, array in jax.tree_util.tree_leaves_with_path(params):
+            if not jnp.isfinite(array).all():
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise UserError(f"{self.source}: {name} of step {step} has NaN or infinite weights")
+        return params
 
     def check_tokens(self, highest: int) -> None:
         """Refuses token ids that the model has no embedding for, which would otherwise be read as other tokens.

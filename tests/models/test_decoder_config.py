@@ -320,3 +320,48 @@ def test_layer_types_must_fit():
         DecoderConfig.from_hf(GEMMA_2_9B | {"layer_types": ["full_attention"]})
     with pytest.raises(UserError, match="no sliding_window"):
         DecoderConfig.from_hf(GEMMA_2_9B | {"sliding_window": None})
+
+
+def test_a_rotary_embedding_given_twice_must_be_the_same():
+    """Transformers 5 writes `rope_parameters`; what is added beside it under the older name must not be passed over."""
+    rewritten = transformers.AutoConfig.for_model(**QWEN_25_7B).to_dict()
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    with pytest.raises(UserError, match=r"rope_parameters .*default.* and rope_scaling .*yarn.* disagree"):
+        DecoderConfig.from_hf(rewritten | {"rope_scaling": yarn})
+    with pytest.raises(UserError, match=r"rope_theta 500000.0 and rope_parameters.rope_theta 1000000.0 disagree"):
+        DecoderConfig.from_hf(rewritten | {"rope_theta": 500_000.0})
+    linear = {"rope_type": "linear", "factor": 2.0}
+    twice = rewritten | {"rope_parameters": linear | {"rope_theta": 1e6}, "rope_scaling": linear, "rope_theta": 1000000}
+    assert DecoderConfig.from_hf(twice).rope_scaling == LinearScaling(2)
+    with pytest.raises(UserError, match=r"disagree"):
+        DecoderConfig.from_hf(twice | {"rope_scaling": linear | {"factor": 4.0}})
+
+
+def test_a_rotary_embedding_given_twice_must_be_the_same_in_gemma3():
+    rewritten = language_model(transformers.AutoConfig.for_model(**GEMMA_3_4B).to_dict())
+    assert DecoderConfig.from_hf(rewritten | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    for changes in (
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+        {"rope_local_base_freq": 1e6},
+        {"rope_theta": 1e4},
+    ):
+        with pytest.raises(UserError, match="disagree"):
+            DecoderConfig.from_hf(rewritten | changes)
+
+
+def test_factors_that_would_divide_by_zero_are_refused():
+    llama3 = LLAMA_32_1B["rope_scaling"] | {"high_freq_factor": 1.0}
+    with pytest.raises(UserError, match="low_freq_factor is not below high_freq_factor"):
+        DecoderConfig.from_hf(LLAMA_32_1B | {"rope_scaling": llama3})
+
+
+def test_the_original_length_outside_of_the_rotary_embedding_must_be_the_same():
+    """Transformers takes either, by family."""
+    outside = LLAMA_32_1B | {"original_max_position_embeddings": 8192}
+    assert DecoderConfig.from_hf(outside) == DecoderConfig.from_hf(LLAMA_32_1B)
+    with pytest.raises(UserError, match=r"original_max_position_embeddings 4096 and .* 8192, disagree"):
+        DecoderConfig.from_hf(LLAMA_32_1B | {"original_max_position_embeddings": 4096})
+    scaling = {key: value for key, value in LLAMA_32_1B["rope_scaling"].items() if not key.startswith("original")}
+    with pytest.raises(UserError, match=r"original_max_position_embeddings 8192 and .* 131072, disagree"):
+        DecoderConfig.from_hf(outside | {"rope_scaling": scaling})

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from fusejax.models.decoder.decoder import named_parameters
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface import export_weights
 from tests.models import tiny_checkpoints as tiny
+from tests.tiny_runs import make_tokenizer
 
 
 def tensors_of(directory: Path) -> dict[str, np.ndarray]:
@@ -55,7 +57,7 @@ def export(model, directory: Path, source: Path, dtype: str, **options) -> dict:
 def test_round_trip_is_bit_exact(family, dtype, tmp_path):
     reference = tiny.reference(family).to(getattr(torch, dtype))
     with torch.no_grad():  # values that arithmetic would change
-        reference.model.norm.weight[:3] = torch.tensor([-0.0, 1e-39, float("inf")])
+        reference.model.norm.weight[:3] = torch.tensor([-0.0, 1e-39, 3e38])
     reference.save_pretrained(tmp_path / "theirs", max_shard_size="10KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     model = huggingface.load(str(tmp_path / "theirs"), param_dtype=jnp.dtype(dtype))
@@ -77,7 +79,7 @@ def test_bfloat16_survives_float32_parameters(tmp_path):
     model = huggingface.load(str(tmp_path / "theirs"), param_dtype=jnp.float32)
     config = export(model, tmp_path / "ours", tmp_path / "theirs", "bfloat16")
     assert_same_bits(tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs"))
-    assert config["dtype"] == "bfloat16"
+    assert config["torch_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -191,6 +193,56 @@ def test_tied_head_written_twice_and_rotary_buffers_are_accepted(single):
         ),
     )
     np.testing.assert_array_equal(huggingface.load(str(single)).head(), expected.head())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype"),
+    [
+        ("model.norm.weight", np.nan, np.float32),
+        ("model.embed_tokens.weight", np.inf, ml_dtypes.bfloat16),
+        ("model.layers.2.mlp.up_proj.weight", -np.inf, np.float64),
+    ],
+)
+def test_nan_weights_are_called_so(single, name, value, dtype):
+    def spoil(tensors):
+        tensors[name] = tensors[name].astype(dtype)
+        tensors[name].flat[-1] = value
+
+    respoil(single, spoil)
+    with pytest.raises(UserError, match=f"model/model.safetensors: {name} has NaN or infinite weights"):
+        huggingface.load(str(single), param_dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_model_saved_without_its_head(family, tmp_path):
+    """As `AutoModel` saves it: the names lack `model.`; and where the head is not the embedding, it is missed."""
+    reference = tiny.checkpoint(tmp_path / "whole", family)
+    reference.model.save_pretrained(tmp_path / "bare")
+    assert "embed_tokens.weight" in tensors_of(tmp_path / "bare")
+    if not reference.config.tie_word_embeddings:
+        with pytest.raises(UserError, match=r"missing tensor lm_head\.weight: .* without the model's head"):
+            huggingface.load(str(tmp_path / "bare"))
+        head = reference.lm_head.weight.detach().numpy()
+        respoil(tmp_path / "bare", lambda tensors: tensors.update({"lm_head.weight": head}))
+    whole, bare = (named_parameters(huggingface.load(str(tmp_path / name))) for name in ("whole", "bare"))
+    assert whole.keys() == bare.keys()
+    for path, parameter in whole.items():
+        np.testing.assert_array_equal(parameter.get_value(), bare[path].get_value())
+    config = export(huggingface.load(str(tmp_path / "bare")), tmp_path / "out", tmp_path / "bare", "float32")
+    assert config["architectures"] == [type(reference).__name__]
+    assert_same_bits(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "whole"))
+
+
+def test_text_and_images_saved_without_a_head(tmp_path):
+    reference = tiny.reference_with_images()
+    reference.save_pretrained(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    state = {name: tensor.numpy() for name, tensor in reference.model.state_dict().items()}
+    assert "language_model.embed_tokens.weight" in state
+    save_file(state, tmp_path / "bare" / "model.safetensors")
+    whole, bare = (named_parameters(huggingface.load(str(tmp_path / name))) for name in ("whole", "bare"))
+    for path, parameter in whole.items():
+        np.testing.assert_array_equal(parameter.get_value(), bare[path].get_value())
 
 
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])
@@ -333,13 +385,43 @@ def test_tokenizer_files_come_along(single, tmp_path):
     copied = ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "vocab.json"]
     copied += ["merges.txt", "special_tokens_map.json", "generation_config.json"]
     for name in copied:
-        (single / name).write_text(name)
+        (single / name).write_text("{}" if name.endswith("_config.json") else name)
     (single / "README.md").write_text("not this")
     export(huggingface.load(str(single)), tmp_path / "out", single, "float32", tokenizer_from=single)
     for name in copied:
-        assert (tmp_path / "out" / name).read_text() == name
+        assert (tmp_path / "out" / name).read_text() == (single / name).read_text()
     weights = {"config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*copied, *weights}
+
+
+def test_an_export_says_nothing_of_where_it_came_from(single, tmp_path):
+    """Both names of the dtype, code that does not come along, another class, paths: transformers reads what is left."""
+    config = json.loads((single / "config.json").read_text())
+    local = {"_name_or_path": "/home/me/base", "auto_map": {"AutoModel": "code.Model"}, "cache_dir": "/data/cache"}
+    wrong = {"architectures": ["LlamaModel"], "dtype": "float32", "torch_dtype": "float16", **local}
+    (single / "config.json").write_text(json.dumps(config | wrong))
+    (single / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "_name_or_path": "runs/a", "top_k": 5})
+    )
+    make_tokenizer().save_pretrained(single)
+    settings = json.loads((single / "tokenizer_config.json").read_text())
+    theirs = {"auto_map": {"AutoTokenizer": ["code.T", None]}, "name_or_path": "me/x", "tokenizer_file": "/a/b.json"}
+    (single / "tokenizer_config.json").write_text(json.dumps(settings | theirs | {"unk_token": "/unk"}))
+    (single / "tokenizer_code.py").write_text("raise SystemExit")
+    model = huggingface.load(str(single))
+    written = export(model, tmp_path / "out", single, "bfloat16", tokenizer_from=single)
+    assert written.items() >= {"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}.items()
+    assert not written.keys() & {"dtype", *local}
+    assert written.keys() | {*local, "dtype"} == config.keys() | wrong.keys()
+    out = tmp_path / "out"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == settings | {"unk_token": "/unk"}
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": 2, "top_k": 5}
+    assert not (out / "tokenizer_code.py").exists()
+    read = transformers.AutoConfig.from_pretrained(out)
+    assert (read.dtype, read.architectures) == (torch.bfloat16, ["LlamaForCausalLM"])
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")).__name__ == "LlamaForCausalLM"
+    text = "what is 1 plus 2"
+    assert transformers.AutoTokenizer.from_pretrained(out)(text)["input_ids"] == make_tokenizer()(text)["input_ids"]
 
 
 # Parts of parameters

@@ -27,12 +27,12 @@ SHORT = {"max_steps": 2, "checkpoint": {"every_steps": 1, "keep": 9}}
 
 
 def start_folder(world: Path, folder: Path, *, seed: int = 0, broken: bool = False) -> Path:
-    """A starting model that may be spoilt."""
+    """A starting model, or one whose numbers are finite, but not what it computes with them."""
     hf_config = json.loads((world / "model" / "config.json").read_text())
     config = DecoderConfig.from_hf(hf_config)
     decoder = huggingface.init(config, seed=seed)
     if broken:
-        decoder.final_norm.scale[...] = jnp.full_like(decoder.final_norm.scale[...], jnp.nan)
+        decoder.final_norm.scale[...] = jnp.full_like(decoder.final_norm.scale[...], 3e38)
     shutil.rmtree(folder, ignore_errors=True)
     huggingface.save(decoder, config, folder, hf_config=hf_config, dtype="float32", tokenizer_from=world / "model")
     return folder

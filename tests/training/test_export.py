@@ -53,7 +53,9 @@ def expected(folder: Path, dtype) -> dict[str, np.ndarray]:
 def test_what_a_checkpoint_holds_is_exported(family, dtype, tmp_path):
     export(str(make_run(tmp_path, family)), str(tmp_path / "out"), step=None, dtype=dtype)
     assert_same_bits(tensors_of(tmp_path / "out"), expected(tmp_path, jnp.dtype(dtype)))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["torch_dtype"] == dtype
+    assert "dtype" not in config
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 

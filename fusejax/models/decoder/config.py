@@ -9,6 +9,20 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fusejax.common.cli import UserError
+from fusejax.common.small_files import (
+    ANYTHING,
+    FLAG,
+    NULL,
+    TEXT,
+    Kind,
+    check,
+    either,
+    list_of,
+    number,
+    object_of,
+    shown,
+    whole,
+)
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -41,8 +55,18 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_local_base_freq": 10_000.0,
     },
 }
-# Models of text and images whose language model is one of the above, and what transformers calls it by itself.
-_TEXT_HALVES = {"gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+"""What transformers and vLLM call the decoder of each family."""
+
+# Models of text and images, and which of the above their language model is.
+_TEXT_HALVES = {"gemma3": "gemma3_text"}
 # Keys that such a model has beside its `text_config`; where they are in both, these count.
 _OF_THE_WHOLE = (
     "_name_or_path",
@@ -57,6 +81,64 @@ _OF_THE_WHOLE = (
 _ACTIVATIONS: dict[Any, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Settings of these families that are not modelled: a checkpoint that turns one on would be computed wrongly.
 _UNSUPPORTED = ("attention_bias", "mlp_bias", "attention_dropout", "use_bidirectional_attention", "quantization_config")
+_MOST_LAYERS = 2**12
+_ORIGINAL = "original_max_position_embeddings"
+_SIZE = either(whole(1, 2**24), NULL)
+_LENGTH = either(whole(1, 2**31 - 1), NULL)
+_POSITIVE = number(0, 2**31, above=True)
+_BASE = number(0, 1e18, above=True)
+TOKEN_ID = either(whole(0, 2**31 - 1), NULL)
+TOKEN_IDS = either(TOKEN_ID, list_of(whole(0, 2**31 - 1)))
+"""One token or several, or none."""
+KINDS: dict[str, Kind] = {
+    "architectures": either(list_of(TEXT), NULL),
+    "model_type": either(TEXT, NULL),
+    "vocab_size": _SIZE,
+    "hidden_size": _SIZE,
+    "intermediate_size": _SIZE,
+    "num_hidden_layers": either(whole(1, _MOST_LAYERS), NULL),
+    "num_attention_heads": _SIZE,
+    "num_key_value_heads": _SIZE,
+    "head_dim": _SIZE,
+    "max_position_embeddings": _LENGTH,
+    _ORIGINAL: _LENGTH,
+    "hidden_act": either(TEXT, NULL),
+    "hidden_activation": either(TEXT, NULL),
+    "rms_norm_eps": number(0, 1, above=True),
+    "tie_word_embeddings": either(FLAG, NULL),
+    "use_sliding_window": either(FLAG, NULL),
+    "sliding_window": _LENGTH,
+    "sliding_window_pattern": whole(1, _MOST_LAYERS),
+    "max_window_layers": whole(0, 2**31 - 1),
+    "layer_types": either(list_of(TEXT), NULL),
+    "query_pre_attn_scalar": _POSITIVE,
+    "attn_logit_softcapping": either(_POSITIVE, NULL),
+    "final_logit_softcapping": either(_POSITIVE, NULL),
+    "rope_theta": either(_BASE, NULL),
+    "rope_local_base_freq": _BASE,
+    "rope_scaling": either(object_of(ANYTHING), NULL),
+    "rope_parameters": either(object_of(ANYTHING), NULL),
+    "partial_rotary_factor": either(number(0, 1), NULL),
+    "attention_bias": either(FLAG, NULL),
+    "mlp_bias": either(FLAG, NULL),
+    "attention_dropout": either(number(0, 1), NULL),
+    "use_bidirectional_attention": either(FLAG, NULL),
+    "quantization_config": either(object_of(ANYTHING), NULL),
+    "bos_token_id": TOKEN_IDS,
+    "eos_token_id": TOKEN_IDS,
+    "pad_token_id": either(whole(-1, 2**31 - 1), NULL),  # -1 is none, in configurations of 2023
+}
+"""What the values of a `config.json` may be, whatever the family."""
+_ROPE_KINDS: dict[str, Kind] = {
+    "rope_type": TEXT,
+    "type": TEXT,
+    "rope_theta": either(_BASE, NULL),
+    "factor": either(_POSITIVE, NULL),
+    "low_freq_factor": either(_POSITIVE, NULL),
+    "high_freq_factor": either(_POSITIVE, NULL),
+    _ORIGINAL: either(_POSITIVE, NULL),
+    "partial_rotary_factor": either(number(0, 1), NULL),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +228,11 @@ class DecoderConfig:
         """Reads the dict of a Hugging Face `config.json`, of transformers 4 or 5.
 
         Raises:
-          UserError: an unknown `model_type`, a missing key, or a setting that this decoder does not model.
+          UserError: an unknown `model_type`, a missing key, a value of a wrong type or beyond all bounds, two keys that
+            contradict each other, or a setting that this decoder does not model.
         """
         hf = language_model(hf)
+        check(hf, KINDS)
         family = hf.get("model_type")
         if family not in _DEFAULTS:
             supported = ", ".join(sorted({*_DEFAULTS, *_TEXT_HALVES}))
@@ -156,6 +240,7 @@ class DecoderConfig:
         for key in _UNSUPPORTED:
             if hf.get(key):
                 raise UserError(f"{key} {hf[key]!r} is not supported")
+        _check_bases(hf)
         values = _DEFAULTS[family] | hf
         hidden_size = _size(values, "hidden_size")
         num_heads = _size(values, "num_attention_heads")
@@ -194,14 +279,15 @@ def language_model(hf: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: it is of such a model, but has no `text_config`.
     """
+    check(hf, {"model_type": KINDS["model_type"]})
     if hf.get("model_type") not in _TEXT_HALVES:
         return hf
-    family, architecture = _TEXT_HALVES[hf["model_type"]]
+    family = _TEXT_HALVES[hf["model_type"]]
     text = hf.get("text_config")
     if not isinstance(text, dict):
         raise UserError(f"model_type {hf['model_type']!r} without text_config")
     outer = {key: hf[key] for key in _OF_THE_WHOLE if hf.get(key) is not None}
-    return {**text, **outer, "architectures": [architecture], "model_type": family}
+    return {**text, **outer, "architectures": [ARCHITECTURES[family]], "model_type": family}
 
 
 def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -210,8 +296,7 @@ def _size(values: dict[str, Any], key: str, default: int | None = None) -> int:
         value = default
     if value is None:
         raise UserError(f"no {key}")
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UserError(f"{key} {value!r} is not a positive integer")
+    check({key: value}, KINDS)
     return value
 
 
@@ -240,7 +325,10 @@ def _windows(family: str, values: dict[str, Any], num_layers: int) -> tuple[int 
 
 def _rope(values: dict[str, Any]) -> dict[str, Any]:
     """Base and scaling of the rotary embedding: under two keys in transformers 4, one in transformers 5."""
-    theta, scaling = _base_and_scaling(values.get("rope_parameters") or values.get("rope_scaling") or {}, values)
+    parameters, scaling = values.get("rope_parameters"), values.get("rope_scaling")
+    if parameters and scaling:
+        _check_agreement(parameters, scaling, values)
+    theta, scaling = _base_and_scaling(parameters or scaling or {}, values)
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
@@ -248,34 +336,87 @@ def _rope_by_window(values: dict[str, Any]) -> dict[str, Any]:
     """As `_rope`, for a family whose layers with a sliding window have a base of their own."""
     kinds = values.get("rope_parameters") or {}
     if not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise UserError(f"rope_parameters {kinds} are not given for full_attention and sliding_attention")
-    full = kinds.get("full_attention") or values.get("rope_scaling") or {}
-    theta, scaling = _base_and_scaling(full, values)
+        raise UserError(f"rope_parameters {shown(kinds)} are not given for full_attention and sliding_attention")
+    check(kinds, dict.fromkeys(kinds, either(object_of(ANYTHING), NULL)))
+    rope = _rope(values | {"rope_parameters": kinds.get("full_attention")})
     local_theta, local_scaling = _base_and_scaling(
         kinds.get("sliding_attention") or {}, values | {"rope_theta": values["rope_local_base_freq"]}
     )
     if local_scaling is not None:
         raise UserError(f"rotary embedding {kinds['sliding_attention']} of sliding_attention is not supported")
-    return {"rope_theta": theta, "rope_scaling": scaling, "local_rope_theta": local_theta}
+    return rope | {"local_rope_theta": local_theta}
+
+
+def _check_agreement(parameters: dict[str, Any], scaling: dict[str, Any], values: dict[str, Any]) -> None:
+    """Refuses a `rope_scaling` that was added to a configuration with `rope_parameters`, or the other way round.
+
+    Whichever of them is taken, some programs take the other.
+    """
+    if _rope_type(parameters) == _rope_type(scaling):
+        _, one = _base_and_scaling(parameters, values)
+        _, other = _base_and_scaling(scaling, values)
+        if one == other:
+            return
+    raise UserError(
+        f"rope_parameters {shown(parameters)} and rope_scaling {shown(scaling)} disagree: keep the one that is meant"
+    )
+
+
+def _check_bases(hf: dict[str, Any]) -> None:
+    """Refuses a rotary base that is given twice and differs: `rope_theta` edited beside `rope_parameters`, say."""
+    parameters, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
+    full, local = parameters.get("full_attention"), parameters.get("sliding_attention")
+    for key, places in (
+        ("rope_theta", {"rope_parameters": full or parameters, "rope_scaling": scaling}),
+        ("rope_local_base_freq", {"rope_parameters": local or {}}),
+    ):
+        given = {key: hf.get(key)} | {
+            f"{name}.rope_theta": place.get("rope_theta") for name, place in places.items() if isinstance(place, dict)
+        }
+        given = {name: base for name, base in given.items() if base is not None}
+        if len(set(map(repr, map(_number, given.values())))) > 1:
+            listed = " and ".join(f"{name} {shown(base)}" for name, base in given.items())
+            raise UserError(f"{listed} disagree: keep the one that is meant")
+
+
+def _number(value: Any) -> Any:
+    return float(value) if _BASE.accepts(value) else value
+
+
+def _rope_type(rope: dict[str, Any]) -> str:
+    check(rope, _ROPE_KINDS)
+    kinds = [rope[key] for key in ("rope_type", "type") if key in rope]
+    if len(set(kinds)) > 1:
+        raise UserError(f"rotary embedding {shown(rope)}: rope_type and type disagree")
+    return kinds[0] if kinds else "default"
 
 
 def _base_and_scaling(
     rope: dict[str, Any], values: dict[str, Any]
 ) -> tuple[float, Llama3Scaling | LinearScaling | None]:
     """What `rope` says, and where it says nothing, the whole configuration."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"rotary embedding {shown(rope)}: different for kinds of layers, which is not supported here")
+    kind = _rope_type(rope)
+    if kind not in _SCALINGS:
+        raise UserError(f"rotary embedding {shown(rope)} is not supported; supported are {', '.join(_SCALINGS)}")
     partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if kind not in _SCALINGS or any(isinstance(value, dict) for value in rope.values()):
-        raise UserError(f"rotary embedding {rope} is not supported; supported are rope_type {', '.join(_SCALINGS)}")
-    if partial not in (None, 1, 1.0):
+    if partial not in (None, 1):
         raise UserError(f"partial_rotary_factor {partial} is not supported")
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0)
-    rope = {"original_max_position_embeddings": values.get("max_position_embeddings")} | rope
+    rope = {_ORIGINAL: values.get("max_position_embeddings")} | rope
     make, keys = _SCALINGS[kind]
+    if _ORIGINAL in keys and values.get(_ORIGINAL) not in (None, rope[_ORIGINAL]):
+        raise UserError(
+            f"{_ORIGINAL} {values[_ORIGINAL]} and that of the rotary embedding, {rope[_ORIGINAL]}, disagree"
+        )
     for key in keys:
-        if not isinstance(rope.get(key), int | float):
-            raise UserError(f"rope_type {kind} needs a number for {key}, found {rope.get(key)!r}")
-    return theta, make(*(float(rope[key]) for key in keys))
+        if rope.get(key) is None:
+            raise UserError(f"rope_type {kind} needs a number for {key}, found {shown(rope.get(key))}")
+    scaling = make(*(float(rope[key]) for key in keys))
+    if isinstance(scaling, Llama3Scaling) and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise UserError(f"rotary embedding {shown(rope)}: low_freq_factor is not below high_freq_factor")
+    return theta, scaling
 
 
 # rope_type -> what it is here, and the keys of its arguments.

@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +24,11 @@ from jax.typing import DTypeLike
 
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import check_writable, copy, is_remote, local_copies, temporary_name, write_text
-from fusejax.models.decoder.config import DecoderConfig, language_model
+from fusejax.common.small_files import shown
+from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import Decoder, abstract_decoder, named_parameters
+from fusejax.models.huggingface.checkpoint_files import TOKENIZER_FILES, read_values, tokenizer_files
+from fusejax.models.huggingface.export_files import CARD, exported_config, portable, write_json, write_tokenizer
 from fusejax.models.huggingface.export_weights import INDEX, Arrays, Source, WeightFiles, on_first_process
 from fusejax.models.huggingface.import_weights import (
     Shardings,
@@ -38,19 +40,6 @@ from fusejax.models.huggingface.import_weights import (
 from fusejax.models.huggingface.names import parameters
 
 _SINGLE = "model.safetensors"
-# What belongs to a tokenizer, or to generating with it; everything else of a checkpoint is weights and config.json.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "generation_config.json",
-)
 _downloads = contextlib.ExitStack()
 atexit.register(_downloads.close)
 
@@ -85,7 +74,7 @@ def find(source: str) -> Checkpoint:
 
 def _download(source: str) -> Path:
     try:
-        patterns = ["*.json", "model*.safetensors", *_TOKENIZER_FILES]
+        patterns = ["*.json", "model*.safetensors", CARD, *TOKENIZER_FILES]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except HFValidationError:
         raise UserError(f"model {source}: no such directory, and not a Hub id either") from None
@@ -97,16 +86,20 @@ def _download(source: str) -> Path:
 
 def local_files(directory: PathLike) -> Path:
     """The directory itself or, if it is in `gs://`, a local copy without the weights, kept until the program ends."""
-    return _downloads.enter_context(local_copies(directory, ["config.json", *_TOKENIZER_FILES]))
+    return _downloads.enter_context(local_copies(directory, ["config.json", CARD, *TOKENIZER_FILES]))
 
 
 def read_config(directory: PathLike) -> DecoderConfig:
     """The decoder's shape from `config.json`.
 
     Raises:
-      UserError: no such file, not JSON, or a model that is not supported.
+      UserError: no such file, not JSON, a wrong value, or a model that is not supported.
     """
-    path = epath.Path(directory) / "config.json"
+    return read_config_file(epath.Path(directory) / "config.json")
+
+
+def read_config_file(path: epath.Path) -> DecoderConfig:
+    """As `read_config`, of a file of any name."""
     values = read_json(path)
     try:
         return DecoderConfig.from_hf(values)
@@ -199,6 +192,8 @@ def _weight_files(directory: epath.Path) -> list[str]:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: no weight_map")
         names = sorted(set(weight_map.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{index}: {shown(outside[0])} is not the name of a file beside it")
         if missing := [name for name in names if not (directory / name).exists()]:
             raise UserError(f"{directory / missing[0]}: no such file, but {INDEX} names it")
         return names
@@ -217,6 +212,7 @@ def save(
     max_shard_bytes: float = 5e9,
     tokenizer_from: str | Path | None = None,
     generation_config: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes `config.json` and sharded safetensors with their index, ready for transformers and vLLM.
 
@@ -230,18 +226,17 @@ def save(
       model: the decoder, its parameters, or another `Source` of these.
       config: its shape, which must be what `hf_config` says.
       directory: must not exist, or be empty.
-      hf_config: what goes into `config.json`, of a model of text and images its language model's part; its dtype is
-        set here.
+      hf_config: what `config.json` is made of (`export_files.exported_config`).
       dtype: of the tensors written, such as "bfloat16".
       max_shard_bytes: of one file, but never less than one tensor.
-      tokenizer_from: a directory on disk whose tokenizer files are copied along (`copy_tokenizer`).
-      generation_config: what goes into `generation_config.json`; by default it is only copied along.
+      tokenizer_from: a directory on disk whose tokenizer files come along (`export_files.write_tokenizer`).
+      generation_config: what goes into `generation_config.json`; by default it only comes along.
+      card: the model card, `README.md`; by default there is none.
 
     Raises:
       UserError: as `check_target`.
     """
-    hf_config = language_model(dict(hf_config))
-    if DecoderConfig.from_hf(hf_config) != config:
+    if DecoderConfig.from_hf(dict(hf_config)) != config:
         raise ValueError("hf_config describes another decoder than config")
     dtype = jnp.dtype(dtype)
     if isinstance(model, nnx.Module | nnx.State):
@@ -255,11 +250,12 @@ def save(
         with _making(directory) as target:
             files.write(target)
             if tokenizer_from is not None:
-                copy_tokenizer(tokenizer_from, target)
+                write_tokenizer(tokenizer_from, target)
             if generation_config is not None:
-                _write_json(target / "generation_config.json", generation_config)
-            key = "dtype" if "dtype" in hf_config else "torch_dtype"  # transformers 5 renamed it, and reads both
-            _write_json(target / "config.json", {**hf_config, key: dtype.name})
+                write_json(target / "generation_config.json", portable(generation_config))
+            if card is not None:
+                write_text(target / CARD, card)
+            write_json(target / "config.json", exported_config(hf_config, dtype))
 
     if source.on_all_processes:
         on_first_process(write, files.help, f"export to {directory}")
@@ -308,27 +304,17 @@ def copy_tokenizer(source: str | Path, target: PathLike) -> None:
       source: a directory on disk.
       target: a directory on disk or in a bucket.
     """
-    for pattern in _TOKENIZER_FILES:
-        for path in Path(source).glob(pattern):
-            copy(path, epath.Path(target) / path.relative_to(source))
+    for path in tokenizer_files(Path(source)):
+        copy(path, epath.Path(target) / path.relative_to(source))
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
     """The object in one of a checkpoint's JSON files.
 
     Raises:
-      UserError: no such file, or no JSON object in it.
+      UserError: no such file, no JSON object in it, or a value that is wrong; see `checkpoint_files.read_values`.
     """
     try:
-        values = json.loads(epath.Path(path).read_text(encoding="utf-8"))
+        return read_values(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def _write_json(path: PathLike, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
@@ -36,15 +37,19 @@ from fusejax.models.huggingface.safetensors_file import DTYPES, Tensor
 Shardings = Callable[[str, tuple[int, ...]], NamedSharding]
 """From a parameter's path and shape to its sharding."""
 
-# In checkpoints of text and images (Gemma 3): what the language model's names begin with, as published and as
-# transformers has them in memory, beside what they begin with in a checkpoint of the language model alone; and what the
-# names of all other tensors begin with.
+# In checkpoints of text and images (Gemma 3): what the language model's names begin with, as published, as transformers
+# has them in memory, and as it has them without the head, beside what they begin with in a checkpoint of the language
+# model alone; and what the names of all other tensors begin with.
 _LANGUAGE_MODEL = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
+    "language_model.": "model.",
 }
 _IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+# What the names begin with in checkpoints of the model without its head, as `AutoModel` saves them.
+_WITHOUT_HEAD = ("embed_tokens.", "layers.", "norm.")
 
 _LOOK_AHEAD = 2**28
 """How many bytes may be read but not yet on a device. A larger tensor is read while nothing else is."""
@@ -66,10 +71,11 @@ def read_parameters(
       shardings: their meshes must have axes of type `Auto`.
 
     Raises:
-      UserError: a file cannot be read, or is shorter than its header said.
+      UserError: a file cannot be read, or is shorter than its header said; a weight is NaN or infinite.
     """
     where = {parameter.path: shardings(parameter.path, parameter.shape) for parameter in table}
     arrays: dict[str, jax.Array] = {}
+    finite: list[tuple[_Part, jax.Array]] = []
     with _Readers(_parts(tensors, table, where)) as readers:
         for parameter in table:
             if parameter.stacked:
@@ -82,6 +88,7 @@ def read_parameters(
                 for device in devices
             ]
             tensor = jax.make_array_from_single_device_arrays(part.parameter.hf_shape, part.sharding, shards)
+            finite.append((part, _all_finite(tensor)))
             if part.parameter.stacked:
                 arrays[path] = _fill(arrays[path], tensor, part.block, sharding=sharding)
             elif tensor.dtype == dtype and tensor.sharding.is_equivalent_to(sharding, tensor.ndim):
@@ -90,6 +97,10 @@ def read_parameters(
                 arrays[path] = _convert(tensor, dtype=dtype, sharding=sharding)
             arrays[path].block_until_ready()
             del shards, tensor, buffers
+    for part, is_finite in finite:
+        if not is_finite:
+            name = part.parameter.hf_names[part.block]
+            raise UserError(f"{part.tensor.file}: {name} has NaN or infinite weights: the checkpoint is broken")
     return arrays
 
 
@@ -109,8 +120,10 @@ def language_model_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     """A checkpoint's tensors as the language model by itself has them, and those for images.
 
     Of a checkpoint of text and images, the language model's tensors get the names that they have without the rest; all
-    tensors of any other checkpoint stay as they are.
+    tensors of any other checkpoint stay as they are, but for the `model.` that they lack where it has no head.
     """
+    if not any(name.startswith("model.") for name in tensors):
+        tensors = {"model." * name.startswith(_WITHOUT_HEAD) + name: tensor for name, tensor in tensors.items()}
     renamed = {}
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in _LANGUAGE_MODEL if name.startswith(prefix)), "")
@@ -138,7 +151,13 @@ def check_tensors(tensors: Mapping[str, Tensor], table: list[Parameter], directo
         found.remove("lm_head.weight")
     # Llama checkpoints of 2023 carry the rotary frequencies, which follow from config.json.
     found = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
-    if missing := expected.keys() - found:
+    missing = expected.keys() - found
+    if missing == {"lm_head.weight"}:
+        raise UserError(
+            f"{directory}: missing tensor lm_head.weight: the checkpoint was saved without the model's head; take one "
+            "with it, or set tie_word_embeddings in config.json if the embedding is the head"
+        )
+    if missing:
         raise UserError(f"{directory}: {_listed('missing tensor', missing)}")
     if unexpected := found - expected.keys():
         raise UserError(f"{directory}: {_listed('unexpected tensor', unexpected)}")
@@ -316,6 +335,12 @@ def _read_rows(tensor: Tensor, first: int, target: np.ndarray) -> None:
 
 
 # On the devices
+
+
+@jax.jit
+def _all_finite(tensor: jax.Array) -> jax.Array:
+    """Whether no value is NaN or infinite, asked of the devices, whose memory is far faster than any storage."""
+    return jnp.isfinite(tensor).all()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

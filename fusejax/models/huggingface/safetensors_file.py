@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -24,6 +25,7 @@ from etils import epath
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import is_remote
+from fusejax.common.small_files import ANYTHING, TEXT, check, list_of, object_of, whole
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -37,6 +39,8 @@ _LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER = 100_000_000
 """In bytes; the library's own limit."""
 _ALIGNMENT = 8
+_ENTRY = {"dtype": TEXT, "shape": list_of(whole(0, 2**40)), "data_offsets": list_of(whole(0, 2**62))}
+"""What a header says of a tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ def read_header(file: epath.Path) -> dict[str, Tensor]:
       UserError: it is no safetensors file, or not a whole one.
     """
     size = file.stat().length
+    if not is_remote(file) and not Path(file).is_file():
+        raise UserError(f"{file}: not a regular file")
     try:
         with file.open("rb") as opened:
             start = opened.read(_LENGTH.size)
@@ -75,7 +81,7 @@ def read_header(file: epath.Path) -> dict[str, Tensor]:
         return tensors
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{file}: not a whole safetensors file ({one_line(error)})") from None
 
 
@@ -87,6 +93,9 @@ def _parse(file: epath.Path, header: bytes, data: int) -> dict[str, Tensor]:
     entries.pop("__metadata__", None)
     tensors = {}
     end = 0
+    for name, entry in entries.items():
+        check({name: entry}, {name: object_of(ANYTHING)})
+        check(entry, _ENTRY)
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
         dtype = DTYPES.get(entry["dtype"])

@@ -1,0 +1,130 @@
+"""What a run is made from, for people: its base model and data, with their licences where they are named.
+
+A run keeps it in `origin.json`, so that its export can say so in the model card, wherever data and base have gone by
+then. Nothing is computed from it. Of a run that starts from another run, the earlier one is a stage before.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from etils import epath
+from etils.epath.typing import PathLike
+
+from fusejax.common import small_files
+from fusejax.common.cli import UserError, one_line
+from fusejax.common.files import write_text
+from fusejax.config import TrainConfig
+from fusejax.data.records import MANIFEST
+from fusejax.models.huggingface.export_files import CARD
+from fusejax.training.start import StartingModel
+
+NAME = "origin.json"
+_MANIFEST_BYTES = 2**28
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FROM_MANIFEST = ("by_dataset", "by_source_model", "examples")
+
+
+def keep_origin(config: TrainConfig, model: StartingModel) -> None:
+    """Writes `origin.json` into the run's folder.
+
+    Args:
+      config: the run's.
+      model: what it starts from.
+    """
+    before = read_origin(epath.Path(model.source)) if model.is_run else {"base": _base(model), "stages": []}
+    stage = {"config": config.model_dump(mode="json"), "data": _data(epath.Path(config.data.train))}
+    origin = {"base": before["base"], "stages": [*before["stages"], stage]}
+    write_text(epath.Path(config.output_dir) / NAME, json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_origin(run: epath.Path) -> dict[str, Any]:
+    """`{"base": {"name", "hub_id", "license"}, "stages": [{"config", "data"}, ...]}`, where what is not known is None.
+
+    Of a run of an earlier release, which has no `origin.json`, it is what follows from its `run.yaml`.
+
+    Raises:
+      UserError: the file is broken.
+    """
+    path = run / NAME
+    if path.exists():
+        origin = small_files.read_object(path, _MANIFEST_BYTES)
+        _check(path, origin, {"base": _OBJECT, "stages": small_files.list_of(_OBJECT)})
+        return origin
+    path = run / "run.yaml"
+    if not path.exists():
+        return {"base": {"name": None, "hub_id": None, "license": None}, "stages": []}
+    try:
+        values = yaml.safe_load(small_files.read_text(path))
+        config = values["config"]
+        name = str(config["model"])
+    except (yaml.YAMLError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: not what a run writes ({one_line(error)})") from None
+    return {
+        "base": {"name": name.rstrip("/").rpartition("/")[2], "hub_id": _hub_id(name), "license": None},
+        "stages": [{"config": config, "data": {}}],
+    }
+
+
+_OBJECT = small_files.object_of(small_files.ANYTHING)
+
+
+def _check(path: epath.Path, values: dict[str, Any], kinds: dict[str, small_files.Kind]) -> None:
+    if missing := kinds.keys() - values.keys():
+        raise UserError(f"{path}: no {sorted(missing)[0]}")
+    try:
+        small_files.check(values, kinds)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _base(model: StartingModel) -> dict[str, str | None]:
+    license_ = _license(model.directory / CARD)
+    named = small_files.read_object(model.directory / "config.json").get("_name_or_path")
+    hub_id = _hub_id(model.source) or (_hub_id(named) if isinstance(named, str) else None)
+    return {
+        "name": hub_id or epath.Path(model.source.rstrip("/")).name,
+        "hub_id": hub_id,
+        "license": license_,
+    }
+
+
+def _hub_id(source: str) -> str | None:
+    """The source, if it is the Hub's name for something, rather than a path."""
+    return source if _HUB_ID.fullmatch(source) and not source.startswith(".") and not Path(source).exists() else None
+
+
+def _license(card: PathLike) -> str | None:
+    """What the YAML between two lines of dashes at the beginning of a card names, if there is any that can be read."""
+    try:
+        text = small_files.read_text(card)
+        values = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (FileNotFoundError, UserError, yaml.YAMLError, IndexError, RecursionError):
+        return None
+    named = (values.get("license_name") or values.get("license")) if isinstance(values, dict) else None
+    return named if isinstance(named, str) else None
+
+
+def _data(train: epath.Path) -> dict[str, Any]:
+    """What manifest and data card say of a run's training data."""
+    manifest = small_files.read_object(train.parent / MANIFEST, _MANIFEST_BYTES)
+    split = manifest["splits"][train.name]
+    config = manifest.get("config")
+    read = [
+        entry["path"]
+        for key in ("prompts", "data")
+        for entry in (config.get(key) if isinstance(config, dict) else None) or []
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str)
+    ]
+    licenses = manifest.get("licenses")
+    card = train.parent.parent / "data_card.md"
+    return {
+        **{key: split.get(key) for key in _FROM_MANIFEST},
+        "models": manifest.get("models"),
+        "hub_ids": sorted({path for path in read if _hub_id(path)}),
+        "licenses": licenses if isinstance(licenses, dict) else {},
+        "license": _license(card),
+        "card": small_files.read_text(card) if card.exists() else None,
+    }
