@@ -41,6 +41,8 @@ class OptimizerConfig(ConfigModel):
     """Decay of the second moment, the running mean of squared gradients."""
     eps: PositiveFloat = 1e-8
     """Added to the square root of the second moment."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of both moments. bfloat16 is rounded stochastically, and saves 4 bytes a parameter."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping: gradients with a larger global norm are scaled down to this norm."""
 
@@ -77,7 +79,8 @@ class MeshConfig(ConfigModel):
 
 class DtypeConfig(ConfigModel):
     params: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of parameters. Gradients and moments are always float32."""
+    """Dtype of parameters. bfloat16 is rounded stochastically after each step, so that small updates add up. Sums of
+    gradients are always float32."""
     compute: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of activations and matrix products. Norms, rotary embedding and softmax are always float32."""
 

@@ -9,7 +9,7 @@ import yaml
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, note
 from fusejax.common.files import write_text
 from fusejax.config import TrainConfig
 
@@ -66,6 +66,11 @@ def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, 
         raise UserError(
             f"{output_dir} holds a run that differs in {', '.join(differing)}; "
             "choose another output_dir, or delete that run to start afresh"
+        )
+    elif config.dtype.params == "bfloat16" and "moments" not in found["config"]["optimizer"]:
+        note(
+            f"{output_dir}: begun by a release that rounded bfloat16 parameters to nearest; from here on they are "
+            "rounded stochastically"
         )
 
 
