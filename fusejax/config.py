@@ -1,7 +1,8 @@
 """The configuration of a training run, and of an evaluation, as typed, validated values.
 
 A later release resumes a run from its `run.yaml`. So the default of a new key must be what was done before the key
-existed, and a key or value that is removed must still be accepted and translated, in a validator.
+existed, or `fusejax.training.identity` must know what was; and a key or value that is removed must still be accepted
+and translated, in a validator.
 """
 
 import json
@@ -34,7 +35,9 @@ class OptimizerConfig(ConfigModel):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly; their number is rounded up."""
     weight_decay: float = Field(0.0, ge=0)
-    """Applied to all parameters in each step, multiplied by the learning rate."""
+    """What a step takes away of a parameter, multiplied by the learning rate."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: `matrices`, the embedding among them, or norms and biases too (`all`)."""
     b1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment, the running mean of gradients."""
     b2: float = Field(0.999, ge=0, lt=1)
@@ -43,8 +46,8 @@ class OptimizerConfig(ConfigModel):
     """Added to the square root of the second moment."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Dtype of both moments. bfloat16 is rounded stochastically, and saves 4 bytes a parameter."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping: gradients with a larger global norm are scaled down to this norm."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient clipping: gradients with a larger global norm are scaled down to this norm. `null`: no clipping."""
 
 
 def _by_its_loss(section: Any) -> Any:
@@ -122,6 +125,9 @@ class TrainConfig(ConfigModel):
     """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
     """Longer prompts are rejected. Default: `max_length - 1`."""
+    drop_unordered_pairs: bool = False
+    """Rejects pairs whose chosen response is not scored above the rejected one; otherwise they are only counted. Pairs
+    without scores stay."""
     batch_size: PositiveInt = 128
     """Examples (sft) or pairs (preference) per optimizer step, over all hosts."""
     epochs: PositiveInt = 1
@@ -190,6 +196,8 @@ class TrainConfig(ConfigModel):
             raise ValueError("task preference (or dpo) needs the section 'preference'")
         if self.task == "sft" and self.preference is not None:
             raise ValueError("task sft has no use for the section 'preference'")
+        if self.task == "sft" and self.drop_unordered_pairs:
+            raise ValueError("drop_unordered_pairs is for task preference: only pairs have two scores")
         if self.preference is not None and self.preference.reference is not None and not self.needs_reference:
             raise ValueError(f"preference.reference: the loss {self.preference.loss} needs no reference")
         if self.attention_length < self.row_length:

@@ -24,8 +24,9 @@ CHUNK = 512
 class Rejection:
     """An example left out, and why.
 
-    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `prompt_too_long`, `identical_pair` (chosen and
-    rejected have the same tokens, as far as they are kept); `detail` says what was found.
+    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `unordered_pair` (chosen is not scored above
+    rejected), `prompt_too_long`, `identical_pair` (chosen and rejected have the same tokens, as far as they are kept);
+    `detail` says what was found.
     """
 
     id: str
@@ -49,6 +50,8 @@ class Tokenized:
     rejected: list[Rejection]
     truncated: int
     """Kept examples that lost target tokens at `max_length`."""
+    unordered: int = 0
+    """Kept pairs whose chosen response is not scored above the rejected one."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,11 +104,17 @@ class Tokenized:
         reasons = Counter(rejection.reason for rejection in self.rejected)
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         rejected = f"{len(self.rejected):,} rejected" + (f" ({why})" if why else "")
-        return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {self.truncated:,} cut, {rejected}"
+        unordered = f"; {self.unordered:,} with chosen not scored above rejected" if self.unordered else ""
+        return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {self.truncated:,} cut, {rejected}{unordered}"
 
 
 def tokenize(
-    source: Shards, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int | None = None
+    source: Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None = None,
+    drop_unordered_pairs: bool = False,
 ) -> Tokenized:
     """Tokenises a data set with the tokenizer's own chat template.
 
@@ -114,6 +123,7 @@ def tokenize(
       tokenizer: from `fusejax.data.chat.load_tokenizer`.
       max_length: tokens per sequence; a longer one is cut at the end, and counted.
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
+      drop_unordered_pairs: reject pairs whose chosen response is not scored above the rejected one.
 
     Raises:
       UserError: not one example can be kept.
@@ -123,11 +133,11 @@ def tokenize(
     ids: list[str] = []
     sequences: list[Encoded] = []
     rejected: list[Rejection] = []
-    truncated = 0
+    truncated = unordered = 0
     for start in range(0, len(source), CHUNK):
         records: list[Record] = []
         for index in range(start, min(start + CHUNK, len(source))):
-            record = _read(source, index)
+            record = _read(source, index, ordered=drop_unordered_pairs)
             if isinstance(record, Rejection):
                 rejected.append(record)
             else:
@@ -143,6 +153,7 @@ def tokenize(
             ids.append(record.id)
             sequences.extend(fitted.sequences)
             truncated += fitted.truncated
+            unordered += _is_unordered(record)
     if not ids:
         raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
     return Tokenized(
@@ -153,6 +164,7 @@ def tokenize(
         ids=ids,
         rejected=rejected,
         truncated=truncated,
+        unordered=unordered,
     )
 
 
@@ -161,7 +173,7 @@ class _Fitted(NamedTuple):
     truncated: bool
 
 
-def _read(source: Shards, index: int) -> Record | Rejection:
+def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
     try:
         record = source[index]
     except RecordError as error:
@@ -171,7 +183,17 @@ def _read(source: Shards, index: int) -> Record | Rejection:
         for name, score in scores.items():
             if score is not None and not math.isfinite(score):
                 return Rejection(record.id, "non_finite_score", f"{name} is {score}")
+        if ordered and _is_unordered(record):
+            detail = f"chosen_score {record.chosen_score} is not above rejected_score {record.rejected_score}"
+            return Rejection(record.id, "unordered_pair", detail)
     return record
+
+
+def _is_unordered(record: Record) -> bool:
+    """Whether it is a pair whose scores say that chosen is not the better response; nothing is said without scores."""
+    if not isinstance(record, PreferencePair) or record.chosen_score is None or record.rejected_score is None:
+        return False
+    return record.chosen_score <= record.rejected_score
 
 
 def _conversations(record: Record) -> list[list[Message]]:

@@ -349,7 +349,13 @@ def _tokenize(
         tokenized = None
     if tokenized is None:
         note(f"tokenizing {records.name}")
-        tokenized = tokenize(records, tokenizer, max_length=config.max_length, max_prompt_length=config.prompt_limit)
+        tokenized = tokenize(
+            records,
+            tokenizer,
+            max_length=config.max_length,
+            max_prompt_length=config.prompt_limit,
+            drop_unordered_pairs=config.drop_unordered_pairs,
+        )
         tokens.save(path, identity, tokenized)
     note(f"{split}: {tokenized.summary()}")
     return tokenized

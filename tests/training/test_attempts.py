@@ -18,7 +18,7 @@ from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.export import export
-from fusejax.training.identity import claim, tokenizer_fingerprint
+from fusejax.training.identity import claim, data_identity, tokenizer_fingerprint
 from fusejax.training.loop import train
 from tests.tiny_runs import make_tokenizer, run_config
 from tests.training.test_resume import final_arrays, logged
@@ -219,6 +219,33 @@ def test_a_key_that_did_not_exist_is_refused_where_it_is_no_longer_as_it_was(wor
     values["preference"]["label_smoothing"] = 0.1
     with pytest.raises(UserError, match=r"differs in optimizer\.eps, preference\.label_smoothing; choose"):
         train(TrainConfig.model_validate(values))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_run_whose_norms_decayed_is_refused_until_they_do_again(world, tmp_path, decay):
+    """Where nothing decays, there is nothing to refuse."""
+
+    def config(**changes):
+        return run_config(world, tmp_path, optimizer={"learning_rate": 1e-3, "weight_decay": decay, **changes})
+
+    claim(epath.Path(tmp_path), config(), {}, resumes=False)
+    edit_run(config(), lambda values: values["optimizer"].pop("weight_decay_on"))
+    if decay:
+        with pytest.raises(
+            UserError, match=r"differs in optimizer\.weight_decay_on; with optimizer\.weight_decay_on=all it goes on"
+        ):
+            claim(epath.Path(tmp_path), config(), {}, resumes=True)
+        claim(epath.Path(tmp_path), config(weight_decay_on="all"), {}, resumes=True)
+    else:
+        claim(epath.Path(tmp_path), config(), {}, resumes=True)
+
+
+def test_other_pairs_are_other_data(world, tmp_path):
+    """So that tokens and references of an attempt that kept unordered pairs are not taken for one that drops them."""
+    tokenizer = make_tokenizer()
+    kept = data_identity(run_config(world, tmp_path, "dpo"), tokenizer)
+    dropped = data_identity(run_config(world, tmp_path, "dpo", drop_unordered_pairs=True), tokenizer)
+    assert kept == {name: dropped[name] for name in kept} and dropped != kept
 
 
 def test_a_key_that_is_no_more_is_refused_by_name(killed):
