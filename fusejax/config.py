@@ -68,7 +68,8 @@ class MeshConfig(ConfigModel):
     fsdp: int = -1
     """Devices that split parameters, gradients, moments and rows (FSDP)."""
     tensor: int = 1
-    """Devices that split heads, the MLP's inner channels and the vocabulary (tensor parallelism), but not rows."""
+    """Devices that split heads, the MLP's inner channels and the vocabulary (tensor parallelism), but not rows. A
+    vocabulary that they do not divide is padded while it is trained."""
 
     @pydantic.model_validator(mode="after")
     def _one_free_axis(self) -> "MeshConfig":

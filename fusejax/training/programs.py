@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from fusejax.config import TrainConfig
 from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
-from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated, with_replicas
+from fusejax.distributed.sharding import batch_sharding, laid_out, replicated, with_replicas
 from fusejax.models.attention.dispatch import kernel_for
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder
@@ -51,7 +51,7 @@ class Programs:
         loss = make_loss(config.preference)
         network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
 
-        self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
+        self.params = laid_out(shapes, mesh)
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
         shape = config.batch_shape(self.rows_per_microbatch)
         self.microbatch = self._microbatch(shape)
@@ -96,7 +96,3 @@ class Programs:
         return {
             name: jax.ShapeDtypeStruct(size, dtype, sharding=sharding) for name, (size, dtype) in shape.arrays().items()
         }
-
-
-def _laid_out(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
