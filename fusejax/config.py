@@ -1,7 +1,8 @@
 """The configuration of a training run, and of an evaluation, as typed, validated values.
 
 A later release resumes a run from its `run.yaml`. So the default of a new key must be what was done before the key
-existed, and a key or value that is removed must still be accepted and translated, in a validator.
+existed, or `fusejax.training.identity` must know what was; and a key or value that is removed must still be accepted
+and translated, in a validator.
 """
 
 import datetime
@@ -42,15 +43,19 @@ class OptimizerConfig(ConfigModel):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly; their number is rounded up."""
     weight_decay: float = Field(0.0, ge=0)
-    """Applied to all parameters in each step, multiplied by the learning rate."""
+    """What a step takes away of a parameter, multiplied by the learning rate."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: `matrices`, the embedding among them, or norms and biases too (`all`)."""
     b1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment, the running mean of gradients."""
     b2: float = Field(0.999, ge=0, lt=1)
     """Decay of the second moment, the running mean of squared gradients."""
     eps: PositiveFloat = 1e-8
     """Added to the square root of the second moment."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping: gradients with a larger global norm are scaled down to this norm."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of both moments. bfloat16 is rounded stochastically, and saves 4 bytes a parameter."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient clipping: gradients with a larger global norm are scaled down to this norm. `null`: no clipping."""
 
 
 def _by_its_loss(section: Any) -> Any:
@@ -71,7 +76,8 @@ class MeshConfig(ConfigModel):
     fsdp: int = -1
     """Devices that split parameters, gradients, moments and rows (FSDP)."""
     tensor: int = 1
-    """Devices that split heads, the MLP's inner channels and the vocabulary (tensor parallelism), but not rows."""
+    """Devices that split heads, the MLP's inner channels and the vocabulary (tensor parallelism), but not rows. A
+    vocabulary that they do not divide is padded while it is trained."""
 
     @pydantic.model_validator(mode="after")
     def _one_free_axis(self) -> "MeshConfig":
@@ -85,7 +91,8 @@ class MeshConfig(ConfigModel):
 
 class DtypeConfig(ConfigModel):
     params: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of parameters. Gradients and moments are always float32."""
+    """Dtype of parameters. bfloat16 is rounded stochastically after each step, so that small updates add up. Sums of
+    gradients are always float32."""
     compute: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of activations and matrix products. Norms, rotary embedding and softmax are always float32."""
 
@@ -129,6 +136,9 @@ class TrainConfig(ConfigModel):
     """Tokens of a conversation (sft) or of prompt and response (preference); responses are cut there."""
     max_prompt_length: PositiveInt | None = None
     """Longer prompts are rejected. Default: `max_length - 1`."""
+    drop_unordered_pairs: bool = False
+    """Rejects pairs whose chosen response is not scored above the rejected one; otherwise they are only counted. Pairs
+    without scores stay."""
     batch_size: PositiveInt = 128
     """Examples (sft) or pairs (preference) per optimizer step, over all hosts."""
     epochs: PositiveInt = 1
@@ -197,6 +207,8 @@ class TrainConfig(ConfigModel):
             raise ValueError("task preference (or dpo) needs the section 'preference'")
         if self.task == "sft" and self.preference is not None:
             raise ValueError("task sft has no use for the section 'preference'")
+        if self.task == "sft" and self.drop_unordered_pairs:
+            raise ValueError("drop_unordered_pairs is for task preference: only pairs have two scores")
         if self.preference is not None and self.preference.reference is not None and not self.needs_reference:
             raise ValueError(f"preference.reference: the loss {self.preference.loss} needs no reference")
         if self.attention_length < self.row_length:

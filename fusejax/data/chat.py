@@ -35,7 +35,7 @@ from fusejax.common.plain_text import SpelledError, Tokens, hide, reveal, tokeni
 from fusejax.data.records import Message
 
 Reason = Literal["template_error", "empty_mask", "empty_response", "no_mask", "prompt_differs", "special_text"]
-Change = Literal["folded", "shortened", "straddled", "spelled", "unknown_token", "cut"]
+Change = Literal["folded", "shortened", "straddled", "spelled", "unknown_token", "cut", "unordered"]
 CHANGES: dict[Change, str] = {
     "folded": "the system turn is part of the user's, as the chat template has no place for it",
     "shortened": "the chat template leaves out a part of an answer, such as its reasoning",
@@ -43,8 +43,9 @@ CHANGES: dict[Change, str] = {
     "spelled": "a text spells special tokens, which stay text",
     "unknown_token": "the tokenizer has no token for a part of the text",
     "cut": "target tokens beyond max_length are lost",
+    "unordered": "the chosen response is not scored above the rejected one",
 }
-"""What can happen to a conversation on its way to tokens. `cut` happens in `fusejax.data.examples`."""
+"""What can happen to a record on its way to tokens. `cut` and `unordered` are found in `fusejax.data.examples`."""
 
 
 class ChatError(Exception):

@@ -26,8 +26,9 @@ CHUNK = 512
 class Rejection:
     """An example left out, and why.
 
-    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `prompt_too_long`, `identical_pair` (chosen and
-    rejected have the same tokens, as far as they are kept); `detail` says what was found.
+    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `unordered_pair` (chosen is not scored above
+    rejected), `prompt_too_long`, `identical_pair` (chosen and rejected have the same tokens, as far as they are kept);
+    `detail` says what was found.
     """
 
     id: str
@@ -115,6 +116,7 @@ def tokenize(
     max_prompt_length: int | None = None,
     stop_ids: Collection[int] = (),
     date: datetime.date = DEFAULT_DATE,
+    drop_unordered_pairs: bool = False,
 ) -> Tokenized:
     """Tokenises a data set with the tokenizer's own chat template.
 
@@ -125,6 +127,7 @@ def tokenize(
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
       stop_ids: tokens that stop generation, as of `fusejax.data.chat.encode_conversation`.
       date: today's, as far as the template is told.
+      drop_unordered_pairs: reject pairs whose chosen response is not scored above the rejected one.
 
     Raises:
       UserError: not one example can be kept.
@@ -137,7 +140,7 @@ def tokenize(
     for start in range(0, len(source), CHUNK):
         records: list[Record] = []
         for index in range(start, min(start + CHUNK, len(source))):
-            record = _read(source, index)
+            record = _read(source, index, ordered=drop_unordered_pairs)
             if isinstance(record, Rejection):
                 rejected.append(record)
             else:
@@ -153,7 +156,8 @@ def tokenize(
                 continue
             ids.append(record.id)
             sequences.extend(fitted)
-            for change in frozenset[Change]().union(*(sequence.changes for sequence in fitted)):
+            found = frozenset[Change]().union(*(sequence.changes for sequence in fitted))
+            for change in found | ({"unordered"} if _is_unordered(record) else frozenset()):
                 changes[change].append(record.id)
     if not ids:
         raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
@@ -168,7 +172,7 @@ def tokenize(
     )
 
 
-def _read(source: Shards, index: int) -> Record | Rejection:
+def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
     try:
         record = source[index]
     except RecordError as error:
@@ -178,7 +182,17 @@ def _read(source: Shards, index: int) -> Record | Rejection:
         for name, score in scores.items():
             if score is not None and not math.isfinite(score):
                 return Rejection(record.id, "non_finite_score", f"{name} is {score}")
+        if ordered and _is_unordered(record):
+            detail = f"chosen_score {record.chosen_score} is not above rejected_score {record.rejected_score}"
+            return Rejection(record.id, "unordered_pair", detail)
     return record
+
+
+def _is_unordered(record: Record) -> bool:
+    """Whether it is a pair whose scores say that chosen is not the better response; nothing is said without scores."""
+    if not isinstance(record, PreferencePair) or record.chosen_score is None or record.rejected_score is None:
+        return False
+    return record.chosen_score <= record.rejected_score
 
 
 def _conversations(record: Record) -> list[list[Message]]:

@@ -9,10 +9,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 
+VOCABULARY = r"embedder\.embedding|lm_head\.embedding"
+"""Parameters with a row for each token id. Rows of zeros are added where `tensor` does not divide their number."""
+
 # The leading axis of everything under `blocks` is the scanned stack of layers and is never split. Weights are [outputs,
 # inputs]: `tensor` splits heads and the MLP's inner channels, `fsdp` rows, which are contiguous in memory and in files.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"embedder\.embedding|lm_head\.embedding", PartitionSpec("tensor", "fsdp")),
+    (VOCABULARY, PartitionSpec("tensor", "fsdp")),
     (r"blocks\.\d+\.attention\.(query|key|value)\.weight", PartitionSpec(None, ("tensor", "fsdp"), None)),
     (r"blocks\.\d+\.attention\.(query|key|value)\.bias", PartitionSpec(None, "tensor")),
     (r"blocks\.\d+\.attention\.(query|key)_norm\.scale", PartitionSpec(None, None)),
@@ -38,7 +41,7 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractM
     """The sharding of the parameter called `name` (its path, joined by dots).
 
     Raises:
-      UserError: an axis of the mesh does not divide the size that it would split.
+      UserError: an axis of the mesh does not divide the size that it would split, which is not the vocabulary's.
       KeyError: no rule matches; whoever adds a parameter adds its rule.
     """
     spec = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), None)
@@ -46,9 +49,10 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractM
         raise KeyError(f"no sharding rule matches the parameter {name}")
     if len(spec) != len(shape):
         raise KeyError(f"the sharding rule {spec} does not fit the parameter {name} of shape {shape}")
-    for size, entry in zip(shape, spec, strict=True):
+    padded = re.fullmatch(VOCABULARY, name)
+    for axis, (size, entry) in enumerate(zip(shape, spec, strict=True)):
         axes = mesh_axes(entry)
-        if size % axis_size(mesh, axes):
+        if size % axis_size(mesh, axes) and not (padded and axis == 0):
             parts = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes if mesh.shape[axis] > 1)
             raise UserError(f"{parts} does not divide {name}, shape {shape}, along size {size}")
     return NamedSharding(mesh, spec)
@@ -59,10 +63,30 @@ def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+def padded_shape(shape: tuple[int, ...], sharding: NamedSharding) -> tuple[int, ...]:
+    """The shape with as many more rows as the sharding needs to split them evenly."""
+    parts = axis_size(sharding.mesh, mesh_axes(sharding.spec[0])) if sharding.spec else 1
+    return (-(-shape[0] // parts) * parts, *shape[1:])
+
+
+def parameter_name(path: Any) -> str:
+    """The name of a parameter from its path in nested dictionaries."""
+    return ".".join(str(key.key) for key in path)
+
+
+def parameter_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """`parameter_sharding` of every array (or shape) in nested dictionaries."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, array: parameter_sharding(".".join(str(key.key) for key in path), array.shape, mesh), params
+        lambda path, array: parameter_sharding(parameter_name(path), array.shape, mesh), params
+    )
+
+
+def laid_out(params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes of parameters as they are on the mesh: with their shardings, and padded where these need it."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(padded_shape(x.shape, sharding), x.dtype, sharding=sharding),
+        params,
+        parameter_shardings(params, mesh),
     )
 
 

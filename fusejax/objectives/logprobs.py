@@ -30,6 +30,7 @@ class Projection:
         either, the functions here must run inside a `jax.shard_map` that is manual over it.
       chunk_tokens, chunk_vocab: most tokens and ids of one chunk. The logits of a chunk, float32, take 128 MiB by
         default.
+      vocab_size: ids from here on are padding of the head, and have no probability; None if there is no padding.
       unroll: unroll the loops, as if every token were a target, for the compiler's cost analysis.
     """
 
@@ -38,6 +39,7 @@ class Projection:
     tensor: str | None = None
     chunk_tokens: int = 4096
     chunk_vocab: int = 8192
+    vocab_size: int | None = None
     unroll: bool = False
 
     def tokens_at_once(self, tokens: int) -> int:
@@ -87,7 +89,7 @@ def target_logprobs(
     mask = loss_mask[:, 1:].reshape(-1)
     size = projection.tokens_at_once(mask.size)
     order = jnp.pad(jnp.argsort(~mask, stable=True), (0, -mask.size % size))
-    first_id = 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * head.shape[0]
+    first_id = _first_id(head, projection)
     residuals = Residuals(
         hidden=hidden[:, :-1].reshape(-1, width)[order],
         targets=tokens[:, 1:].reshape(-1)[order] - first_id,
@@ -113,10 +115,11 @@ def target_logprobs(
         return _for_tokens(residuals, size, projection, over_tokens, stats)
 
     nothing = jnp.zeros(order.shape, jnp.float32)
-    start = (jnp.full(order.shape, -jnp.inf, jnp.float32), nothing, nothing)
+    # Not -inf: a device whose ids are all padding would subtract it from itself.
+    start = (jnp.full(order.shape, jnp.finfo(jnp.float32).min), nothing, nothing)
     highest, total, target = _for_vocab(head, projection, over_vocab, start)
     if projection.tensor is not None:
-        # Padding has no highest logit; its sums stay 0.
+        # Padded tokens have no highest logit; their sums stay 0.
         everywhere = jax.lax.pmax(highest, projection.tensor)
         total = jax.lax.psum(jnp.where(total > 0, total * jnp.exp(highest - everywhere), 0.0), projection.tensor)
         target, highest = jax.lax.psum(target, projection.tensor), everywhere
@@ -162,7 +165,7 @@ def target_logprobs_vjp(
             d_logits = _is_target(targets, start, kernel, fresh) - jnp.exp(logits - normalizers[:, None])
             d_logits *= factors[:, None]
             if projection.softcap is not None:
-                # The derivative of tanh. Ids of the chunk before stay at exactly 0.
+                # The derivative of tanh. Ids of the chunk before, and padding, stay at exactly 0.
                 slope = 1.0 - jnp.square(logits / projection.softcap)
                 d_logits *= jnp.where(jnp.isfinite(logits), slope, 0.0)
             d_logits = d_logits.astype(dtype)
@@ -203,7 +206,8 @@ def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, c
 
 
 def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: DTypeLike) -> tuple[Array, Array, Bool[Array, "W"]]:
-    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them no earlier chunk has.
+    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them count: that is, are ids
+    that no earlier chunk has.
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
     """
@@ -212,7 +216,16 @@ def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: DTypeLike) -
     kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size), dtype).astype(dtype)
     if projection.fsdp is not None:
         kernel = jax.lax.all_gather(kernel, projection.fsdp, axis=1, tiled=True)
-    return start, kernel, start + jnp.arange(size) >= chunk * size
+    ids = start + jnp.arange(size)
+    fresh = ids >= chunk * size
+    if projection.vocab_size is not None:
+        fresh &= _first_id(head, projection) + ids < projection.vocab_size
+    return start, kernel, fresh
+
+
+def _first_id(head: Array, projection: Projection) -> int | Int[Array, ""]:
+    """The first id of this device's part of the vocabulary."""
+    return 0 if projection.tensor is None else jax.lax.axis_index(projection.tensor) * head.shape[0]
 
 
 def _tokens(residuals: Residuals, at, size: int) -> tuple[Float[Array, "C D"], Int[Array, "C"]]:

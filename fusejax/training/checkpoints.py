@@ -11,6 +11,7 @@ With several hosts, all of them make the same calls here; the directory must be 
 import contextlib
 import dataclasses
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from etils.epath.typing import PathLike
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import absolute, is_remote
+from fusejax.distributed.sharding import VOCABULARY
 from fusejax.training.state import Params, TrainState
 
 _CHUNK_BYTES = 2**26
@@ -118,18 +120,33 @@ class Checkpoints:
         """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """The newest checkpoint, with the shapes, dtypes and shardings of `abstract`."""
+    def restore(self, abstract: TrainState, *, vocab_size: int | None = None) -> TrainState:
+        """The newest checkpoint, with the shapes, dtypes and shardings of `abstract`.
+
+        Args:
+          abstract: what the state is to be like.
+          vocab_size: rows of the embedding and of the head without padding, which may have been another where the
+            checkpoint was saved. None: shapes are as they were.
+
+        Raises:
+          UserError: the checkpoint is damaged, or has other shapes or dtypes.
+        """
+        step = self.steps()[-1]
+        items = {"params": abstract.params, "optimizer": {"step": abstract.step, "moments": abstract.optimizer}}
+        for item, tree in items.items():
+            self._check_stored(step, item, tree, vocab_size, dtypes=True)
         restored = self._restore(
-            self.steps()[-1],
-            params=ocp.args.StandardRestore(abstract.params),
-            optimizer=ocp.args.StandardRestore({"step": abstract.step, "moments": abstract.optimizer}),
+            step, **{item: ocp.args.StandardRestore(tree, strict=vocab_size is None) for item, tree in items.items()}
         )
         return TrainState(restored.optimizer["step"], restored.params, restored.optimizer["moments"])
 
-    def restore_params(self, abstract: Params, step: int) -> Params:
-        """The parameters of one checkpoint, without the optimizer's moments being read."""
-        return self._restore(step, params=ocp.args.StandardRestore(abstract)).params
+    def restore_params(self, abstract: Params, step: int, *, vocab_size: int | None = None) -> Params:
+        """The parameters of one checkpoint in the dtypes of `abstract`, without the optimizer's moments being read.
+
+        Arguments and errors are those of `restore`.
+        """
+        self._check_stored(step, "params", abstract, vocab_size, dtypes=False)
+        return self._restore(step, params=ocp.args.StandardRestore(abstract, strict=vocab_size is None)).params
 
     def find_step(self, step: int | None) -> int:
         """The step if there is a checkpoint of it; by default the best one's.
@@ -148,8 +165,34 @@ class Checkpoints:
         return {step: self._restore(step, metrics=ocp.args.JsonRestore()).metrics for step in self.steps()}
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        try:
+        with self._reading(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check_stored(self, step: int, item: str, abstract: Any, vocab_size: int | None, *, dtypes: bool) -> None:
+        """Checks what Orbax would cut, pad or convert without a word: arrays that are not stored as `abstract` says.
+
+        Padding of a vocabulary may differ: its rows are zeros, which Orbax adds and cuts off.
+        """
+        with self._reading(step):
+            metadata = ocp.PyTreeCheckpointer().metadata(self.directory / str(step) / item).item_metadata
+        stored = _by_name(metadata.tree)
+        for name, asked in _by_name(abstract).items():
+            found = stored.get(name)
+            if found is None:
+                continue  # Orbax names what is missing
+            shapes = [tuple(x.shape) for x in (found, asked)]
+            if vocab_size is not None and re.search(rf"(^|\.)({VOCABULARY})$", name) and shapes[0][0] >= vocab_size:
+                shapes = [shape[1:] for shape in shapes]
+            if shapes[0] != shapes[1] or (dtypes and found.dtype != asked.dtype):
+                raise UserError(
+                    f"{self.directory}: checkpoint {step} has {name} as {found.dtype} {tuple(found.shape)}; "
+                    f"this run needs {asked.dtype} {tuple(asked.shape)}"
+                )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError, KeyError) as error:  # what Orbax and tensorstore raise for damaged files
             raise UserError(
                 f"{self.directory}: checkpoint {step} is damaged; delete it to go on from the one before "
@@ -209,6 +252,14 @@ class _LastRegular:
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*[step for step in steps if self.regular(step)][-self.keep :], *steps[-1:]}
         return [step in kept for step in steps]
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by their paths, which are the same where Orbax has made dictionaries of named tuples."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _chunks(params: Params) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fusejax.common.cli import UserError, one_line, versions
 from fusejax.common.files import is_remote
 from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.hosts import Hosts
+from fusejax.distributed.sharding import VOCABULARY
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface.export_weights import Fetch
 from fusejax.models.huggingface.generation_config import generation_config, named_ends
@@ -119,8 +121,9 @@ class StoredParameters:
         # Whole chunks: TensorStore decodes a whole chunk for every read of a part of it.
         rows = array.chunk_layout.read_chunk.shape[0]
         rows *= max(1, _PIECE_BYTES * array.shape[0] // (rows * array.dtype.numpy_dtype.itemsize * array.size))
-        for start in range(0, array.shape[0], rows):
-            yield functools.partial(self._read, parameter, slice(start, min(start + rows, array.shape[0])))
+        size = parameter.shape[0]  # without what a mesh may have added to the vocabulary
+        for start in range(0, size, rows):
+            yield functools.partial(self._read, parameter, slice(start, min(start + rows, size)))
 
     def _read(self, parameter: Parameter, index: int | slice) -> np.ndarray:
         array = self._open(parameter)
@@ -136,11 +139,21 @@ class StoredParameters:
             array = tensorstore.open({"driver": "auto", "kvstore": database}, read=True, open=True).result()
         except ValueError as error:
             raise self._damaged(error) from error
-        if array.shape != parameter.shape:
+        if array.shape != parameter.shape and not self._is_padded(array, parameter):
             raise UserError(
                 f"{self._directory}: {parameter.path} has shape {array.shape}; config.json asks for {parameter.shape}"
             )
         return array
+
+    def _is_padded(self, array: Any, parameter: Parameter) -> bool:
+        """Whether the array is the parameter and rows of zeros, as a mesh adds them to a vocabulary."""
+        size, *others = parameter.shape
+        if not re.fullmatch(VOCABULARY, parameter.path) or array.shape[0] < size or array.shape[1:] != tuple(others):
+            return False
+        try:
+            return not array[size:].read().result().any()
+        except ValueError as error:
+            raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> UserError:
         return UserError(

@@ -10,7 +10,7 @@ from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from fusejax.common.chat_template import DEFAULT_DATE, writes_date
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, note
 from fusejax.common.files import write_text
 from fusejax.config import TrainConfig
 
@@ -46,6 +46,7 @@ def data_identity(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, **dat
         "max_length": str(config.max_length),
         "max_prompt_length": str(config.prompt_limit),
         **({"chat.date": str(date)} if date != DEFAULT_DATE and writes_date(tokenizer) else {}),
+        **({"pairs": "ordered ones only"} if config.drop_unordered_pairs else {}),
     }
 
 
@@ -66,15 +67,21 @@ def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, 
             (output_dir / "reference.npz").unlink(missing_ok=True)
         write_text(path, yaml.safe_dump(mine, sort_keys=False))
     elif differing:
-        raise UserError(
-            f"{output_dir} holds a run that differs in {', '.join(differing)}; "
-            "choose another output_dir, or delete that run to start afresh"
+        remedy = "choose another output_dir, or delete that run to start afresh"
+        if differing == ["optimizer.weight_decay_on"]:
+            kept = _as_it_was(found["config"])["optimizer"]["weight_decay_on"]
+            remedy = f"with optimizer.weight_decay_on={kept} it goes on as it began; or {remedy}"
+        raise UserError(f"{output_dir} holds a run that differs in {', '.join(differing)}; {remedy}")
+    elif config.dtype.params == "bfloat16" and "moments" not in found["config"]["optimizer"]:
+        note(
+            f"{output_dir}: begun by a release that rounded bfloat16 parameters to nearest; from here on they are "
+            "rounded stochastically"
         )
 
 
 def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """What differs between the `run.yaml` of a run, perhaps of another release, and what this one would write."""
-    new, old = _binding(mine["config"]), _binding(found["config"])
+    new, old = _binding(mine["config"]), _binding(_as_it_was(found["config"]))
     try:
         # The old configuration as this release reads it: missing keys get their defaults, renamed keys their new names.
         read = TrainConfig.model_validate({**old, "output_dir": mine["config"]["output_dir"]})
@@ -86,6 +93,14 @@ def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
         differing = [key for key in flat | theirs if flat.get(key) != theirs.get(key)]
     data, other = mine["data"], found["data"]
     return differing + [f"the {key}" for key in data | other if data.get(key) != other.get(key)]
+
+
+def _as_it_was(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run with what an earlier release did where today's default is something else."""
+    optimizer = config["optimizer"]
+    if optimizer.get("weight_decay"):  # on norms and biases too; without any, there is nothing to tell
+        optimizer = {"weight_decay_on": "all", **optimizer}
+    return {**config, "optimizer": optimizer}
 
 
 def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

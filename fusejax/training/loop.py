@@ -38,6 +38,7 @@ from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
+from fusejax.training.network import check_divides
 from fusejax.training.optimizer import make_schedule
 from fusejax.training.origin import keep_origin
 from fusejax.training.profile import Profile
@@ -66,7 +67,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     keep_compiled(epath.Path(config.output_dir))
     mesh = make_mesh(config.mesh)
     # Host 0 puts into the run's folder what all hosts then read there.
-    identity = hosts.lead(lambda: _prepare(config))
+    identity = hosts.lead(lambda: _prepare(config, mesh))
     output_dir = epath.Path(config.output_dir)
     data = {split: _read_tokens(output_dir, split, identity, hosts) for split, path in config.data if path is not None}
     model = huggingface.read_config(output_dir / "model")
@@ -92,7 +93,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
             found = _references(
                 config, identity, programs, lambda: _load_start(config, mesh, hosts), batches, data, hosts
             )
-            state = checkpoints.restore(programs.state)
+            state = checkpoints.restore(programs.state, vocab_size=model.vocab_size)
         else:
             _note_shared(config, data["train"], hosts)
             params = _load_start(config, mesh, hosts)
@@ -220,7 +221,7 @@ def _texts(config: TrainConfig) -> dict[str, str]:
     return {"configuration": f"```yaml\n{values}```", "versions": found}
 
 
-def _prepare(config: TrainConfig) -> dict[str, str]:
+def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
     """Makes the run's folder: configuration, architecture and tokenizer, tokens; returns what the tokens came from."""
     output_dir = epath.Path(config.output_dir)
     _check_folders(config)
@@ -229,6 +230,7 @@ def _prepare(config: TrainConfig) -> dict[str, str]:
     resumes = bool(complete_steps(output_dir))
     # A resumed run uses its own copy of architecture and tokenizer, even if the starting model has changed.
     model = StartingModel(str(absolute(output_dir) / "model") if resumes else config.model)
+    check_divides(model.config, mesh)
     tokenizer = load_tokenizer(model.directory)
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
     claim(output_dir, config, identity, resumes=resumes)
@@ -303,8 +305,9 @@ def _load_start(config: TrainConfig, mesh: Mesh, hosts: Hosts) -> Params:
     Raises:
       UserError: they cannot be loaded, or are no longer those that the run started from.
     """
-    params = StartingModel(config.model).load(mesh, dtype=config.dtype.params)
-    found = fingerprint(params)
+    start = StartingModel(config.model)
+    params = start.load(mesh, dtype=config.dtype.params)
+    found = fingerprint(params, start.config.vocab_size)
     hosts.lead(lambda: _keep_fingerprint(config, found))
     return params
 
@@ -372,6 +375,7 @@ def _tokenize(
             max_prompt_length=config.prompt_limit,
             stop_ids=stops,
             date=config.chat.date,
+            drop_unordered_pairs=config.drop_unordered_pairs,
         )
         tokens.save(path, identity, tokenized)
     note(f"{split}: {tokenized.summary()}")

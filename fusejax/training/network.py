@@ -101,16 +101,16 @@ class Network:
         kernel: Kernel = "xla",
         unroll: bool = False,
     ):
-        if config.num_kv_heads % mesh.shape["tensor"]:
-            raise UserError(
-                f"mesh.tensor={mesh.shape['tensor']} does not divide num_key_value_heads {config.num_kv_heads}"
-            )
+        _check_heads(config, mesh)
         self.config, self.mesh, self.loss, self.compute_dtype, self.unroll = config, mesh, loss, compute_dtype, unroll
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
         # Unrolled loops get few large chunks, which cost the same.
         chunks = {"chunk_tokens": 2**16, "chunk_vocab": 2**16} if unroll else {}
-        self.projection = Projection(config.logits_softcap, self.fsdp, self.tensor, **chunks, unroll=unroll)
+        vocab_size = config.vocab_size if config.vocab_size % mesh.shape["tensor"] else None
+        self.projection = Projection(
+            config.logits_softcap, self.fsdp, self.tensor, **chunks, vocab_size=vocab_size, unroll=unroll
+        )
         _, shapes = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
         self._params = parameter_specs(shapes, mesh)
         self._accumulator = Accumulator(jax.tree.map(with_replicas, self._params), BATCH)  # type: ignore[arg-type]
@@ -311,6 +311,23 @@ class Network:
     def _scaled(self, x: Array) -> Array:
         scale = self.config.embedding_scale
         return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
+
+
+def check_divides(config: DecoderConfig, mesh: Mesh) -> None:
+    """Checks that the mesh can split the decoder. Vocabularies are padded, so they may have any size.
+
+    Raises:
+      UserError: an axis does not divide what it would split.
+    """
+    _check_heads(config, mesh)
+    dtype = jnp.dtype(jnp.float32)
+    _, shapes = abstract_decoder(config, param_dtype=dtype, compute_dtype=dtype)
+    parameter_specs(shapes, mesh)
+
+
+def _check_heads(config: DecoderConfig, mesh: Mesh) -> None:
+    if config.num_kv_heads % mesh.shape["tensor"]:
+        raise UserError(f"mesh.tensor={mesh.shape['tensor']} does not divide num_key_value_heads {config.num_kv_heads}")
 
 
 def _shared(microbatch: Microbatch) -> SharedPrefixes | None:

@@ -31,27 +31,41 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformationExtraArgs:
-    """AdamW with decoupled weight decay on the mean of summed gradients, clipped by its norm (see `clipped_mean`)."""
+    """AdamW with decoupled weight decay on the mean of summed gradients, clipped by its norm (see `clipped_mean`).
+
+    It is `optax.adamw` but for the choice of what decays. Optax's own would be stored in checkpoints.
+    """
     return optax.chain(
         clipped_mean(config.max_grad_norm),
-        optax.adamw(
-            make_schedule(config, num_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+        optax.chain(
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            weight_decay(config.weight_decay, vectors=config.weight_decay_on == "all"),
+            optax.scale_by_learning_rate(make_schedule(config, num_steps)),
         ),
     )
 
 
-def clipped_mean(max_norm: float) -> optax.GradientTransformationExtraArgs:
+def weight_decay(rate: float, *, vectors: bool) -> optax.GradientTransformation:
+    """Adds `rate` times the parameter to its update; to those of norms and biases only if `vectors`."""
+
+    def decayed(path: Any, update: Array, param: Array) -> Array:
+        return update + rate * param if vectors or path[-1].key not in ("scale", "bias") else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(decayed, updates, params) if rate else updates, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def clipped_mean(max_norm: float | None) -> optax.GradientTransformationExtraArgs:
     """Divides summed gradients by `count`, an extra argument of `update`, and clips the mean by its global norm.
 
-    Both are one factor, so that no second copy of the gradients is materialised.
+    Both are one factor, so that no second copy of the gradients is materialised. None: the mean is not clipped.
     """
 
     def update(sums: Any, state: Any, params: Any = None, *, count: Float[Array, ""], **_: Any) -> tuple[Any, Any]:
-        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(sums) / count)) / count
+        limit = 1.0 if max_norm is None else jnp.minimum(1.0, max_norm / (optax.tree.norm(sums) / count))
+        factor = limit / count
         return jax.tree.map(lambda x: x * factor, sums), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

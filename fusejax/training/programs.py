@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from fusejax.config import TrainConfig
 from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
-from fusejax.distributed.sharding import batch_sharding, parameter_shardings, replicated, with_replicas
+from fusejax.distributed.sharding import batch_sharding, laid_out, replicated, with_replicas
 from fusejax.models.attention.dispatch import kernel_for
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder
@@ -46,13 +46,13 @@ class Programs:
         """Rows of a microbatch, over all devices."""
         dtypes = {"param_dtype": jnp.dtype(config.dtype.params), "compute_dtype": jnp.dtype(config.dtype.compute)}
         _, shapes = abstract_decoder(model, **dtypes)
-        optimizer = make_optimizer(config.optimizer, num_steps)
+        optimizer, moments = make_optimizer(config.optimizer, num_steps), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
         loss = make_loss(config.preference)
         network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
 
-        self.params = jax.tree.map(_laid_out, shapes, parameter_shardings(shapes, mesh))
-        self.state = abstract_state(self.params, optimizer, mesh)
+        self.params = laid_out(shapes, mesh)
+        self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
         shape = config.batch_shape(self.rows_per_microbatch)
         self.microbatch = self._microbatch(shape)
         self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False))
@@ -67,7 +67,7 @@ class Programs:
 
         # Outputs have the inputs' shardings, so that the programs compiled for the first step serve all steps.
         state, accumulator, everywhere = shardings(self.state), shardings(self.accumulator), replicated(mesh)
-        self.init_state = jax.jit(initializer(optimizer), out_shardings=state, donate_argnums=0)
+        self.init_state = jax.jit(initializer(optimizer, moments=moments), out_shardings=state, donate_argnums=0)
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
@@ -96,7 +96,3 @@ class Programs:
         return {
             name: jax.ShapeDtypeStruct(size, dtype, sharding=sharding) for name, (size, dtype) in shape.arrays().items()
         }
-
-
-def _laid_out(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

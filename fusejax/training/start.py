@@ -1,6 +1,7 @@
 """Where a run's parameters come from: a Hugging Face checkpoint, or the checkpoints of another run."""
 
 import hashlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fusejax.common.cli import UserError, note
-from fusejax.distributed.sharding import parameter_sharding, parameter_shardings
+from fusejax.distributed.sharding import VOCABULARY, laid_out, parameter_name, parameter_sharding
 from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface.checkpoint_files import check_files
@@ -44,6 +45,8 @@ class StartingModel:
     def load(self, mesh: Mesh, *, dtype: str, step: int | None = None) -> Params:
         """The parameters, cast to `dtype` and laid out over `mesh`; of a run, those of `step` or else its best.
 
+        Vocabularies have rows of zeros at their end where the mesh needs them (`sharding.laid_out`).
+
         Raises:
           UserError: the weights are damaged, NaN or infinite, or not those of the architecture; no such step.
         """
@@ -55,19 +58,13 @@ class StartingModel:
                 shardings=lambda name, shape: parameter_sharding(name, shape, mesh),
             )
         _, shapes = self.graph(param_dtype=dtype, compute_dtype=dtype)
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            parameter_shardings(shapes, mesh),
-        )
         with Checkpoints(self.source) as checkpoints:
             step = checkpoints.find_step(step)
             note(f"{self.source}: reading the checkpoint of step {step}")
-            params = checkpoints.restore_params(abstract, step)
+            params = checkpoints.restore_params(laid_out(shapes, mesh), step, vocab_size=self.config.vocab_size)
         for path, array in jax.tree_util.tree_leaves_with_path(params):
             if not jnp.isfinite(array).all():
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise UserError(f"{self.source}: {name} of step {step} has NaN or infinite weights")
+                raise UserError(f"{self.source}: {parameter_name(path)} of step {step} has NaN or infinite weights")
         return params
 
     def check_tokens(self, highest: int) -> None:
@@ -83,8 +80,10 @@ class StartingModel:
             )
 
 
-def fingerprint(params: Params) -> str:
+def fingerprint(params: Params, vocab_size: int) -> str:
     """A hash of every bit of the parameters, the same however they are stored or laid out over devices.
+
+    Rows beyond `vocab_size`, which a mesh may add, are zeros and count for nothing.
 
     Each array's words are weighted by their position and added modulo 2^32, so that the sum does not depend on the
     order of devices. Names, dtypes, shapes and sums are then hashed with SHA-256.
@@ -92,7 +91,9 @@ def fingerprint(params: Params) -> str:
     digest = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {array.dtype} {array.shape} {int(_weighted_sum(array)):08x}\n".encode())
+        is_vocabulary = re.fullmatch(VOCABULARY, parameter_name(path))
+        shape = (vocab_size, *array.shape[1:]) if is_vocabulary else array.shape
+        digest.update(f"{name} {array.dtype} {shape} {int(_weighted_sum(array)):08x}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from fusejax.distributed.sharding import parameter_shardings, replicated
@@ -20,9 +21,11 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, moments: DTypeLike
+) -> TrainState:
     """Shapes, dtypes and shardings of the state; `params` may be shapes, too."""
-    shapes = jax.eval_shape(initializer(optimizer), params)
+    shapes = jax.eval_shape(initializer(optimizer, moments=moments), params)
     shardings = state_shardings(shapes, optimizer, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -40,12 +43,12 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     return TrainState(replicated(mesh), params, moments)  # type: ignore[arg-type]
 
 
-def initializer(optimizer: optax.GradientTransformation) -> Callable[[Params], TrainState]:
-    """The function from parameters to the state before the first step."""
+def initializer(optimizer: optax.GradientTransformation, *, moments: DTypeLike) -> Callable[[Params], TrainState]:
+    """The function from parameters to the state before the first step, with moments of a dtype of their own."""
 
     def init(params: Params) -> TrainState:
-        # Moments are float32 even for bfloat16 parameters: a second moment in bfloat16 stops moving.
-        in_float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(in_float32))
+        # Optax gives moments the dtype of the parameters that it sees.
+        seen = jax.tree.map(lambda x: x.astype(moments), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(seen))
 
     return init

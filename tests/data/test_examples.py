@@ -116,6 +116,30 @@ def test_every_rejection_has_its_reason(tokenizer):
     assert "identical_pair 2" in tokenized.summary() and "9 rejected" in tokenized.summary()
 
 
+def test_pairs_whose_scores_are_not_in_order_are_counted_and_dropped_where_asked(tokenizer):
+    records = [
+        pair("good"),
+        pair("tie", scores=(0.5, 0.5)),
+        pair("worse", scores=(-1.0, 0.5)),
+        pair("unscored", scores=()),
+        pair("tie and too long", prompt="Hello " * 100, scores=(0.5, 0.5)),
+    ]
+
+    def run(drop: bool):
+        return tokenize(shards(*records), tokenizer, max_length=80, drop_unordered_pairs=drop)
+
+    kept = run(False)
+    assert kept.ids == ["good", "tie", "worse", "unscored"]
+    assert kept.changes == {"unordered": ["tie", "worse"]}
+    assert kept.summary().endswith("; 2 unordered, 1 rejected (prompt_too_long 1)")
+    dropped = run(True)
+    assert dropped.ids == ["good", "unscored"] and not dropped.changes
+    assert dropped.rejected[1] == Rejection(
+        "worse", "unordered_pair", "chosen_score -1.0 is not above rejected_score 0.5"
+    )
+    assert [each.reason for each in dropped.rejected] == ["unordered_pair"] * 3
+
+
 def test_limits_are_exact(tokenizer):
     (record,) = (sft("x", turn("user", "Hello " * 5), turn("assistant", "The answer is 42.")),)
     whole, mask, _ = encode_conversation(tokenizer, record.messages)

@@ -5,11 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import AXES
-from fusejax.distributed.sharding import parameter_sharding
+from fusejax.distributed.sharding import laid_out, parameter_sharding
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.models.huggingface.names import parameters
@@ -48,6 +48,19 @@ def test_what_does_not_divide_is_named_with_its_axes():
         parameter_sharding(name, shape, mesh(fsdp=4, tensor=2))
     with pytest.raises(UserError, match=r"^mesh\.fsdp=3 does not divide blocks\.0\.mlp\.down\.weight"):
         parameter_sharding("blocks.0.mlp.down.weight", (4, 32, 92), mesh(fsdp=3, tensor=1))
+
+
+def test_vocabularies_are_padded_where_tensor_does_not_divide_them():
+    shapes = {"embedder": {"embedding": jax.ShapeDtypeStruct((128_257, 32), jnp.bfloat16)}}
+    for tensor, rows in ((1, 128_257), (2, 128_258), (4, 128_260)):
+        found = laid_out(shapes, mesh(fsdp=8, tensor=tensor))["embedder"]["embedding"]
+        assert (found.shape, found.dtype, found.sharding.spec) == (
+            (rows, 32),
+            jnp.bfloat16,
+            PartitionSpec("tensor", "fsdp"),
+        )
+    with pytest.raises(UserError, match=r"^mesh\.fsdp=3 does not divide embedder\.embedding, .* along size 32$"):
+        laid_out(shapes, mesh(fsdp=3, tensor=2))
 
 
 def test_a_parameter_without_a_rule_is_named():

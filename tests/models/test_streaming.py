@@ -304,6 +304,36 @@ def test_every_dtype_is_rounded_once(stored, wanted, tmp_path):
     np.testing.assert_array_equal(np.asarray(found[2]), expected)
 
 
+def test_vocabularies_that_devices_do_not_divide_get_rows_of_zeros(tmp_path):
+    """Each byte is still read once; the rows that are read for padding are not there to read."""
+    tiny.checkpoint(tmp_path / "model", "llama-untied", vocab_size=97)
+    script = """
+        from etils import epath
+
+        from fusejax.models.huggingface.checkpoint import load_parameters, read_config
+
+        folder = sys.argv[1]
+        config = read_config(folder)
+        width = config.hidden_size
+        whole = load_parameters(epath.Path(folder), config, dtype=jnp.float32, shardings=lambda name, shape:
+            parameter_sharding(name, shape, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])))
+        once, read = read, 0
+        for axes in ({"fsdp": 1, "tensor": 2}, {"fsdp": 2, "tensor": 2}):
+            mesh = make_mesh(MeshConfig(**axes), jax.devices()[:axes["fsdp"] * axes["tensor"]])
+            for dtype in (jnp.float32, jnp.bfloat16):
+                read = 0
+                shardings = lambda name, shape: parameter_sharding(name, shape, mesh)
+                params = load_parameters(epath.Path(folder), config, dtype=dtype, shardings=shardings)
+                assert read == once, (read, once)
+                for name in ("embedder", "lm_head"):
+                    found, expected = params[name]["embedding"], whole[name]["embedding"]
+                    assert (found.shape, found.dtype, expected.shape) == ((98, width), dtype, (97, width)), found
+                    np.testing.assert_array_equal(found[:97], expected.astype(dtype))
+                    assert not np.any(found[97:])
+    """
+    outputs([python(script, str(tmp_path / "model"), devices=4)])
+
+
 def test_every_finite_number_survives(tmp_path):
     """Every bfloat16 there is: subnormals, both zeros, the largest."""
     tiny.reference("llama-tied", vocab_size=2048).bfloat16().save_pretrained(tmp_path / "theirs")

@@ -38,19 +38,25 @@ def case(seed, rows, length, width=16, vocabulary=37, share=0.5):
     share=st.sampled_from([0.0, 0.3, 1.0]),
     softcap=st.sampled_from([None, 3.0]),
     unroll=st.booleans(),
+    padding=st.integers(0, 12),
 )
 def test_values_and_gradients_equal_the_dense_computation(
-    seed, rows, length, chunk_tokens, chunk_vocab, share, softcap, unroll
+    seed, rows, length, chunk_tokens, chunk_vocab, share, softcap, unroll, padding
 ):
-    """Also where the vocabulary, or the tokens, are not a multiple of their chunk; gradients are added to others."""
+    """Also where the vocabulary, or the tokens, are not a multiple of their chunk; gradients are added to others.
+
+    Rows beyond the vocabulary have no part in it, whatever they hold.
+    """
     hidden, head, tokens, mask = case(seed, rows, length, share=share)
     rng = np.random.default_rng(seed + 1)
     weights = rng.normal(size=tokens.shape).astype(np.float32)
-    before = rng.normal(size=head.shape).astype(np.float32)
+    padded = np.concatenate([head, 9 * rng.normal(size=(padding, head.shape[1])).astype(np.float32)])
+    before = rng.normal(size=padded.shape).astype(np.float32)
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     if unroll:  # every turn is written out: keep the program small
         chunk_tokens, chunk_vocab = max(chunk_tokens, 15), max(chunk_vocab, 10)
-    projection = Projection(softcap, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab, unroll=unroll)
+    chunks = {"chunk_tokens": chunk_tokens, "chunk_vocab": chunk_vocab}
+    projection = Projection(softcap, **chunks, vocab_size=len(head) if padding else None, unroll=unroll)
 
     @jax.jit
     def ours(hidden, head):
@@ -59,8 +65,34 @@ def test_values_and_gradients_equal_the_dense_computation(
 
     theirs, vjp = jax.vjp(lambda *a: dense_logprobs(*a, tokens, mask, softcap), hidden, head)
     d_hidden, d_head = vjp(weights)
-    for our, their in zip(ours(hidden, head), (theirs, d_hidden, d_head + before), strict=True):
+    logprobs, our_d_hidden, our_d_head = ours(hidden, padded)
+    expected = (theirs, d_hidden, d_head + before[: len(head)])
+    for our, their in zip((logprobs, our_d_hidden, our_d_head[: len(head)]), expected, strict=True):
         np.testing.assert_allclose(our, their, rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(our_d_head[len(head) :], before[len(head) :])
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_device_whose_ids_are_all_padding(softcap):
+    """Five ids on four devices, two on each: the last has none, and the one before it has one."""
+    hidden, head, tokens, mask = case(3, 2, 12, vocabulary=5)
+    parts = np.concatenate([head, np.zeros((3, 16), np.float32)]).reshape(4, 2, 16)
+    projection = Projection(softcap, tensor="tensor", vocab_size=5)
+
+    def device(part):
+        logprobs, residuals = target_logprobs(
+            jnp.asarray(hidden), part, jnp.asarray(tokens), jnp.asarray(mask), projection
+        )
+        return logprobs, *target_logprobs_vjp(
+            residuals, part, jnp.ones_like(logprobs), jnp.zeros_like(part), projection
+        )
+
+    logprobs, d_hidden, d_head = jax.vmap(device, axis_name="tensor")(jnp.asarray(parts))
+    theirs, vjp = jax.vjp(lambda *a: dense_logprobs(*a, tokens, mask, softcap), hidden, head)
+    for found, expected in zip((logprobs[2], d_hidden[2]), (theirs, vjp(jnp.ones_like(theirs))[0]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(d_head.reshape(8, 16)[:5], vjp(jnp.ones_like(theirs))[1], rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(d_head.reshape(8, 16)[5:], 0)
 
 
 def test_bfloat16_accumulates_in_float32():

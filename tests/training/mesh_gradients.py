@@ -83,10 +83,10 @@ def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> li
         error = abs(np.asarray(found.sums["loss"]).sum() / (2 * float(sums["loss"])) - 1)
         if error > 1e-6:
             faults.append(f"the loss under {where} is off by {error:.1e}")
-        specs = sharding.parameter_specs(params, mesh)
+        specs, exacts = sharding.parameter_specs(params, mesh), padded(expected, mesh)
         for path, gradient in jax.tree_util.tree_leaves_with_path(found.gradients):
             keys = [key.key for key in path]
-            exact, spec = (functools.reduce(operator.getitem, keys, tree) for tree in (expected, specs))
+            exact, spec = (functools.reduce(operator.getitem, keys, tree) for tree in (exacts, specs))
             split = {axis for entry in spec for axis in sharding.mesh_axes(entry)}
             fault = explained(*per_device(gradient, np.asarray(exact), mesh), split)
             if fault:
@@ -108,18 +108,27 @@ def accumulated(
             lambda x, at: jax.device_put(
                 np.zeros((replicas, *x.shape), np.float32), NamedSharding(mesh, sharding.with_replicas(at.spec))
             ),
-            params,
+            padded(params, mesh),
             shardings,
         ),
         jax.tree.map(lambda _: jax.device_put(np.zeros(parts, np.float32), sharding.batch_sharding(mesh)), sums),
     )
-    params, rows = jax.device_put(params, shardings), jax.device_put(rows, sharding.batch_sharding(mesh))
+    params, rows = jax.device_put(padded(params, mesh), shardings), jax.device_put(rows, sharding.batch_sharding(mesh))
     # Laid out as its result, so that it is compiled once.
     layouts = jax.tree.map(lambda x: x.sharding, accumulator)
     accumulate = jax.jit(network.accumulate, out_shardings=layouts)
     for _ in range(2):
         accumulator = accumulate(params, accumulator, rows)
     return accumulator
+
+
+def padded(params: Any, mesh: Mesh) -> Any:
+    """Parameters with the rows of zeros that the mesh needs."""
+
+    def pad(x: np.ndarray, on_mesh: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.pad(x, [(0, after - before) for before, after in zip(x.shape, on_mesh.shape, strict=True)])
+
+    return jax.tree.map(pad, params, sharding.laid_out(params, mesh))
 
 
 def per_device(gradient: jax.Array, exact: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.export import export
-from fusejax.training.identity import claim, tokenizer_fingerprint
+from fusejax.training.identity import claim, data_identity, tokenizer_fingerprint
 from fusejax.training.loop import train
 from tests.tiny_runs import make_tokenizer, run_config
 from tests.training.test_resume import final_arrays, logged
@@ -54,17 +54,49 @@ def killed(world, original, tmp_path):
     return run_config(world, tmp_path / "run", "dpo", model=str(original / "start"), **SHORT)
 
 
-def test_bfloat16_parameters_stay_bfloat16(world, tmp_path):
-    config = run_config(world, tmp_path / "run", dtype={"params": "bfloat16", "compute": "bfloat16"}, **SHORT)
+HALF: dict = {
+    "dtype": {"params": "bfloat16", "compute": "bfloat16"},
+    "optimizer": {"learning_rate": 1e-3, "moments": "bfloat16"},
+}
+
+
+def test_a_run_in_bfloat16_goes_on_bit_for_bit(world, tmp_path):
+    """Parameters and moments are stored as they are; the step seeds their rounding."""
+    config = run_config(world, tmp_path / "run", **HALF, **SHORT)
     train(config)
     unbroken = final_arrays(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     train(config)
     resumed = final_arrays(tmp_path / "run")
-    assert {array.dtype for name, array in resumed.items() if name.startswith("params")} == {jnp.dtype(jnp.bfloat16)}
+    assert {array.dtype for array in resumed.values() if array.ndim} == {jnp.dtype(jnp.bfloat16)}
     assert unbroken.keys() == resumed.keys()
     for name, array in unbroken.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+def test_a_run_begun_when_bfloat16_was_rounded_to_nearest_says_so(world, tmp_path, capsys):
+    config = run_config(world, tmp_path, **HALF)
+    claim(epath.Path(tmp_path), config, {}, resumes=False)
+    claim(epath.Path(tmp_path), config, {}, resumes=True)
+    assert "to nearest" not in capsys.readouterr().err
+    config = run_config(world, tmp_path, dtype=HALF["dtype"])
+    claim(epath.Path(tmp_path), config, {}, resumes=False)
+    edit_run(config, lambda values: values["optimizer"].pop("moments"))
+    claim(epath.Path(tmp_path), config, {}, resumes=True)
+    assert "to nearest; from here on they are rounded stochastically" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"dtype": {"params": "float32", "compute": "bfloat16"}}, r"dtype\.params"),
+        ({"optimizer": {"learning_rate": 1e-3}}, r"optimizer\.moments"),
+    ],
+)
+def test_a_run_keeps_its_dtypes(world, tmp_path, changed, key):
+    train(run_config(world, tmp_path / "run", **HALF, **SHORT | {"max_steps": 1}))
+    with pytest.raises(UserError, match=rf"holds a run that differs in {key}; choose"):
+        train(run_config(world, tmp_path / "run", **HALF | changed, **SHORT | {"max_steps": 1}))
 
 
 def test_the_start_is_not_needed_again(original, killed):
@@ -187,6 +219,33 @@ def test_a_key_that_did_not_exist_is_refused_where_it_is_no_longer_as_it_was(wor
     values["preference"]["label_smoothing"] = 0.1
     with pytest.raises(UserError, match=r"differs in optimizer\.eps, preference\.label_smoothing; choose"):
         train(TrainConfig.model_validate(values))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_run_whose_norms_decayed_is_refused_until_they_do_again(world, tmp_path, decay):
+    """Where nothing decays, there is nothing to refuse."""
+
+    def config(**changes):
+        return run_config(world, tmp_path, optimizer={"learning_rate": 1e-3, "weight_decay": decay, **changes})
+
+    claim(epath.Path(tmp_path), config(), {}, resumes=False)
+    edit_run(config(), lambda values: values["optimizer"].pop("weight_decay_on"))
+    if decay:
+        with pytest.raises(
+            UserError, match=r"differs in optimizer\.weight_decay_on; with optimizer\.weight_decay_on=all it goes on"
+        ):
+            claim(epath.Path(tmp_path), config(), {}, resumes=True)
+        claim(epath.Path(tmp_path), config(weight_decay_on="all"), {}, resumes=True)
+    else:
+        claim(epath.Path(tmp_path), config(), {}, resumes=True)
+
+
+def test_other_pairs_are_other_data(world, tmp_path):
+    """So that tokens and references of an attempt that kept unordered pairs are not taken for one that drops them."""
+    tokenizer = make_tokenizer()
+    kept = data_identity(run_config(world, tmp_path, "dpo"), tokenizer)
+    dropped = data_identity(run_config(world, tmp_path, "dpo", drop_unordered_pairs=True), tokenizer)
+    assert kept == {name: dropped[name] for name in kept} and dropped != kept
 
 
 def test_a_key_that_is_no_more_is_refused_by_name(killed):

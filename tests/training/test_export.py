@@ -21,7 +21,7 @@ from fusejax.models.huggingface.export_weights import WeightFiles
 from fusejax.models.huggingface.names import parameters
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import StoredParameters, export
-from fusejax.training.start import StartingModel
+from fusejax.training.start import StartingModel, fingerprint
 from fusejax.training.state import TrainState
 from tests.models import tiny_checkpoints as tiny
 from tests.models.test_huggingface import assert_same_bits, tensors_of
@@ -76,6 +76,26 @@ def test_the_step_asked_for(tmp_path):
     export(str(run), str(tmp_path / "out"), step=2, dtype="bfloat16")
     one = {name: tensor + tensor.dtype.type(1) for name, tensor in expected(tmp_path, jnp.bfloat16).items()}
     assert_same_bits(tensors_of(tmp_path / "out"), one)
+
+
+def test_rows_that_a_mesh_added_are_not_exported(tmp_path):
+    run = make_run(tmp_path, "llama-untied")
+    params = StartingModel(str(tmp_path / "model")).load(one_device_mesh(), dtype="float32")
+    widened = {
+        name: {"embedding": jnp.pad(params[name]["embedding"], ((0, 2), (0, 0)))} for name in ("embedder", "lm_head")
+    }
+    with Checkpoints(run, keep=9) as checkpoints:
+        checkpoints.save(TrainState(jnp.int32(3), params | widened, {}), {"eval_loss": 0.1})
+        foreign = {"embedder": {"embedding": widened["embedder"]["embedding"] + 1}}
+        checkpoints.save(TrainState(jnp.int32(4), params | widened | foreign, {}), {"eval_loss": 0.2})
+    export(str(run), str(tmp_path / "out"), step=None, dtype="float32")
+    assert_same_bits(tensors_of(tmp_path / "out"), expected(tmp_path, jnp.float32))
+    with pytest.raises(UserError, match=r"embedder\.embedding has shape \(322, \d+\); config\.json asks for \(320,"):
+        export(str(run), str(tmp_path / "other"), step=4, dtype="float32")
+    # And a run that starts from it has what its own mesh needs.
+    again = StartingModel(str(run)).load(one_device_mesh(), dtype="float32", step=3)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert fingerprint(params | widened, 320) == fingerprint(params, 320) == fingerprint(again, 320)
 
 
 def test_a_checkpoint_of_many_devices(tmp_path):

@@ -29,6 +29,14 @@ def test_many_parts_and_loops_that_are_written_out():
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.parametrize("family", ["llama-untied", "gemma2"])  # the head apart; tied to the embedding, and capped
+def test_vocabularies_that_tensor_does_not_divide(family):
+    """The rows that are added get no gradient, and change no other."""
+    meshes = [{"tensor": 2, "remat": "none"}, {"fsdp": 2, "tensor": 2, "remat": "none"}]
+    faults = faults_in_process(hf_config(family) | {"vocab_size": 97}, meshes)
+    assert not faults, "\n".join(faults)
+
+
 def test_a_forgotten_sum_is_named():
     """A norm of heads is on every device, and used on some of the heads: its gradient is a sum over `tensor`."""
     faults = faults_in_process(hf_config("qwen3"), [{"tensor": 2, "remat": "none", "forget": True}])

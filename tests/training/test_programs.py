@@ -145,6 +145,27 @@ def test_the_update_holds_nothing_twice():
     assert zeroed.alias_size_in_bytes == sum(x.size * 4 for x in jax.tree.leaves(made.accumulator))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_all_in_bfloat16_takes_ten_bytes_a_parameter():
+    """And on TPUs every device makes its own random bits: none asks another for any."""
+    half = {"dtype": {"params": "bfloat16"}, "optimizer": OptimizerConfig(learning_rate=1e-4, moments="bfloat16")}
+    made = programs(parse_topology("v5e-4").devices(), **half)
+    parameters = sum(x.size for x in jax.tree.leaves(made.params))
+    arrays = jax.tree.leaves((made.state, made.accumulator.gradients))
+    assert sum(x.size * x.dtype.itemsize for x in arrays) == pytest.approx(10 * parameters, rel=1e-4)
+    update = made.apply.lower(made.state, made.accumulator).compile()
+    assert not re.search(r"all-gather\(|all-to-all\(|collective-permute\(", update.as_text())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_vocabulary_that_tensor_does_not_divide_is_planned():
+    model = dataclasses.replace(MODEL, vocab_size=1025)
+    made = programs(parse_topology("v5e-4").devices(), model, mesh={"fsdp": 2, "tensor": 2})
+    rows = {x.shape[0] for x in jax.tree.leaves((made.params["embedder"], made.params["lm_head"]))}
+    assert rows == {1026}
+    made.evaluate.lower(made.params, made.microbatch).compile()
+
+
 def test_zeros_are_zeros():
     made = programs()
     ones = jax.tree.map(lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding), made.accumulator)

@@ -20,7 +20,8 @@ from fusejax.data.records import PreferencePair, write_shards
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import export
 from fusejax.training.loop import train
-from tests.tiny_runs import run_config, settings, train_command
+from tests.tiny_runs import make_tokenizer, make_world, run_config, settings, train_command
+from tests.training.test_resume import final_arrays
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +304,50 @@ def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
         subprocess.run(train_command(world, tmp_path / name, task, **changes), env=environment, check=True)
         losses[name] = [line["loss"] for line in metrics(tmp_path / name)]
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)
+
+
+def test_a_vocabulary_that_tensor_does_not_divide(tmp_path):
+    """The same losses as on one device, from either to the other and back, and its own size in the export."""
+    tokenizer = make_tokenizer()
+    world = make_world(tmp_path / "world", vocab_size=len(tokenizer) + 1 - len(tokenizer) % 2)
+
+    def run(name: str, devices: int, steps: int, **mesh: int) -> list[float]:
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        changes = {"epochs": 9, "checkpoint": {"every_steps": 2, "keep": 9}, "mesh": mesh}
+        subprocess.run(
+            train_command(world, tmp_path / name, "dpo", **changes, max_steps=6), env=environment, check=True
+        )
+        losses = [line["loss"] for line in metrics(tmp_path / name)]
+        for step in range(steps + 2, 7, 2):  # as if it had been killed before
+            shutil.rmtree(tmp_path / name / "checkpoints" / str(step))
+        return losses[:steps]
+
+    alone = run("alone", 1, 6)
+    run("moved", 2, 2, fsdp=1, tensor=2)
+    (tmp_path / "moved" / "reference.npz").unlink()  # so that the start must be found to be the same
+    run("moved", 1, 4)
+    moved = run("moved", 4, 6, fsdp=2, tensor=2)
+    np.testing.assert_allclose(moved, alone, rtol=1e-4)
+    export(str(tmp_path / "moved"), str(tmp_path / "hf"), step=6, dtype="float32")
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    size = json.loads((world / "model" / "config.json").read_text())["vocab_size"]
+    assert size % 2 == 1 and len(weights["model.embed_tokens.weight"]) == len(weights["lm_head.weight"]) == size
+    stored = final_arrays(tmp_path / "moved")
+    for name, array in stored.items():
+        if "embedding" in name:
+            assert len(array) == size + 1 and not array[size:].any(), name
+
+
+def test_what_the_mesh_cannot_split_is_found_before_tokenizing(world, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for mesh, message in (
+        ({"fsdp": 2, "tensor": 4}, "error: mesh.tensor=4 does not divide num_key_value_heads 2"),
+        ({"data": 2, "fsdp": 3, "tensor": 1}, "error: mesh: data x fsdp x tensor = 2 x 3 x 1 does not fill 8 devices"),
+    ):
+        command = train_command(world, tmp_path / "run", mesh=mesh)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.strip()) == (2, message)
+        assert not (tmp_path / "run" / "tokens").exists() and not (tmp_path / "run" / "model").exists()
 
 
 def test_every_key_of_the_configuration_is_told_in_the_error(world, tmp_path):

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,8 @@ from fusejax.data.examples import tokenize
 from fusejax.data.loader import assemble
 from fusejax.data.records import open_shards
 from fusejax.distributed.mesh import one_device_mesh
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.objectives.losses.dpo import DPO
 from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training.network import Accumulator, Network
@@ -22,6 +25,7 @@ from fusejax.training.optimizer import make_optimizer, make_schedule
 from fusejax.training.start import StartingModel
 from fusejax.training.state import TrainState, initializer
 from fusejax.training.step import apply
+from tests.models import tiny_checkpoints as tiny
 from tests.tiny_runs import GEMMA3, make_world, run_config
 
 
@@ -128,10 +132,11 @@ def test_dpo_starts_at_log_2(world, length_normalized):
     assert float(sums["loss"]) / 3 == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_adamw_and_clipping_agree_with_torch():
-    """Three steps on one matrix, gradients above and below the norm limit, weight decay on."""
+@pytest.mark.parametrize("max_norm", [1.0, None])
+def test_adamw_and_clipping_agree_with_torch(max_norm):
+    """Three steps on one matrix, gradients above and below the norm limit if there is one, weight decay on."""
     config = OptimizerConfig(
-        learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=1.0
+        learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=max_norm
     )
     rng = np.random.default_rng(0)
     start = rng.normal(size=(4, 5)).astype(np.float32)
@@ -144,7 +149,7 @@ def test_adamw_and_clipping_agree_with_torch():
     state = TrainState(jnp.int32(0), params, transformation.init(params))
     for gradient in gradients:
         theirs.grad = torch.tensor(gradient)
-        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        torch.nn.utils.clip_grad_norm_([theirs], max_norm or math.inf)
         optimizer.step()
         # Two replicas of the parameters, and four parts of the rows. The step divides the sums by the count.
         sums = {"count": jnp.full(4, 0.5), "loss": jnp.full(4, 0.25)}
@@ -156,14 +161,41 @@ def test_adamw_and_clipping_agree_with_torch():
     np.testing.assert_allclose(state.params["w"], theirs.detach().numpy(), rtol=1e-5, atol=1e-7)
 
 
-def test_moments_are_float32_for_bfloat16_parameters(world):
-    setup = Setup(world, "sft")
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), setup.params)
+@pytest.mark.parametrize(("on", "decaying"), [("matrices", {"weight", "embedding"}), ("all", None)])
+def test_norms_and_biases_decay_only_where_asked(on, decaying):
+    """Of a family that has all kinds of parameters; without gradients, decay is all that moves them."""
+    model = DecoderConfig.from_hf(tiny.reference("qwen2").config.to_dict())
+    _, shapes = abstract_decoder(model, param_dtype=jnp.dtype("float32"), compute_dtype=jnp.dtype("float32"))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
+    config = OptimizerConfig(
+        learning_rate=0.5, schedule="constant", warmup_ratio=0, weight_decay=0.5, weight_decay_on=on
+    )
+    optimizer = make_optimizer(config, 3)
+    state = initializer(optimizer, moments=jnp.float32)(params)
+    nothing = Accumulator(jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), params), {"count": jnp.ones(1)})
+    new = apply(optimizer, state, nothing)[0].params
+    kinds = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    assert kinds == {"weight", "embedding", "scale", "bias"}
+    for path, x in jax.tree_util.tree_leaves_with_path(new):
+        np.testing.assert_array_equal(x, 0.75 if path[-1].key in (decaying or kinds) else 1.0, err_msg=str(path))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_checkpoints_of_optax_adamw_fit(decay):
+    """Which earlier releases used: what decays does not change the tree that is stored."""
+    ours = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=decay), 10)
+    theirs = optax.chain(optax.identity(), optax.adamw(optax.constant_schedule(1e-3), weight_decay=decay))
+    params = {"w": jnp.ones(3)}
+    assert jax.tree.structure(ours.init(params)) == jax.tree.structure(theirs.init(params))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_moments_have_a_dtype_of_their_own(dtype):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
-    state = initializer(optimizer)(params)
-    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    state = initializer(optimizer, moments=jnp.dtype(dtype))({"w": jnp.zeros(3, jnp.bfloat16)})
+    assert state.params["w"].dtype == jnp.bfloat16
     moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim > 0]
-    assert {x.dtype for x in moments} == {jnp.dtype(jnp.float32)}
+    assert [x.dtype for x in moments] == [jnp.dtype(dtype)] * 2
 
 
 def test_schedule():

@@ -29,7 +29,7 @@ from jaxtyping import Int
 
 from fusejax.common.cli import UserError
 from fusejax.distributed.mesh import axis_size
-from fusejax.distributed.sharding import mesh_axes
+from fusejax.distributed.sharding import mesh_axes, padded_shape
 from fusejax.models.huggingface import safetensors_file
 from fusejax.models.huggingface.names import Parameter
 from fusejax.models.huggingface.safetensors_file import DTYPES, Tensor
@@ -68,7 +68,8 @@ def read_parameters(
       tensors: has all that the table names, in their shapes (`check_tensors`).
       table: see `names.parameters`.
       dtype: what the parameters are converted to, on the devices.
-      shardings: their meshes must have axes of type `Auto`.
+      shardings: their meshes must have axes of type `Auto`. Rows of zeros are added to a parameter whose rows they do
+        not divide.
 
     Raises:
       UserError: a file cannot be read, or is shorter than its header said; a weight is NaN or infinite.
@@ -87,14 +88,13 @@ def read_parameters(
                 for devices, buffer in zip(part.rows.values(), buffers, strict=True)
                 for device in devices
             ]
-            tensor = jax.make_array_from_single_device_arrays(part.parameter.hf_shape, part.sharding, shards)
+            tensor = jax.make_array_from_single_device_arrays(part.shape, part.sharding, shards)
             finite.append((part, _all_finite(tensor)))
             if part.parameter.stacked:
                 arrays[path] = _fill(arrays[path], tensor, part.block, sharding=sharding)
-            elif tensor.dtype == dtype and tensor.sharding.is_equivalent_to(sharding, tensor.ndim):
-                arrays[path] = tensor
             else:
-                arrays[path] = _convert(tensor, dtype=dtype, sharding=sharding)
+                rows, *_ = padded_shape(part.parameter.shape, sharding)
+                arrays[path] = _laid_out(tensor, rows=rows, dtype=dtype, sharding=sharding)
             arrays[path].block_until_ready()
             del shards, tensor, buffers
     for part, is_finite in finite:
@@ -199,6 +199,8 @@ class _Part:
     block: int
     """Which of the parameter's stacked tensors it is."""
     tensor: Tensor
+    shape: tuple[int, ...]
+    """Of the tensor as it is read: with rows of zeros at the end where the sharding does not divide its own."""
     sharding: NamedSharding
     """Of the tensor as it is read: split only along its rows."""
     rows: dict[tuple[int, int], list[Any]]
@@ -232,25 +234,27 @@ def _parts(tensors: Mapping[str, Tensor], table: list[Parameter], where: Mapping
     """In the order in which they lie in the files, which is the same in every process."""
     parts = []
     for parameter in table:
-        sharding = _read_sharding(parameter, where[parameter.path])
+        shape, sharding = _read_layout(parameter, where[parameter.path])
         rows: dict[tuple[int, int], list[Any]] = collections.defaultdict(list)
-        for device, index in sharding.addressable_devices_indices_map(parameter.hf_shape).items():
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
             assert index is not None
-            start, stop, _ = index[0].indices(parameter.hf_shape[0])
+            start, stop, _ = index[0].indices(shape[0])
             rows[start, stop].append(device)
         parts += [
-            _Part(parameter, block, tensors[name], sharding, rows) for block, name in enumerate(parameter.hf_names)
+            _Part(parameter, block, tensors[name], shape, sharding, rows)
+            for block, name in enumerate(parameter.hf_names)
         ]
     return sorted(parts, key=lambda part: (str(part.tensor.file), part.tensor.offset))
 
 
-def _read_sharding(parameter: Parameter, sharding: NamedSharding) -> NamedSharding:
-    """The tensor split along its rows, over all mesh axes that split the parameter at all."""
+def _read_layout(parameter: Parameter, sharding: NamedSharding) -> tuple[tuple[int, ...], NamedSharding]:
+    """The tensor split along its rows, over all mesh axes that split the parameter at all, and its shape for that."""
     rows, *others = [mesh_axes(entry) for entry in sharding.spec[parameter.stacked :]] or [()]
     axes = (*rows, *itertools.chain(*others))
-    if parameter.hf_shape[0] % axis_size(sharding.mesh, axes):
+    if parameter.stacked and parameter.hf_shape[0] % axis_size(sharding.mesh, axes):
         axes = rows
-    return NamedSharding(sharding.mesh, PartitionSpec(axes))
+    split = NamedSharding(sharding.mesh, PartitionSpec(axes))
+    return padded_shape(parameter.hf_shape, split), split
 
 
 # Reading
@@ -308,8 +312,10 @@ def _tasks(part: _Part, buffers: list[np.ndarray]) -> Iterator[tuple[Tensor, int
     """What each call of `_read_rows` gets."""
     step = max(1, _TASK_BYTES * part.tensor.shape[0] // part.tensor.nbytes)
     for (first, _), buffer in zip(part.rows, buffers, strict=True):
-        for start in range(0, len(buffer), step):
-            yield part.tensor, first + start, buffer[start : start + step]
+        there = max(0, part.tensor.shape[0] - first)
+        buffer[there:] = 0
+        for start in range(0, min(there, len(buffer)), step):
+            yield part.tensor, first + start, buffer[start : min(start + step, there)]
 
 
 def _padded(nbytes: int) -> int:
@@ -365,6 +371,14 @@ def _fill(
     return jax.lax.with_sharding_constraint(filled, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "sharding"))
-def _convert(tensor: jax.Array, *, dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(tensor, sharding).astype(dtype)
+def _laid_out(tensor: jax.Array, *, rows: int, dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
+    """The tensor's first rows in a dtype and a sharding; the tensor itself if that is what it is."""
+    in_place = tensor.sharding.is_equivalent_to(sharding, tensor.ndim)
+    if tensor.dtype == dtype and len(tensor) == rows and in_place:
+        return tensor
+    return _convert(tensor, rows=rows, dtype=dtype, sharding=sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "dtype", "sharding"))
+def _convert(tensor: jax.Array, *, rows: int, dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(tensor[:rows], sharding).astype(dtype)
