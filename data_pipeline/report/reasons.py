@@ -39,7 +39,7 @@ ANSWERS = {
     "not_finished": "did not come to its end",
     "not_sampled": "could not be sampled",
     "repeated": "two answers bear the same names, so neither is sure",
-    "truncated": "cut off at the limit of tokens",
+    "truncated": "cut off at the limit of tokens, or in its thought",
 }
 """Why an answer can serve nowhere."""
 PROMPTS = {
