@@ -32,14 +32,14 @@ RECORDS = {
 """Why a record became no prompt."""
 ANSWERS = {
     "degenerate": "caught in a loop",
-    "empty": "blank",
+    "empty": "blank, or a thought with no answer after it",
     "no_reward": "nothing gave it a reward",
     "no_such_prompt": "answers a prompt that is not in the table",
     "non_finite_reward": "its reward is not a finite number",
     "not_finished": "did not come to its end",
     "not_sampled": "could not be sampled",
     "repeated": "two answers bear the same names, so neither is sure",
-    "truncated": "cut off at the limit of tokens, or in its thought",
+    "truncated": "cut off at the limit of tokens",
 }
 """Why an answer can serve nowhere."""
 PROMPTS = {

@@ -153,7 +153,8 @@ def _journalled(journal: Path) -> list[dict[str, Any]]:
             rows += json.loads(line)
         except ValueError:
             break  # Only what was written last can be damaged, by a power cut.
-    return rows
+    # Earlier versions kept whatever count of tokens a server told.
+    return [row for row in rows if not any(isinstance(value, int) and abs(value) >= 2**63 for value in row.values())]
 
 
 def _part(path: epath.Path, schema: pl.Schema, sometimes: pl.Schema) -> pl.DataFrame:

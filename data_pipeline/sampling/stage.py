@@ -382,6 +382,5 @@ def _cut(table: pl.DataFrame) -> str:
     if "reasoning" not in table.columns:
         return ""
     thoughts, alone = len(table) - table["reasoning"].null_count(), len(table.filter(reasoning.THOUGHT_ONLY))
-    return f"; thoughts cut off from {thoughts:,}" + (
-        f", {alone:,} of them without an answer after it" if alone else ""
-    )
+    rest = f", {alone:,} of them with no answer after it" if alone else ""
+    return f"; thoughts cut off from {thoughts:,}{rest}"
