@@ -183,7 +183,7 @@ class ServerConfig(ConfigModel):
         return self
 
 
-LEAVABLE = ("temperature", "top_p", "seed", "max_tokens")
+LEAVABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")
 """Parameters of a request that some servers refuse to be told, and `extra_body` can leave out."""
 _SET_ELSEWHERE = {
     "model": "served_as",

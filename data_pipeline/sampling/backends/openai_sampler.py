@@ -27,6 +27,8 @@ from fusejax.common.cli import UserError, note, one_line
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 MOST_MALFORMED = 5
 """Malformed answers to one request, after which it counts as failed."""
+_OPTIONAL = ("top_k", "min_p")
+"""Parameters that a source need not set."""
 _PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
 """What a refused request may name without that being a parameter which the server does not take."""
 Found = TypeVar("Found")
@@ -226,9 +228,11 @@ class OpenaiSampler:
         """Raises `UserError` where a refusal, before any answer, names a parameter that all requests have."""
         named = [name for name in body if name not in _PLAIN and re.search(rf"\b{re.escape(name)}\b", problem)]
         if named and not self._answered:
-            remedy = (
-                f"server.extra_body: {{{named[0]}: null}} leaves it out" if named[0] in LEAVABLE else "leave it out"
-            )
+            first, remedy = named[0], "leave it out"
+            # What a source need not set is sent, if at all, to no effect, unless the source does set it.
+            ours = first not in self._server.extra_body and not (first in _OPTIONAL and getattr(self._source, first))
+            if first in LEAVABLE and ours:
+                remedy = f"server.extra_body: {{{first}: null}} leaves it out"
             raise UserError(f"{self._where}: the server refuses {', '.join(named)}: {problem}; {remedy}")
 
     async def _patiently(

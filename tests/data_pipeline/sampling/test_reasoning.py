@@ -17,6 +17,7 @@ from data_pipeline.sampling import stage as sample
 from data_pipeline.sampling.chat import ChatTokenizer
 from data_pipeline.sampling.reasoning import TAGS, cut, opened, split
 from data_pipeline.sampling.sampler import Answer, Answered, Request
+from data_pipeline.scoring import stage as score
 from fusejax.common.cli import UserError
 from tests.data_pipeline.helpers import CHAT_TEMPLATE, make_checkpoint, write_config, write_jsonl
 
@@ -205,3 +206,22 @@ def test_given_answers_are_cut_too(tmp_path: Path):
     table = pl.read_parquet(tmp_path / "out/samples/t.parquet").sort("prompt_id")
     assert table["text"].to_list() == ["b", "c", ""] and table["reasoning"].to_list() == ["a", None, "never ends"]
     assert table["truncated"].to_list() == [False, False, True]
+
+
+def test_tables_of_other_programs_are_cut_when_they_are_scored(tmp_path: Path):
+    file = write_jsonl(tmp_path / "p.jsonl", [{"id": f"p{n}", "prompt": f"q{n}"} for n in range(3)])
+    config = PipelineConfig.model_validate(
+        {
+            "output_dir": str(tmp_path / "out"),
+            "prompts": [{"path": str(file), "dataset": "d", "domain": "instruction"}],
+            "sources": [{"name": "s", "model": "none/needed"}],
+            "domains": {"instruction": {"reward": "tests.data_pipeline.helpers:reward", "rule": "one_source"}},
+        }
+    )
+    prompts.run(config)
+    frame = {"prompt_id": ["p0", "p1", "p2"], "source": "s", "sample_index": 0, "text": TEXTS, "finish_reason": "stop"}
+    (tmp_path / "out/samples").mkdir()
+    pl.DataFrame(frame).write_parquet(tmp_path / "out/samples/s.parquet")
+    score.run(config)
+    found = pl.read_parquet(tmp_path / "out/scores/s.parquet")
+    assert found["text"].to_list() == ["b", "c", ""] and found["reasoning"].to_list() == ["a", None, "never ends"]

@@ -288,6 +288,7 @@ def refuse(problem: Any, status: int = 400) -> Reply:
     ("problem", "said"),
     [
         ("Unrecognized request argument supplied: top_k", "the server refuses top_k: status 400: Unrec"),
+        ("unknown field top_k", "unknown field top_k; leave it out"),
         ({"error": {"message": "bad parameter", "param": "min_p"}}, "refuses min_p: status 400: bad parameter (param"),
         (
             {"detail": [{"loc": ["body", "top_k"], "msg": "no", "input": "x" * 99}]},
