@@ -239,7 +239,7 @@ def ask(
     lost: dict[str, str] = {}
     # Closed before the sampler is, even after an error.
     with contextlib.closing(sampler.generate(list(asked.requests.values()), frozenset(answers.keys))) as batches:
-        for batch in _plausible(batches, source):
+        for batch in _plausible(batches, source, first=not answers.keys):
             now = time.monotonic()
             share = {"engine": sampler.engine, "seconds": (now - before) / len(batch)}
             before = now
@@ -275,10 +275,16 @@ def _sampler(config: PipelineConfig, source: SourceConfig, directory: Path | Non
     return open_sampler(config, source, directory, context)
 
 
-def _plausible(batches: Iterator[Answered], source: SourceConfig) -> Iterator[Answered]:
+def _plausible(batches: Iterator[Answered], source: SourceConfig, first: bool) -> Iterator[Answered]:
     """The same batches; but refusals at the beginning are held back until there is an answer, and end the run if they
-    are many: then the source's entry in the config is wrong, and they should not be kept as its answers. Malformed
-    answers end it if they are many in a row, or all that there is."""
+    are many, or all that the source ever gave: then its entry in the config is wrong, and they should not be kept as
+    its answers. Malformed answers end it if they are many in a row, or all that there is.
+
+    Args:
+      batches: of the sampler.
+      source: whose they are.
+      first: whether nothing was kept of it before.
+    """
     held: Answered = []
     answered, in_a_row = False, 0
     for batch in batches:
@@ -293,7 +299,7 @@ def _plausible(batches: Iterator[Answered], source: SourceConfig) -> Iterator[An
             raise UserError(f"sources: {source.name}: {in_a_row} requests in a row failed: {batch[-1][1].error}")
         if len(held) >= ALL_REFUSED:
             raise UserError(f"sources: {source.name}: the first {len(held)} requests failed: {held[0][1].error}")
-    if held and not any(answer.believed for _, answer in held):
+    if held and (first or not any(answer.believed for _, answer in held)):
         raise UserError(f"sources: {source.name}: all {len(held)} requests failed: {held[0][1].error}")
     if held:
         yield held

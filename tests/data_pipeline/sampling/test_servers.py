@@ -303,6 +303,12 @@ def test_a_refused_parameter_is_named(tmp_path: Path, problem: Any, said: str, c
     assert said in capsys.readouterr().err.splitlines()[-1] and kept(tmp_path) == 0
 
 
+def test_a_few_refusals_and_nothing_else_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with serving(lambda _: refuse("no")) as server:
+        run(tmp_path, values_in(tmp_path, server.url), status=2)
+    assert "all 8 requests failed: refused: status 400: no" in capsys.readouterr().err and kept(tmp_path) == 0
+
+
 def test_the_later_name_of_the_limit(tmp_path: Path):
     def behave(asked: Asked) -> Reply:
         if "max_tokens" in asked.body:
