@@ -1,6 +1,8 @@
 """The configuration of the whole data pipeline as typed, validated values."""
 
+import json
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr
@@ -17,6 +19,8 @@ from data_pipeline.domains import (
 )
 from data_pipeline.prompts.adapters import ADAPTERS
 from data_pipeline.selection.rules import OneSource
+from fusejax.common import redact
+from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -107,19 +111,93 @@ class OverlapConfig(ConfigModel):
         return self
 
 
+def _without_secrets(section: dict[str, Any]) -> dict[str, Any]:
+    return redact.values(section)
+
+
+def _is_json(section: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(section, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("expected values that JSON has") from None
+    return section
+
+
+Arguments = Annotated[dict[str, Any], pydantic.AfterValidator(_is_json), pydantic.PlainSerializer(_without_secrets)]
+"""Arguments of other programs; what they call a key, a token or a password is not written down."""
+
+
 class ServerConfig(ConfigModel):
-    url: str = Field(pattern=r"^https?://")
-    """Up to and with `/v1`."""
+    url: str = Field(pattern=r"^https?://", repr=False)
+    """Up to and with `/v1`. A user and password, or a query, are sent, but never written down."""
+    mode: Literal["completions", "chat"] = "completions"
+    """completions sends token ids to `/completions`, as vLLM and SGLang take them: the prompt is exactly the one that
+    the source's chat template writes here. chat sends messages to `/chat/completions`, for servers without token ids
+    (hosted APIs, llama.cpp, Ollama): they need no checkpoint here, and nobody here can tell how long a prompt is."""
     served_as: str | None = None
     """The model's name there. Default: the source's `model`."""
+    answers_as: str | None = None
+    """The model's name in the server's answers, where it is another one, as for deployments and aliases. An answer of
+    another model is refused."""
+    extra_body: Arguments = Field(default_factory=dict)
+    """Further parameters of a request, sent as they are, such as `reasoning_effort: low`; null leaves out one that is
+    sent otherwise, as in `seed: null`."""
     concurrency: PositiveInt = 128
     """Requests under way at a time."""
     patience_seconds: PositiveFloat = 600.0
     """How long a failing request is retried before the run ends."""
     timeout_seconds: PositiveFloat = 3600.0
     """How long a server may be silent before the request counts as lost."""
-    api_key_variable: str | None = None
+    api_key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
     """The environment variable that holds the server's key."""
+
+    @pydantic.field_validator("url")
+    @classmethod
+    def _whole(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:  # Its message may hold the password.
+            host = None
+        if not host:
+            raise ValueError("no URL with a host and perhaps a port; in a password, / ? # and @ are written as %2F ...")
+        if parts.path.rstrip("/").endswith("/completions"):
+            raise ValueError("ends at /v1; what comes after it is added here")
+        return url
+
+    @pydantic.field_serializer("url")
+    def _shown(self, url: str) -> str:
+        return redact.shown(url)
+
+    @pydantic.field_validator("extra_body")
+    @classmethod
+    def _elsewhere(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for key in body:
+            if key in _SET_ELSEWHERE and (body[key] is not None or key not in LEAVABLE):
+                raise ValueError(f"{key} is set elsewhere, by {_SET_ELSEWHERE[key]}")
+        return body
+
+    @pydantic.model_validator(mode="after")
+    def _one_login(self) -> "ServerConfig":
+        if self.api_key_variable is not None and "@" in urlsplit(self.url).netloc:
+            raise ValueError("url has a user and there is an api_key_variable: a server takes one of them")
+        return self
+
+
+LEAVABLE = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_tokens")
+"""Parameters of a request that some servers refuse to be told, and `extra_body` can leave out."""
+_SET_ELSEWHERE = {
+    "model": "served_as",
+    "messages": "prompts",
+    "prompt": "prompts",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "seed": "seed",
+    "n": "samples",
+    "stream": "nothing: answers come whole",
+    "chat_template_kwargs": "chat_template_kwargs of the source",
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+}
 
 
 class CostConfig(ConfigModel):
@@ -141,22 +219,29 @@ class SourceConfig(ConfigModel):
     """Names the files and the records' `source_model`."""
     model: Annotated[str, pydantic.AfterValidator(on_disk)]
     """Directory or Hub id of a Hugging Face checkpoint with a chat template. If a server runs the model, the tokenizer
-    and `config.json` are enough."""
+    and `config.json` are enough; behind a chat server, it is a name and nothing else."""
     revision: str | None = None
     """Branch, tag or commit of a Hub id."""
     temperature: NonNegativeFloat = 0.8
     """0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Nucleus sampling."""
+    top_k: int | None = None
+    """Most tokens to choose from, the likeliest. Default, and -1: all; behind a chat server, its own default."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    """Least probability of a token to choose, as a share of the likeliest one's. Default, and 0: none; behind a chat
+    server, its own default."""
     repetition_penalty: PositiveFloat = 1.0
     """As in transformers and vLLM: 1 is none."""
+    chat_template_kwargs: Arguments = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as `enable_thinking: false`."""
     domains: tuple[str, ...] = ()
     """The domains whose prompts it answers. Default: all."""
     backend: Backend | None = None
     """Default: `sampler.backend`."""
     max_model_len: PositiveInt | None = None
     """Tokens of prompt and answer together. Default: `max_position_embeddings` of the model."""
-    engine: dict[str, Any] = Field(default_factory=dict)
+    engine: Arguments = Field(default_factory=dict)
     """For the backend vllm: further engine arguments, such as `tensor_parallel_size`."""
     server: ServerConfig | None = None
     """For the backend openai: where the model is served."""
@@ -171,6 +256,55 @@ class SourceConfig(ConfigModel):
             if key in engine:
                 raise ValueError(f"{key} is set elsewhere, by {place}")
         return engine
+
+    @pydantic.field_validator("top_k")
+    @classmethod
+    def _count(cls, top_k: int | None) -> int | None:
+        if top_k is not None and top_k < 1 and top_k != -1:
+            raise ValueError("at least 1; -1 or null for no limit")
+        return None if top_k == -1 else top_k
+
+    @pydantic.field_validator("min_p")
+    @classmethod
+    def _share(cls, min_p: float | None) -> float | None:
+        return min_p or None
+
+    @pydantic.field_validator("chat_template_kwargs")
+    @classmethod
+    def _of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for key in ("messages", "conversation", "chat_template", "tokenize", "add_generation_prompt"):
+            if key in arguments:
+                raise ValueError(f"{key} is no argument of a template that can be chosen here")
+        return arguments
+
+    @property
+    def chat_server(self) -> ServerConfig | None:
+        """The server that is sent messages, if there is one."""
+        return self.server if self.server is not None and self.server.mode == "chat" else None
+
+    @pydantic.model_validator(mode="after")
+    def _unknown_to_chat_servers(self) -> "SourceConfig":
+        for key in ("revision", "max_model_len"):
+            if self.chat_server is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key}: behind a chat server, nothing here can see to it; leave it out")
+        return self
+
+
+def sampled_with(source: SourceConfig) -> dict[str, Any]:
+    """The sampling parameters of a source's requests, for the record; later ones only where they are set.
+
+    >>> sampled_with(SourceConfig(name="s", model="m", top_k=20))
+    {'temperature': 0.8, 'top_p': 0.95, 'repetition_penalty': 1.0, 'top_k': 20}
+    """
+    body = redact.values(source.server.extra_body) if source.server is not None else {}
+    always = {name: getattr(source, name) for name in ("temperature", "top_p", "repetition_penalty")}
+    later = {"top_k": source.top_k, "min_p": source.min_p}
+    later["chat_template_kwargs"] = redact.values(source.chat_template_kwargs)
+    return {
+        **{name: None if name in body else value for name, value in always.items()},
+        **{name: value for name, value in later.items() if value},
+        **({"extra_body": body} if body else {}),
+    }
 
 
 class GivenConfig(RowsConfig):
@@ -222,7 +356,7 @@ class ActorsConfig(ConfigModel):
 
 
 class RayConfig(ConfigModel):
-    address: str = "auto"
+    address: Annotated[str, pydantic.PlainSerializer(redact.mask)] = "auto"
     """`HOST:PORT`; `auto` is the cluster that this machine belongs to, `local` one of this machine alone."""
     sample: ActorsConfig = ActorsConfig()
     """Actors that hold a source model. Servers are queried from this machine, without actors."""
@@ -255,6 +389,8 @@ class PipelineConfig(ConfigModel):
     """Answers that come with data sets."""
     sampler: SamplerConfig = SamplerConfig()
     """How models are asked."""
+    chat: ChatConfig = ChatConfig()
+    """How prompts become text."""
     max_new_tokens: PositiveInt = 4096
     """Most tokens of an answer."""
     domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)

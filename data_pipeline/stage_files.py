@@ -89,6 +89,11 @@ def once(
     print(f"{step}: {summary}", flush=True)
 
 
+def forget(output_dir: epath.Path, step: str) -> None:
+    """Has `once` run the step again next time, with whatever inputs."""
+    (output_dir / ".state" / f"{step}.json").unlink(missing_ok=True)
+
+
 def stable_hash(seed: int, *names: str) -> int:
     """A random 63-bit number that depends on the arguments alone: the same on any machine, in any order."""
     key = "\0".join((str(seed), *names)).encode(errors="surrogatepass")

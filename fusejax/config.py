@@ -5,14 +5,13 @@ existed, or `fusejax.training.identity` must know what was; and a key or value t
 and translated, in a validator.
 """
 
-import datetime
 import json
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
-from fusejax.common.chat_template import DEFAULT_DATE
+from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.batch import BatchShape
 from fusejax.data.records import Kind
@@ -25,12 +24,6 @@ class DataConfig(ConfigModel):
     `python -m data_pipeline import` makes shards of a file of conversations or pairs."""
     eval: Location | None = None
     """Shards to evaluate on at each checkpoint, written as `train` is. Default: no evaluation."""
-
-
-class ChatConfig(ConfigModel):
-    date: datetime.date = DEFAULT_DATE
-    """Today's date for chat templates that write one (Llama 3), so that tomorrow's prompts are the same. Give sampling,
-    training and evaluation the same."""
 
 
 class OptimizerConfig(ConfigModel):

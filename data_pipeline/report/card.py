@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 from etils import epath
 
-from data_pipeline.config import PipelineConfig
+from data_pipeline.config import PipelineConfig, sampled_with
 from data_pipeline.report.facts import Facts
 from data_pipeline.report.sections import left_out, quantiles, scored
 from data_pipeline.selection.rules import Parameters
@@ -28,18 +28,12 @@ def card(facts: Facts) -> str:
         "## Prompts",
         _prompts(facts),
         "## Sources",
-        table(
-            ["name", "model", "temperature", "top-p", "repetition penalty", "domains"],
-            [
-                [s.name, s.model, s.temperature, s.top_p, s.repetition_penalty, ", ".join(s.domains)]
-                for s in config.sources
-            ]
-            + [[g.name, g.model, "as given", "as given", "as given", ", ".join(g.domains)] for g in config.given],
-        ),
+        _sources(config),
         f"At most {config.max_new_tokens} new tokens; seed {config.seed}. Answers a prompt and source: "
         + ", ".join(f"{domain} {config.domains[domain].samples}" for domain in facts.domains)
         + "."
         + (f" Sampled by {', '.join(facts.engines)}." if facts.engines else ""),
+        *_thoughts(facts),
         "## Scores",
         table(
             ["domain", "reward", "verifier"],
@@ -82,6 +76,31 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in shown) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def _sources(config: PipelineConfig) -> str:
+    sampled = [sampled_with(source) for source in config.sources]
+    names = ["temperature", "top_p", "repetition_penalty"]
+    names += dict.fromkeys(name for parameters in sampled for name in parameters if name not in names)
+    rows: list[list[Any]] = [
+        [source.name, source.model, *(parameters.get(name) for name in names), ", ".join(source.domains)]
+        for source, parameters in zip(config.sources, sampled, strict=True)
+    ]
+    rows += [[each.name, each.model, *["as given"] * len(names), ", ".join(each.domains)] for each in config.given]
+    words = {"top_p": "top-p", "top_k": "top-k", "min_p": "min-p"}
+    header = [words.get(name, name.replace("_", " ")) for name in names]
+    return table(["name", "model", *header, "domains"], rows)
+
+
+def _thoughts(facts: Facts) -> list[str]:
+    """Nothing where no answer had one."""
+    thoughts = facts.thoughts()
+    if thoughts is None:
+        return []
+    said = (
+        "Thoughts before the answer, cut off before scoring; an answer that is a thought and nothing else is not used:"
+    )
+    return [said, table(thoughts.columns, thoughts.iter_rows())]
 
 
 def _given(config: PipelineConfig, domain: str, score: str) -> str | None:

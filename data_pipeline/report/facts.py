@@ -22,6 +22,7 @@ from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.report.recipe import Counts, published
 from data_pipeline.sampling import estimate
 from data_pipeline.sampling.flaws import FLAWS
+from data_pipeline.sampling.reasoning import THOUGHT_ONLY
 from data_pipeline.scoring.stage import NEEDED
 from data_pipeline.selection.rules import RULES, Bounds
 from data_pipeline.selection.stage import MARGINS, TABLES
@@ -93,8 +94,9 @@ class Facts:
     prompts: pl.DataFrame
     """prompt_id, dataset, domain."""
     answers: pl.DataFrame
-    """dataset, domain, source, prompt (a number), reward, verdict, why (the constant part of `detail`), length, unused
-    (the reason, or null), sft, chosen, rejected; prompt_tokens, completion_tokens and `FLAWS` where they are known."""
+    """dataset, domain, source, prompt (a number), reward, verdict, why (the constant part of `detail`), length, thought
+    and alone (whether one was cut off, and no answer followed), unused (the reason, or null), sft, chosen, rejected;
+    prompt_tokens, completion_tokens and `FLAWS` where they are known."""
     selected: dict[str, pl.DataFrame]
     """The tables of the selection, without texts."""
     bounds: dict[str, Bounds]
@@ -194,6 +196,14 @@ class Facts:
         if not present:
             return None
         return self._by_source([pl.col(mark).mean() for mark in present])
+
+    def thoughts(self) -> pl.DataFrame | None:
+        """Source -> answers with a thought before them, and those that are a thought alone; None where none has one."""
+        if not self.answers["thought"].any():
+            return None
+        table = self._by_source([pl.len().alias("answers"), pl.col("thought").sum(), pl.col("alone").sum()])
+        table = table.rename({"thought": "with a thought", "alone": "without an answer after it"})
+        return table.with_columns(pl.exclude("source").cast(pl.Int64))
 
     def wins(self, kind: str) -> dict[str, dict[str, int]]:
         """Domain -> source -> selected examples ("sft") or pairs ("dpo")."""
@@ -357,6 +367,7 @@ def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFra
     known = known.with_columns(pl.col("dataset", "domain").cast(pl.Categorical))
     tokens = [name for name in ("prompt_tokens", "completion_tokens") if name in present]
     length = pl.col("completion_tokens") if "completion_tokens" in present else pl.col("text").str.len_chars()
+    thoughts = "reasoning" in pl.read_parquet_schema(path)
     table = pl.scan_parquet(path, glob=False).select(
         pl.col("prompt_id").cast(pl.String),
         pl.col("source", "verdict").cast(pl.String).cast(pl.Categorical),
@@ -364,6 +375,8 @@ def _answers(path: Path, prompts: pl.DataFrame, present: set[str]) -> pl.DataFra
         pl.col("reward").cast(pl.Float64),
         pl.col("detail").cast(pl.String).str.extract("^([^:;]*)").cast(pl.Categorical).alias("why"),
         length.cast(pl.Int32).alias("length"),
+        (pl.col("reasoning").is_not_null() if thoughts else pl.lit(False)).alias("thought"),
+        (THOUGHT_ONLY if thoughts else pl.lit(False)).alias("alone"),
         *(pl.col(name).cast(pl.Int32) for name in tokens),
         *(pl.col(mark).cast(pl.Boolean) for mark in FLAWS if mark in present),
     )

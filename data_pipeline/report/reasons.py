@@ -32,7 +32,7 @@ RECORDS = {
 """Why a record became no prompt."""
 ANSWERS = {
     "degenerate": "caught in a loop",
-    "empty": "blank",
+    "empty": "blank, or a thought with no answer after it",
     "no_reward": "nothing gave it a reward",
     "no_such_prompt": "answers a prompt that is not in the table",
     "non_finite_reward": "its reward is not a finite number",

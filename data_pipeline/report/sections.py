@@ -249,7 +249,7 @@ def quantiles(facts: Facts) -> list[str]:
 def _unusable(facts: Facts) -> dict[str, Any]:
     by_source, colors = few_reasons(facts.unusable("source"))
     by_domain, _ = few_reasons(facts.unusable("domain"))
-    marks = facts.marks()
+    marks, thoughts = facts.marks(), facts.thoughts()
     return {
         "charts": [
             charts.stacked_bars(rows, title=title, colors=colors, words=_in_words("answer", rows))
@@ -257,6 +257,7 @@ def _unusable(facts: Facts) -> dict[str, Any]:
         ],
         "strange": int(facts.selected["unused"]["domain"].null_count()),
         "flaws": None if marks is None else Table.of(marks.with_columns((pl.col(pl.Float64) * 100).round(2))),
+        "thoughts": None if thoughts is None else Table.of(thoughts),
         "left_out": left_out(facts),
     }  # fmt: skip
 

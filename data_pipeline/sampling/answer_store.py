@@ -30,17 +30,18 @@ REMOTE_SECONDS = 60.0
 class AnswerStore:
     """A source's answers: the keys there are, more of them, and their table. To be used in a `with` block."""
 
-    def __init__(self, folder: epath.Path, schema: pl.Schema):
+    def __init__(self, folder: epath.Path, schema: pl.Schema, sometimes: pl.Schema | None = None):
         """Opens the folder, which need not exist, and recovers what a killed process left.
 
         Args:
           folder: of this source alone.
           schema: of the rows; `key` is one of the columns.
+          sometimes: columns that rows may lack; a table has those in which one of its rows has a value.
 
         Raises:
           UserError: another process has it open, or a part file is not of this schema.
         """
-        self._folder, self._schema = folder, schema
+        self._folder, self._schema, self._sometimes = folder, schema, sometimes or pl.Schema()
         self._rows: list[dict[str, Any]] = []
         self._sealed_at = time.monotonic()
         self._journal: Path | None = None
@@ -53,7 +54,7 @@ class AnswerStore:
             self._recover(self._journal)
         self.keys: set[str] = set()
         for path in folder.glob("*.parquet"):
-            self.keys.update(_part(path, schema)["key"])
+            self.keys.update(_part(path, schema, self._sometimes)["key"])
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Keeps all of the rows, or none if the process is killed meanwhile; their keys are new."""
@@ -84,7 +85,7 @@ class AnswerStore:
     def table(self) -> pl.DataFrame:
         """All rows, each key once."""
         self._seal()
-        return read(self._folder, self._schema)
+        return read(self._folder, self._schema, self._sometimes)
 
     def __enter__(self) -> "AnswerStore":
         return self
@@ -105,7 +106,7 @@ class AnswerStore:
         self._sealed_at = time.monotonic()
         if not self._rows:
             return
-        self._write_part(pl.DataFrame(self._rows, schema=self._schema))
+        self._write_part(_table(self._rows, self._schema, self._sometimes))
         self._rows = []
         if self._journal is not None:
             self._journal.unlink()
@@ -117,20 +118,27 @@ class AnswerStore:
         )
 
 
-def read(folder: epath.Path, schema: pl.Schema) -> pl.DataFrame:
+def read(folder: epath.Path, schema: pl.Schema, sometimes: pl.Schema | None = None) -> pl.DataFrame:
     """All rows of a store, each key once, in no order; none if there is no store. Another process may be adding to it.
 
     Args:
       folder: of the source.
       schema: of the rows.
+      sometimes: as of the store.
 
     Raises:
       UserError: a part file is not of this schema.
     """
+    more = sometimes or pl.Schema()
     # The journal first: rows that become a part meanwhile are then found twice, not missed.
     rows = [] if is_remote(folder) else _journalled(Path(folder) / "journal.jsonl")
-    parts = [_part(path, schema) for path in sorted(folder.glob("*.parquet"))] if folder.exists() else []
-    return pl.concat([pl.DataFrame(rows, schema=schema), *parts]).unique("key", keep="first")
+    parts = [_part(path, schema, more) for path in sorted(folder.glob("*.parquet"))] if folder.exists() else []
+    return pl.concat([_table(rows, schema, more), *parts], how="diagonal").unique("key", keep="first")
+
+
+def _table(rows: list[dict[str, Any]], schema: pl.Schema, sometimes: pl.Schema) -> pl.DataFrame:
+    some = {name: kind for name, kind in sometimes.items() if any(row.get(name) is not None for row in rows)}
+    return pl.DataFrame(rows, schema=pl.Schema({**schema, **some}))
 
 
 def _journalled(journal: Path) -> list[dict[str, Any]]:
@@ -145,11 +153,13 @@ def _journalled(journal: Path) -> list[dict[str, Any]]:
             rows += json.loads(line)
         except ValueError:
             break  # Only what was written last can be damaged, by a power cut.
-    return rows
+    # Earlier versions kept whatever count of tokens a server told.
+    return [row for row in rows if not any(isinstance(value, int) and abs(value) >= 2**63 for value in row.values())]
 
 
-def _part(path: epath.Path, schema: pl.Schema) -> pl.DataFrame:
-    return stage_files.read_parquet(path, schema.names(), made_by="sample").select(schema.names())
+def _part(path: epath.Path, schema: pl.Schema, sometimes: pl.Schema) -> pl.DataFrame:
+    part = stage_files.read_parquet(path, schema.names(), made_by="sample")
+    return part.select([*schema, *(name for name in sometimes if name in part.columns)])
 
 
 def _locked(path: Path) -> TextIO:

@@ -1,10 +1,20 @@
 """Conversations as token ids, the same for every backend: what is asked, and what an answer is stored under."""
 
+import datetime
+import functools
 import json
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from fusejax.common.chat_template import TemplateError, encode_prompt, load_tokenizer
+from data_pipeline.sampling import reasoning
+from fusejax.common.chat_template import DEFAULT_DATE, TemplateError, encode_prompt, load_tokenizer
 from fusejax.common.cli import UserError
+
+TAIL = 24
+"""Tokens at the end of a prompt, among which a tag that opens a thought would be, spelled out letter by letter."""
 
 
 class Refused(Exception):
@@ -14,17 +24,43 @@ class Refused(Exception):
 class ChatTokenizer:
     """A checkpoint's tokenizer with its chat template, and the length of its context."""
 
-    def __init__(self, name: str, directory: Path, max_model_len: int | None):
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        max_model_len: int | None,
+        arguments: Mapping[str, Any] | None = None,
+        date: datetime.date = DEFAULT_DATE,
+    ):
         """Loads the tokenizer.
 
+        Args:
+          name: the source's, for errors.
+          directory: where the checkpoint is.
+          max_model_len: the length of the context, if not the model's own.
+          arguments: of the chat template, such as `enable_thinking`.
+          date: today's, as far as the template is told.
+
         Raises:
-          UserError: it cannot be loaded, or has no chat template.
+          UserError: it cannot be loaded, has no chat template, or one that knows no such argument.
         """
         try:
             self._tokenizer = load_tokenizer(directory)
         except UserError as error:
             raise UserError(f"sources: {name}: {error}") from error
         self.context = max_model_len or _positions(directory)
+        self.changes: Counter[str] = Counter()
+        """What was changed of the prompts so far, as `fusejax.common.chat_template.encode` says -> how many."""
+        self._date = date
+        for argument in arguments or {}:
+            # A template takes any argument, and passes over what it does not know.
+            if not re.search(rf"\b{re.escape(argument)}\b", str(self._tokenizer.chat_template)):
+                raise UserError(
+                    f"sources: {name}: chat_template_kwargs: the chat template of {directory} does not use {argument}"
+                )
+        if arguments:
+            render = functools.partial(self._tokenizer.apply_chat_template, **arguments)
+            self._tokenizer.apply_chat_template = render
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of the conversation with the generation prompt.
@@ -33,12 +69,17 @@ class ChatTokenizer:
           Refused: the template does not take these turns, or they leave no room for an answer.
         """
         try:
-            ids = encode_prompt(self._tokenizer, messages).tokens
+            ids, changes = encode_prompt(self._tokenizer, messages, date=self._date)
         except TemplateError as error:
             raise Refused(f"chat_template: {error}") from None
         if len(ids) >= self.context:
             raise Refused(f"prompt_too_long: {len(ids)} of {self.context} tokens")
+        self.changes.update(changes)
         return ids
+
+    def opened(self, prompt: tuple[int, ...]) -> str:
+        """The tag with which a prompt's generation prompt opens a thought; "" if it opens none."""
+        return reasoning.opened(self._tokenizer.decode(list(prompt[-TAIL:]), skip_special_tokens=False))
 
 
 def _positions(directory: Path) -> int:

@@ -15,7 +15,7 @@ from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling import answer_keys, answer_store, checkpoint
 from data_pipeline.sampling import stage as sample
 from data_pipeline.sampling.answer_keys import SamplePlan
-from data_pipeline.sampling.chat import ChatTokenizer
+from fusejax.common import redact
 from fusejax.common.cli import note
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -101,14 +101,18 @@ def _plan(
     config: PipelineConfig, source: SourceConfig, prompts: pl.DataFrame, known: pl.DataFrame
 ) -> tuple[str, pl.DataFrame]:
     """A line about the source, and one row per domain."""
-    directory = checkpoint.locate(source.model, source.revision, weights=False)
-    tokenizer = ChatTokenizer(source.name, directory, source.max_model_len)
+    chat = source.chat_server is not None
+    directory = None if chat else checkpoint.locate(source.model, source.revision, weights=False)
+    tokenizer = sample.tokenizer_of(config, source, directory)
     common = answer_keys.sampling_parameters(config, source, directory)
     asked = answer_keys.plan_samples(config, source, prompts, tokenizer, common)
-    where = source.server.url if source.server else config.backend(source)
-    parameters = ", ".join(f"{name} {common[name]}" for name in ("temperature", "top_p", "repetition_penalty"))
+    where = redact.shown(source.server.url) if source.server else config.backend(source)
+    shown = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    parameters = ", ".join(f"{name} {common[name]}" for name in shown if name in common)
     title = f"{source.name}: {source.model} at {common['revision'][:12]} by {where}, {parameters}"
-    return title, _by_domain(source, prompts, asked, known)
+    plan = _by_domain(source, prompts, asked, known)
+    # Only the server that renders the prompts knows their tokens.
+    return title, plan.drop("prompt tokens") if chat else plan
 
 
 def _by_domain(source: SourceConfig, prompts: pl.DataFrame, asked: SamplePlan, known: pl.DataFrame) -> pl.DataFrame:

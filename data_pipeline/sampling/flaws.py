@@ -4,8 +4,10 @@ import zlib
 
 import polars as pl
 
+from data_pipeline.sampling.reasoning import THOUGHT_ONLY
+
 FLAWS = ("truncated", "empty", "degenerate")
-"""Boolean columns: cut at the limit, blank, caught in a loop. An answer can have several."""
+"""Boolean columns: cut at the limit or in its thought, blank, caught in a loop. An answer can have several."""
 LOOP_LENGTH = 200
 """Characters at the end of a text that count as a loop when they repeat with a short period."""
 LOOP_REPEATS = 8
@@ -19,11 +21,12 @@ def mark(answers: pl.DataFrame) -> pl.DataFrame:
     """The table with one more column for each of `FLAWS`; null where no answer was made.
 
     Args:
-      answers: with the columns `text` and `finish_reason`.
+      answers: with the columns `text` and `finish_reason`, and perhaps `reasoning`, from which the text is cut off.
     """
     looping = [is_looping(text) for text in answers["text"]]
+    cut = pl.col("finish_reason") == "length"
     marks: dict[str, pl.Expr | pl.Series] = {
-        "truncated": pl.col("finish_reason") == "length",
+        "truncated": cut | THOUGHT_ONLY if "reasoning" in answers.columns else cut,
         "empty": pl.col("text").str.strip_chars() == "",
         "degenerate": pl.Series(looping, dtype=pl.Boolean),
     }

@@ -1,8 +1,8 @@
 """Stage `score`: every answer in `samples/` gets a reward and a verdict, in `scores/{source}.parquet`.
 
 It reads `prompts.parquet` and every file of `samples/`, also those that another program wrote there: the columns
-prompt_id, source, sample_index, text and finish_reason are enough. Answers that came with a reward or a verdict keep it
-where their domain names nothing that gives one.
+prompt_id, source, sample_index, text and finish_reason are enough, and thoughts in their texts are cut off here.
+Answers that came with a reward or a verdict keep it where their domain names nothing that gives one.
 """
 
 import functools
@@ -18,7 +18,7 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.prompts.stage import check_domains
-from data_pipeline.sampling import given_scores
+from data_pipeline.sampling import given_scores, reasoning
 from data_pipeline.scoring import scorers
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item, Score, Scorer
@@ -95,7 +95,7 @@ class _Work:
 
     def run(self) -> str:
         samples = stage_files.read_parquet(self._file, NEEDED, made_by="sample")
-        samples = samples.drop([column for column in COLUMNS if column in samples.columns])
+        samples = _without_thoughts(samples.drop([column for column in COLUMNS if column in samples.columns]))
         if samples.is_empty():
             raise UserError(f"{self._file}: empty data set")
         parts = {start: self._parts / f"{start:010d}.parquet" for start in range(0, len(samples), CHUNK)}
@@ -147,6 +147,14 @@ class _Work:
 
     def _prompts_of(self, samples: pl.DataFrame) -> dict[str, dict[str, Any]]:
         return {name: self._prompts[name] for name in samples["prompt_id"].unique() if name in self._prompts}
+
+
+def _without_thoughts(samples: pl.DataFrame) -> pl.DataFrame:
+    """Cuts off the thoughts in a table of another program; the stage `sample` has done so in its own."""
+    if "engine" in samples.columns or "reasoning" in samples.columns:
+        return samples
+    cut = reasoning.cut(samples.with_columns(pl.col("text", "finish_reason").cast(pl.String)))
+    return samples if cut["reasoning"].null_count() == len(cut) else cut
 
 
 def _fingerprints(judges: Scorers) -> dict[str, list[str | None]]:

@@ -7,7 +7,7 @@ import polars as pl
 from etils import epath
 
 from data_pipeline import stage_files
-from data_pipeline.config import PipelineConfig
+from data_pipeline.config import PipelineConfig, sampled_with
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scoring.stage import sandboxes
 from data_pipeline.shards import splits
@@ -46,11 +46,7 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
         "sandbox": sandboxes(output),
         "models": {source.name: source.model for source in config.answerers},
         "sampling": {
-            source.name: {
-                **source.model_dump(include={"temperature", "top_p", "repetition_penalty"}),
-                "max_new_tokens": config.max_new_tokens,
-            }
-            for source in config.sources
+            source.name: {**sampled_with(source), "max_new_tokens": config.max_new_tokens} for source in config.sources
         },
     }
     counts: list[str] = []

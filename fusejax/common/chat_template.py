@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from fusejax.common.cli import UserError, one_line
+from fusejax.common.cli import ConfigModel, UserError, one_line
 from fusejax.common.plain_text import SpelledError, hide, tokenize
 
 Tokenizer = Any
@@ -25,6 +25,12 @@ Tokenizer = Any
 
 DEFAULT_DATE = datetime.date(2024, 7, 26)
 """The date that Llama 3.1's and 3.2's own templates fall back to."""
+
+
+class ChatConfig(ConfigModel):
+    date: datetime.date = DEFAULT_DATE
+    """Today's date for chat templates that write one (Llama 3), so that tomorrow's prompts are the same. Give sampling,
+    training and evaluation the same."""
 
 
 class TemplateError(Exception):

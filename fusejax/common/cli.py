@@ -22,6 +22,7 @@ import yaml
 from etils import epath
 
 import fusejax
+from fusejax.common import redact
 
 
 class UserError(Exception):
@@ -29,9 +30,10 @@ class UserError(Exception):
 
 
 class ConfigModel(pydantic.BaseModel):
-    """Base of all configuration models: unknown keys are refused, numbers finite; nothing changes after loading."""
+    """Base of all configuration models: unknown keys are refused, numbers finite; nothing changes after loading. Errors
+    do not show values, which may be secret."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     @classmethod
     def variants(cls) -> "list[type[ConfigModel]]":
@@ -208,9 +210,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line on stderr; used before anything slow to say what is about to be done."""
+    """Prints a line on stderr, without passwords; used before anything slow to say what is about to be done."""
     # One write, so that the lines of two threads do not mix.
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+    print(f"{redact.mask(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 class _Loader(yaml.SafeLoader):

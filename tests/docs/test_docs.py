@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_pipeline.__main__ import main as data_pipeline
-from data_pipeline.config import PipelineConfig
+from data_pipeline.config import PipelineConfig, ServerConfig, SourceConfig
 from data_pipeline.importing.config import ImportConfig
 from fusejax.__main__ import COMMANDS
 from fusejax.common.cli import load_config
@@ -180,6 +180,13 @@ def test_own_data_is_a_data_configuration(tmp_path: Path):
     (tmp_path / "data.yaml").write_text(config + given)
     loaded = load_config(PipelineConfig, tmp_path / "data.yaml", [])
     assert [source.name for source in loaded.answerers] == ["qwen", "llama", "people"]
+
+
+def test_configurations_of_servers():
+    *sources, body = (yaml.safe_load(text) for text in blocks("docs/servers.md", "yaml"))
+    read = [SourceConfig.model_validate(source) for source in sources]
+    assert [source.chat_server is not None for source in read] == [False, False, True, True, True]
+    assert ServerConfig(url="http://host/v1", **body).extra_body["seed"] is None
 
 
 def test_judged_answers_of_ones_own_are_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

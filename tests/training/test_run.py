@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import UserError
-from fusejax.config import ChatConfig
 from fusejax.data.records import PreferencePair, write_shards
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import export

@@ -1,40 +1,48 @@
-"""Sampling from a server with OpenAI's completions API, such as vLLM's: many requests at a time, retried if they fail.
+"""Sampling from a server with OpenAI's API, by OpenAI's client: many requests at a time, retried if they fail.
 
-Token ids are sent, not text: the server's own chat template and treatment of special tokens play no part, and an answer
-is stored under exactly what was asked. All sampling parameters are sent, since a server takes those left out from
-the model's `generation_config.json`.
+Two modes. With `completions`, token ids are sent, not text: the server's own chat template and treatment of special
+tokens play no part, and an answer is stored under exactly what was asked. Servers that take token ids (vLLM, SGLang)
+take parameters that a request leaves out from the model's `generation_config.json`; so those that it could hold are
+sent, with the value that does nothing where the source sets none. With `chat`, messages are sent, and only the
+parameters that the source has: many hosts refuse those that they do not know.
 """
 
 import asyncio
-import os
+import dataclasses
 import random
-from collections.abc import Container, Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-import aiohttp
+import openai
 
-from data_pipeline.config import ServerConfig, SourceConfig
-from data_pipeline.sampling.sampler import Answer, Answered, Request
-from fusejax.common.cli import UserError, one_line
+from data_pipeline.config import LEAVABLE, SourceConfig
+from data_pipeline.sampling.backends import openai_answers
+from data_pipeline.sampling.backends.openai_answers import Malformed
+from data_pipeline.sampling.backends.openai_connection import Connection, Refusal, Unavailable
+from data_pipeline.sampling.sampler import Answer, Batches, Request
+from fusejax.common.cli import UserError, note, one_line
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-REFUSALS = (400, 413, 422)
-"""HTTP statuses that mean a fault of this one request; other client errors mean a fault of the configuration."""
-
-
-class Unavailable(Exception):
-    """A temporary failure; `wait` is the delay in seconds that the server asked for."""
-
-    def __init__(self, problem: str, wait: float = 0.0):
-        super().__init__(problem)
-        self.wait = wait
+MOST_MALFORMED = 5
+"""Malformed answers to one request, after which it counts as failed."""
+_OPTIONAL = ("top_k", "min_p")
+"""Parameters that a source need not set."""
+_PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
+"""What a refused request may name without that being a parameter which the server does not take."""
+Found = TypeVar("Found")
 
 
 class OpenaiSampler:
     """One model behind a server, and one source's sampling parameters."""
 
     def __init__(self, source: SourceConfig, context: int):
-        """Finds the server and its model.
+        """Finds the server, and its model if it lists models.
+
+        Args:
+          source: whose model is asked.
+          context: most tokens that a request's prompt and answer have together; of no use to a chat server.
 
         Raises:
           UserError: it cannot be reached, does not serve the model, or serves it with a shorter context.
@@ -42,21 +50,27 @@ class OpenaiSampler:
         assert source.server is not None
         self._source, self._server = source, source.server
         self._name = source.server.served_as or source.model
-        self._url = source.server.url.rstrip("/")
-        self._where = f"sources: {source.name}: {self._url}"
-        self._headers = _headers(source.server)
+        self._names = {self._name, source.server.answers_as or self._name}
+        self._chat = source.server.mode == "chat"
+        self._connection = Connection(source.server, f"sources: {source.name}")
+        self._where = self._connection.where
+        self._limit, self._answered = "max_tokens", False
         self._loop = asyncio.new_event_loop()
         try:
-            self._loop.run_until_complete(self._open(context))
+            if self._chat:
+                self.engine = f"chat server {urlsplit(self._connection.url).hostname}"
+            else:
+                self._loop.run_until_complete(self._open(context))
         except BaseException:
             self.close()
             raise
 
-    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Batches:
         """The missing answers, as they come; see `sampler.Sampler`.
 
         Raises:
-          UserError: the server was away for longer than the source's patience, or refuses access.
+          UserError: the server was away for longer than the source's patience, refuses access or a parameter, or
+            another model answers.
         """
         missing = iter([request for request in requests if request.key not in done])
         ready: asyncio.Queue[tuple[Request, Answer] | None] = asyncio.Queue()
@@ -72,93 +86,174 @@ class OpenaiSampler:
                     yield answered
             self._loop.run_until_complete(whole)
         finally:
-            whole.cancel()
-            self._loop.run_until_complete(asyncio.gather(whole, return_exceptions=True))
+            self._end(whole)
 
     def close(self) -> None:
-        """Closes the event loop; nothing else stays open between calls."""
-        self._loop.close()
+        """Ends what is under way, and the event loop; nothing else stays open between calls."""
+        if not self._loop.is_closed():
+            self._end(*asyncio.all_tasks(self._loop))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def _end(self, *tasks: asyncio.Task[Any]) -> None:
+        if tasks and not self._loop.is_closed():
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _open(self, context: int) -> None:
-        async with self._session() as session:
-            listed = await self._patiently(session, "GET", f"{self._url}/models")
+        async with self._connection.client() as client:
             try:
-                models = {model["id"]: model.get("max_model_len") for model in listed["data"]}
-            except (KeyError, TypeError):
-                raise UserError(f"{self._where}: /models does not list models; is this the URL up to /v1?") from None
+                models = await self._patiently(client, "GET", "/models", None, openai_answers.models)
+            except Malformed as error:
+                raise UserError(f"{self._where}: {error}") from None
+            served, root = models.get(self._name, (None, None))
             if self._name not in models:
-                raise UserError(f"{self._where} serves {', '.join(models) or 'nothing'}, not {self._name}")
-            served = models[self._name]
+                names = self._connection.told(", ".join(models)) or "nothing"
+                raise UserError(f"{self._where} serves {names}, not {self._name}")
             if served is not None and served < context:
                 raise UserError(
                     f"{self._where}: the server's context has {served} tokens, fewer than the {context} that requests "
                     f"keep to; set max_model_len: {served} for this source"
                 )
-            self.engine = await self._version(session)
+            # Of several names for one model, a server may answer by the first.
+            self._names |= {name for name, (_, other) in models.items() if root is not None and other == root}
+            self.engine = await self._version(client)
 
-    async def _version(self, session: aiohttp.ClientSession) -> str:
+    async def _version(self, client: openai.AsyncOpenAI) -> str:
         """The server's version, which only vLLM reports, at a path beside `/v1`."""
         try:
-            found = await self._patiently(session, "GET", f"{self._url.removesuffix('/v1')}/version")
-            return f"vllm {found['version']} server"
-        except (UserError, KeyError, TypeError):
+            found = await self._patiently(
+                client, "GET", f"{self._connection.url.removesuffix('/v1')}/version", None, _version
+            )
+        except (UserError, Malformed):
             return "server of unknown version"
+        return f"vllm {found} server"
 
     async def _ask_all(self, missing: Iterator[Request], ready: asyncio.Queue[Any]) -> None:
         """Puts answers into the queue, and a final None even after an error."""
 
         async def work() -> None:
             for request in missing:  # All workers share one iterator: each takes what is next.
-                await ready.put((request, await self._ask(session, request)))
+                await ready.put((request, await self._ask(client, request)))
 
         try:
-            async with self._session() as session, asyncio.TaskGroup() as group:
-                for _ in range(self._server.concurrency):
-                    group.create_task(work())
-        except* UserError as errors:
-            raise errors.exceptions[0] from None
+            async with self._connection.client() as client:
+                workers = [asyncio.create_task(work()) for _ in range(self._server.concurrency)]
+                try:
+                    await asyncio.gather(*workers)
+                finally:
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
         finally:
             ready.put_nowait(None)
 
-    async def _ask(self, session: aiohttp.ClientSession, request: Request) -> Answer:
+    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> Answer:
+        path = "/chat/completions" if self._chat else "/completions"
+        while True:
+            limit = self._limit
+            try:
+                body = self._body(request, limit)
+                answer = await self._patiently(client, "POST", path, body, lambda found: self._read(found, request))
+            except Malformed as error:
+                return Answer("", "error", 0, f"malformed_answer: {error}", believed=False)
+            except Refusal as error:
+                if self._other_limit(limit, str(error)):
+                    continue
+                self._require_parameters(body, str(error))
+                return Answer("", "error", 0, f"refused: {error}")
+            self._answered = True
+            return answer
+
+    def _body(self, request: Request, limit: str) -> dict[str, Any]:
+        source = self._source
         body = {
             "model": self._name,
-            "prompt": request.prompt,
-            "max_tokens": request.max_tokens,
-            "temperature": self._source.temperature,
-            "top_p": self._source.top_p,
-            "repetition_penalty": self._source.repetition_penalty,
-            "top_k": 0,
-            "min_p": 0.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "n": 1,
-            "seed": request.seed,
+            limit: request.max_tokens,
+            "temperature": source.temperature,
+            "top_p": source.top_p,
         }
-        found = await self._patiently(session, "POST", f"{self._url}/completions", body, parse=_completion)
-        if isinstance(found, str):
-            return Answer("", "error", 0, f"refused: {found}")
-        answer, asked = found
-        if asked != len(request.prompt):
-            raise UserError(
-                f"{self._where}: the server read {asked} prompt tokens where {len(request.prompt)} were sent"
-            )
-        return answer
+        if self._chat:
+            # Not all take more bits.
+            body |= {"messages": list(request.messages), "seed": request.seed % 2**31}
+            found = {"top_k": source.top_k, "min_p": source.min_p}
+            found["repetition_penalty"] = source.repetition_penalty if source.repetition_penalty != 1 else None
+            found["chat_template_kwargs"] = source.chat_template_kwargs or None  # type: ignore[assignment]
+            body |= {name: value for name, value in found.items() if value is not None}
+        else:
+            # No limit is -1 in vLLM and SGLang; SGLang refuses 0.
+            body |= {"prompt": list(request.prompt), "seed": request.seed, "top_k": source.top_k or -1}
+            body |= {"min_p": source.min_p or 0.0, "repetition_penalty": source.repetition_penalty}
+        extra = dict(self._server.extra_body)
+        if "max_tokens" in extra:
+            extra[limit] = extra.pop("max_tokens")
+        return {name: value for name, value in (body | extra).items() if value is not None}
 
-    async def _patiently(
-        self, session: aiohttp.ClientSession, method: str, url: str, body: Any = None, parse: Any = lambda found: found
-    ) -> Any:
-        """The parsed response, or the text of a refusal; temporary failures are retried with growing delays.
+    def _read(self, found: Any, request: Request) -> Answer:
+        """The answer in a response.
 
         Raises:
+          Malformed: there is none.
+          UserError: it is of another model, or to another prompt.
+        """
+        answer = openai_answers.chat(found) if self._chat else openai_answers.completion(found, request.max_tokens)
+        said = f"{answer.text}{answer.reasoning or ''}"
+        if any(len(secret) >= 8 and secret in said for secret in self._connection.secrets):
+            raise Malformed("it repeats the server's key or password")
+        name = openai_answers.model(found)
+        same = name is None or name in self._names
+        if not same and not (self._chat and any(openai_answers.same_model(each, str(name)) for each in self._names)):
+            other = self._connection.told(str(name), limit=80)
+            remedy = "; if that is its name there, set answers_as for this source's server" if self._chat else ""
+            raise UserError(f"{self._where}: {self._name} was asked, and {other} answered{remedy}")
+        if self._chat:
+            return answer
+        if answer.prompt_tokens != len(request.prompt):
+            sent = len(request.prompt)
+            raise UserError(
+                f"{self._where}: the server read {answer.prompt_tokens} prompt tokens where {sent} were sent"
+            )
+        return dataclasses.replace(answer, prompt_tokens=None)
+
+    def _other_limit(self, limit: str, problem: str) -> bool:
+        """Whether to ask again with OpenAI's later name of the limit, which its later models alone take."""
+        later = "max_completion_tokens"
+        if self._chat and self._limit == "max_tokens" and later in problem:
+            self._limit = later
+            note(f"sample {self._source.name}: the server takes {later} instead of max_tokens")
+        return limit != self._limit
+
+    def _require_parameters(self, body: dict[str, Any], problem: str) -> None:
+        """Raises `UserError` where a refusal, before any answer, names a parameter that all requests have."""
+        named = [name for name in body if name not in _PLAIN and re.search(rf"\b{re.escape(name)}\b", problem)]
+        if named and not self._answered:
+            first, remedy = named[0], "leave it out"
+            # What a source need not set is sent, if at all, to no effect, unless the source does set it.
+            ours = first not in self._server.extra_body and not (first in _OPTIONAL and getattr(self._source, first))
+            if first in LEAVABLE and ours:
+                remedy = f"server.extra_body: {{{first}: null}} leaves it out"
+            raise UserError(f"{self._where}: the server refuses {', '.join(named)}: {problem}; {remedy}")
+
+    async def _patiently(
+        self, client: openai.AsyncOpenAI, method: str, path: str, body: Any, parse: Callable[[Any], Found]
+    ) -> Found:
+        """The parsed response; temporary failures are retried with growing delays.
+
+        Raises:
+          Refusal: the server does not take this request.
+          Malformed: so were all of several responses.
           UserError: the failure outlasted the source's patience, or is not temporary.
         """
         # Only the time between attempts counts: a request that is lost after an hour is no reason to give up.
-        waited, attempt = 0.0, 0
+        waited, attempt, malformed = 0.0, 0, 0
         while True:
             try:
-                return await self._try(session, method, url, body, parse)
-            except (Unavailable, aiohttp.ClientError, OSError, TimeoutError) as error:
+                return parse(openai_answers.parse(await self._connection.send(client, method, path, body)))
+            except (Unavailable, Malformed) as error:
+                malformed += isinstance(error, Malformed)
+                if malformed == MOST_MALFORMED:
+                    raise Malformed(self._connection.told(str(error))) from None
                 # Random, so that requests that failed together are not retried together.
                 backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
                 wait, attempt = getattr(error, "wait", 0.0) + backoff, attempt + 1
@@ -170,44 +265,9 @@ class OpenaiSampler:
                     ) from None
                 await asyncio.sleep(wait)
 
-    async def _try(self, session: aiohttp.ClientSession, method: str, url: str, body: Any, parse: Any) -> Any:
-        async with session.request(method, url, json=body, headers=self._headers) as response:
-            status = response.status
-            if status in (408, 409, 425, 429) or status >= 500:
-                asked = response.headers.get("Retry-After", "")
-                wait = min(float(asked), self._server.patience_seconds) if asked.isdecimal() else 0.0
-                raise Unavailable(f"status {status}: {_short(await response.text())}", wait)
-            if status in REFUSALS and body is not None:
-                return f"status {status}: {_short(await response.text())}"
-            if status != 200:
-                raise UserError(f"{self._where}: status {status}: {_short(await response.text())}")
-            try:
-                return parse(await response.json())
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                raise Unavailable(f"a broken response: {one_line(error)}") from None
 
-    def _session(self) -> aiohttp.ClientSession:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=self._server.timeout_seconds)
-        return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
-
-
-def _completion(found: Any) -> tuple[Answer, int]:
-    """The answer, and how many prompt tokens the server read."""
-    (choice,), usage = found["choices"], found["usage"]
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise ValueError(f"finished by {choice['finish_reason']!r}")  # By an engine that is shutting down.
-    return Answer(choice["text"], choice["finish_reason"], usage["completion_tokens"]), usage["prompt_tokens"]
-
-
-def _headers(server: ServerConfig) -> dict[str, str]:
-    if server.api_key_variable is None:
-        return {}
-    key = os.environ.get(server.api_key_variable)
-    if not key:
-        raise UserError(f"api_key_variable: the environment variable {server.api_key_variable} is not set")
-    return {"Authorization": f"Bearer {key}"}
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 300 else flat[:300] + " ..."
+def _version(found: Any) -> str:
+    version = found.get("version") if isinstance(found, dict) else None
+    if not isinstance(version, str) or not re.fullmatch(r"[\w.+-]{1,64}", version, re.ASCII):
+        raise Malformed("no version")
+    return version

@@ -6,28 +6,28 @@ from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling.sampler import Sampler
 
 
-def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path, context: int) -> Sampler:
+def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path | None, context: int) -> Sampler:
     """Loads the source model, or finds its server.
 
     Args:
       config: the pipeline's.
       source: one of its sources.
-      directory: where the checkpoint is.
-      context: most tokens that a request's prompt and answer have together.
+      directory: where the checkpoint is; None behind a chat server.
+      context: most tokens that a request's prompt and answer have together; 0 behind a chat server.
 
     Raises:
       UserError: it cannot be loaded, or its server does not serve it.
     """
     # Each is imported here, since it brings torch, vLLM or an HTTP client.
     backend = config.backend(source)
+    if backend == "openai" or directory is None:
+        from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
+
+        return OpenaiSampler(source, context)
     if backend == "vllm":
         from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
 
         return VllmSampler(source, directory, config.sampler.dtype, context)
-    if backend == "openai":
-        from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
-
-        return OpenaiSampler(source, context)
     from data_pipeline.sampling.backends.transformers_sampler import TransformersSampler
 
     return TransformersSampler(config.sampler, source, directory)

@@ -14,7 +14,7 @@ from data_pipeline import cluster
 from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.sampling.backends.opening import open_sampler
-from data_pipeline.sampling.sampler import Answered, Request
+from data_pipeline.sampling.sampler import Answered, Batches, Request
 from fusejax.common.cli import UserError
 
 SECONDS = 2.0
@@ -37,7 +37,7 @@ class RaySampler:
         # A machine without the Hub's files fetches the same commit that this one has.
         self._place = (str(directory.absolute()), None) if local else (source.model, self._revision)
 
-    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Batches:
         """The missing answers, as they get ready; see `sampler.Sampler`."""
         kept = {request.key for request in requests if request.key in done}
         size = self._config.sampler.chunk_size

@@ -7,7 +7,7 @@ rounding in the last bits of the logits.
 """
 
 import inspect
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data_pipeline.config import SamplerConfig, SourceConfig
-from data_pipeline.sampling.sampler import Answer, Answered, Request
+from data_pipeline.sampling.sampler import Answer, Batches, Request
 from fusejax.common.cli import UserError, one_line
 
 SMALL_MODEL = 20_000_000
@@ -44,7 +44,7 @@ class TransformersSampler:
         if not self._stop:
             raise UserError(f"sources: {source.name}: {directory} names no end-of-sequence token")
 
-    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Batches:
         """The missing answers, one list per batch; see `sampler.Sampler`."""
         for start in range(0, len(requests), self._chunk_size):
             # Rows of like length waste least padding.
@@ -127,7 +127,8 @@ class TransformersSampler:
 def choose(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], seen: Bool[Tensor, "B V"] | None, source: SourceConfig
 ) -> Int[Tensor, "B"]:
-    """The next token of each row: repetition penalty, temperature, nucleus, then the inverse of the cumulative sum.
+    """The next token of each row: repetition penalty, temperature, top-k, nucleus, min-p, in the order of transformers,
+    then the inverse of the cumulative sum.
 
     Args:
       logits: of the next token, any float type.
@@ -142,9 +143,15 @@ def choose(
     if source.temperature == 0:
         return logits.argmax(-1)
     probabilities, tokens = torch.sort((logits / source.temperature).softmax(-1), dim=-1, descending=True, stable=True)
+    if source.top_k is not None:
+        likeliest = probabilities[:, : source.top_k]
+        probabilities = likeliest / likeliest.sum(-1, keepdim=True)
     cumulative = probabilities.cumsum(-1)
     # The nucleus is the smallest set of likeliest tokens whose sum reaches top_p.
     last = ((cumulative - probabilities) < source.top_p).sum(-1, keepdim=True) - 1
+    if source.min_p is not None:
+        # Nguyen et al. 2024, section 3: as a share of the likeliest token's probability.
+        last = last.clamp(max=(probabilities >= source.min_p * probabilities[:, :1]).sum(-1, keepdim=True) - 1)
     target = uniform[:, None] * cumulative.gather(-1, last)
     chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=last)
     return tokens.gather(-1, chosen)[:, 0]

@@ -5,7 +5,7 @@ engine refuses fails alone, where `generate` would lose the whole list. A reques
 vLLM's n=k uses the seeds s to s+k-1, which would tie the samples of a prompt to each other.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.sampling.sampler import Answer, Answered, Request
+from data_pipeline.sampling.sampler import Answer, Answered, Batches, Request
 from fusejax.common.cli import UserError, one_line
 
 
@@ -40,7 +40,7 @@ class VllmSampler:
         except Exception as error:  # Whatever a broken checkpoint, or too little memory, makes vLLM raise.
             raise UserError(f"sources: {source.name}: vLLM cannot load {directory}: {one_line(error)}") from error
 
-    def generate(self, requests: Sequence[Request], done: Container[str]) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], done: Container[str]) -> Batches:
         """The missing answers, as they finish; see `sampler.Sampler`."""
         missing = iter([request for request in requests if request.key not in done])
         pending: dict[str, Request] = {}
@@ -76,6 +76,8 @@ class VllmSampler:
         return vllm.SamplingParams(
             temperature=self._source.temperature,
             top_p=self._source.top_p,
+            top_k=self._source.top_k or -1,
+            min_p=self._source.min_p or 0.0,
             repetition_penalty=self._source.repetition_penalty,
             max_tokens=request.max_tokens,
             seed=request.seed,

@@ -144,8 +144,8 @@ def test_answers_come_with_all_parameters_sent(server: tuple[Server, str]):
     assert state.most == 8  # Bounded, and used.
     body = next(body for body in state.bodies if body["seed"] == 7)
     assert body == {
-        "model": "m", "prompt": [1, 2, 7], "max_tokens": 10, "temperature": 0.5, "top_p": 0.95, "top_k": 0,
-        "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1, "seed": 7,
+        "model": "m", "prompt": [1, 2, 7], "max_tokens": 10, "temperature": 0.5, "top_p": 0.95, "top_k": -1,
+        "min_p": 0.0, "repetition_penalty": 1.0, "seed": 7,
     }  # fmt: skip
 
 

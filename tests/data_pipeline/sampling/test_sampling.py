@@ -114,6 +114,24 @@ def test_choose_follows_temperature_and_nucleus():
     assert shares(temperature=0) == [0, 1, 0, 0]
 
 
+def test_choose_follows_top_k_and_min_p():
+    probabilities = torch.tensor([0.1, 0.5, 0.25, 0.15])
+    uniform = torch.linspace(0, 1, 20001)[:-1]
+    logits = probabilities.log().expand(len(uniform), -1)
+
+    def shares(**source: Any) -> list[float]:
+        config = SourceConfig(name="s", model="m", temperature=1, **({"top_p": 1.0} | source))
+        return (torch.bincount(choose(logits, uniform, None, config), minlength=4) / len(uniform)).tolist()
+
+    assert shares(top_k=2) == pytest.approx([0, 2 / 3, 1 / 3, 0], abs=1e-3)
+    assert shares(top_k=9) == pytest.approx(probabilities.tolist(), abs=1e-3)
+    assert shares(top_k=1) == [0, 1, 0, 0]
+    assert shares(top_k=2, top_p=0.6) == [0, 1, 0, 0]  # The nucleus is of what top-k leaves.
+    assert shares(min_p=0.3) == pytest.approx([0, 5 / 9, 2.5 / 9, 1.5 / 9], abs=1e-3)
+    assert shares(min_p=0.5) == pytest.approx([0, 2 / 3, 1 / 3, 0], abs=1e-3)  # Reached, not exceeded.
+    assert shares(min_p=1.0, top_k=3) == [0, 1, 0, 0]
+
+
 def test_choose_penalises_what_was_said():
     logits = torch.tensor([[2.0, 1.8, -1.0], [-2.0, -2.1, -9.0]])
     seen = torch.tensor([[True, False, False], [True, False, False]])
