@@ -23,17 +23,16 @@ _CLEAN_NUMBER = re.compile(
 )  # Alone, no part of a formula.
 _ANY_NUMBER = re.compile(_NUMBER)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?=\S)", re.MULTILINE)
-_LINE = re.compile(
-    r"^[ \t]*\**(?:A|(?:[Ff]inal )?[Aa]nswer|Final Answer|答案)\**[ \t]*[::]\**[ \t]*(?=\S)", re.MULTILINE
-)
+_LINE = re.compile(r"^[ \t]*\**(?:A|(?:[Ff]inal )?[Aa]nswer|Final Answer|答案)\**[ \t]*:\**[ \t]*(?=\S)", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?:\banswers?(?:[ \t]+(?:is|are|(?:would|should|must)[ \t]+be)\b|\**[::])|答案(?:应该?)?(?:是|为|[::]))"
-    r"\**[ \t]*[::]?[ \t]*(?=\S)",
+    r"(?:\banswers?(?:[ \t]+(?:is|are|(?:would|should|must)[ \t]+be)\b|\**:)|答案(?:应该?)?(?:是|为|:))"
+    r"\**[ \t]*:?[ \t]*(?=\S)",
     re.IGNORECASE,
 )
+_WIDE = str.maketrans("：；！？", ":;!?")
 _BOXES = re.compile(r"\\f?boxed\s*(\{)|\\.|[{}]", re.DOTALL)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|\**$)|[。!?]")
-_CLAUSE_START = re.compile(r"[.!?;,:\n。!?,;:]|\b(?:so|thus|hence|therefore|but|because)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\**$)|。")
+_CLAUSE_START = re.compile(r"[.!?;,:\n。，]|\b(?:so|thus|hence|therefore|but|because)\b", re.IGNORECASE)
 
 _DOUBT = re.compile(
     r"\b(?:not?|none|nobody|false|never|neither|nor|cannot|without|except|unless|if|suppose|assum\w+|doubt|wrong|incorrect|either|or|between|"
@@ -47,7 +46,8 @@ _DOUBT = re.compile(
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|oops|hmm|actually|sorry|apolog\w+|scratch that|strike that|never ?mind|ignore|disregard|hold on|"
     r"in fact|on (?:reflection|second thought)|correct(?:ion|ed)|mistaken?|errors?|typo|forgot|overlooked|misread|"
-    r"miss?count\w*|miscalculat\w*|recalculat\w*|re-?check\w*|reconsider\w*|revis\w*|redo|try again|should (?:be|have been)|must be|"
+    r"miss?count\w*|miscalculat\w*|recalculat\w*|re-?check\w*|reconsider\w*|revis\w*|redo|try again|"
+    r"should (?:be|have been)|must be|"
     r"instead|rather|contradict\w*|"
     r"invalid|(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)|"
     r"(?:that|this|it|which|answer|result|above|value)(?:['’]s|\s+(?:is|was))\s+not|not\s+(?:be\s+)?(?:right|correct|valid)|"
@@ -58,15 +58,16 @@ _TAKEN_BACK = re.compile(
 """Words by which a text takes back what it stated before them."""
 _FINAL = re.compile(r"\b(?:final|answers?|in total|altogether|finally|overall)\b|答案|最终|总共|一共", re.IGNORECASE)
 _AND = re.compile(
-    r"(?:\s|\\[()\[\],;: ]|\$|[,;、,;]|\b(?:and|or|also)\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|或者?|以及|[和及与]"
+    r"(?:\s|\\[()\[\],;: ]|\$|[,;、，]|\b(?:and|or|also)\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|或者?|以及|[和及与]"
     r"|\\?[a-zA-Z]+(?:_\{?\w+\}?)?\s*=)*"
 )
 """All that may be between boxes which are one answer together."""
 _NAME_BEFORE = re.compile(r"((?<![\w\\^_{])\\?[a-zA-Z]+(?:_\{?\w+\}?)?)\s*=\s*$")
 _CONCLUSION = re.compile(
-    r"(?:\b(?:hence|thus|therefore|so|finally|consequently)\b|\\therefore|∴|所以|因此|故|解得|得到?)[\s,,::]*"
-    r"(?:we (?:get|have|obtain|find|see|conclude)|it follows|this gives)?(?: that)?[\s,,::]*"
-    r"|\bwe (?:get|have|obtain|find|conclude)\b(?: that)?[\s,::]*",
+    r"(?:\b(?:hence|thus|therefore|so|finally|consequently)\b|\\therefore|∴|所以|因此|故|解得|得到?)[\s,，:]*"
+    r"(?:(?:it|this|that|the (?:total|result|sum|value|number|cost|amount)) (?:is|equals)\b|"
+    r"(?:we (?:get|have|obtain|find|see|conclude)|it follows|this gives)?(?: that)?)[\s,，:]*"
+    r"|\bwe (?:get|have|obtain|find|conclude)\b(?: that)?[\s,，:]*",
     re.IGNORECASE,
 )
 _UNIT_BEHIND = re.compile(
@@ -110,6 +111,7 @@ def extract(text: str, *, marked_only: bool = False) -> Found | None:
     >>> extract(r"So $x=\\boxed{2}$ or $x=\\boxed{3}$. Wait, $x$ is positive.")
     Found(answer='2, 3', trust='guess')
     """
+    text = text if text.isascii() else text.translate(_WIDE)
     strong = _boxed(text) or _last_line(_HASHES, text)
     patterns = (_HASHES, _LINE) if marked_only else (_HASHES, _LINE, _PHRASE)
     behind = strong.end if strong else 0
@@ -232,7 +234,10 @@ def _last_line(pattern: re.Pattern[str], text: str, start: int = 0) -> _Statemen
         clause = _CLAUSE_START.split(text[max(0, match.start() - 200) : match.start()])[-1]
         if _DOUBT.search(clause):
             found = found._replace(trust="guess")
-    return _Statement(match.end(), match.end() + _sentence_end(line), found)
+    end = _sentence_end(line)
+    if found and (line[:end].endswith("?") or "吗" in line[:end]):
+        found = found._replace(trust="guess")
+    return _Statement(match.end(), match.end() + end, found)
 
 
 def _sentence_end(text: str) -> int:
@@ -266,11 +271,14 @@ def _trim(answer: str) -> str:
 
 def _unmarked(text: str) -> Found | None:
     """The formula in which the last sentence ends; the whole text if it is an answer; its last number."""
-    tail = " ".join(text[-TAIL:].split())
+    tail = " ".join(re.sub(r"\n\s*(?=[A-Z])", ". ", text[-TAIL:]).split())
     sentences = [part for part in _SENTENCE_END.split(tail) if part.strip(" *")]
     if sentences and (conclusions := list(_CONCLUSION.finditer(sentences[-1]))):
         words, formula = sentences[-1][: conclusions[-1].end()], _plain(sentences[-1][conclusions[-1].end() :])
-        if re.search(r"[\\=]", formula) and not is_prose(formula):
+        plain = (
+            conclusions[-1].start() == len(sentences[-1]) - len(sentences[-1].lstrip(" *")) and formula[:1].isdigit()
+        )
+        if (plain or re.search(r"[\\=]", formula)) and not is_prose(formula):
             return Found(formula, "guess" if _DOUBT.search(words) else "likely")
     whole = _plain(tail)
     if len(text) <= TAIL and "\n" not in text.strip() and re.search(r"[\d\\]", whole) and not is_prose(whole):

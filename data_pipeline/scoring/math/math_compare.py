@@ -43,9 +43,10 @@ def compare(gold: str, found: str, formulas: Formulas) -> Outcome | None:
         return decided
     # Wrong only if it is wrong as well where 1,5 means 1.5, 1.234 is 1234, and 100,200 are two numbers.
     other_gold, other_found = math_notation.other_notation(gold, found), math_notation.other_notation(found, gold)
+    doubtful = ("correct",) if "{,}" in gold + found else ("correct", "unknown")
     for pair in {(other_gold, found), (gold, other_found), (other_gold, other_found)} - {(gold, found)}:
         again = _compare(*pair, formulas)
-        if again is None or again[0] != "wrong":
+        if again is None or again[0] in doubtful:
             return again and ("unknown", "decimal_comma")
     return decided
 
@@ -85,20 +86,24 @@ def _in_order(left: Form, right: Form, formulas: Formulas) -> Outcome | None:
 
 
 def _in_any_order(left: Form, right: Form, formulas: Formulas) -> Outcome | None:
-    """Correct if each value has its equal; wrong if one surely has none."""
-    outcome = _matched(left.parts, right.parts or (right.text,), formulas)
+    return _matched(left.parts, right.parts, formulas)
+
+
+def _list_against_value(left: Form, right: Form, formulas: Formulas) -> Outcome | None:
+    """Correct where all entries are the value: 1/2 or 0.5."""
+    outcomes = [_compare(part, right.text, formulas) for part in left.parts[:MOST_PARTS]]
+    if None in outcomes:
+        return None
+    verdicts = {outcome[0] for outcome in outcomes if outcome}
+    if verdicts == {"correct"} and len(left.parts) <= MOST_PARTS:
+        return "correct", "same_values"
     # A formula may stand for several values, and 100,200 for two.
-    if (
-        right.kind == "value"
-        and outcome
-        and outcome[0] == "wrong"
-        and (math_notation.letters(right.text) or "{,}" in right.text)
-    ):
-        return "unknown", "not_comparable"
-    return outcome
+    several = math_notation.letters(right.text) or "{,}" in right.text
+    return ("wrong", "other_count") if "wrong" in verdicts and not several else ("unknown", "not_comparable")
 
 
 def _matched(left: Sequence[str], right: Sequence[str], formulas: Formulas) -> Outcome | None:
+    """Correct if each value has its equal; wrong if one surely has none."""
     texts = [math_notation.normalize(part) for part in left], [math_notation.normalize(part) for part in right]
     rest, unmatched = list(zip(texts[1], right, strict=True)), []
     for text, part in zip(texts[0], left, strict=True):
@@ -382,8 +387,8 @@ _RULES: Mapping[tuple[Kind, Kind], _Rule] = MappingProxyType(
         ("list", "list"): _in_any_order,
         ("list", "set"): _in_any_order,
         ("set", "set"): _in_any_order,
-        ("list", "value"): _in_any_order,
-        ("set", "value"): _in_any_order,
+        ("list", "value"): _list_against_value,
+        ("set", "value"): _list_against_value,
         ("tuple", "tuple"): _in_order,
         ("list", "tuple"): _list_against_tuple,
         ("named", "named"): _named,

@@ -28,7 +28,7 @@ CASES = read_cases()
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> dict[Case, str]:
+def verdicts() -> dict[Case, str | None]:
     cases = [case for found in CASES.values() for case in found]
     scorer = MathScorer(VerifierLimits(timeout_seconds=60), workers=1)
     scores = scorer.score([Item({"answer": label}, text) for _, label, text in cases])
@@ -36,7 +36,7 @@ def verdicts() -> dict[Case, str]:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_verdicts_by_kind(kind: str, verdicts: dict[Case, str]):
+def test_verdicts_by_kind(kind: str, verdicts: dict[Case, str | None]):
     differing = {case: verdicts[case] for case in CASES[kind] if verdicts[case] != case[0]}
     assert not differing
     assert len(CASES[kind]) >= 5

@@ -59,8 +59,9 @@ def test_extract(text: str, answer: str | None):
         (r"It is $\boxed{7}$. The final answer is 8.", "8", "likely"),
         (r"Hence $x=\frac{1}{2}$.", r"x=\frac{1}{2}", "likely"),
         ("I have 3 1/2", "3 1/2", "only"),
-        ("so it equals 2^{10}", None, None),
-        ("so it equals 2**10", None, None),
+        ("so it equals 2^{10}", "2^{10}", "likely"),
+        ("so it equals 2**10", "2**10", "likely"),
+        ("that makes 2**10", None, None),
         ("that is 5x", None, None),
     ],
 )
