@@ -35,10 +35,10 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|\**$)|。")
 _CLAUSE_START = re.compile(r"[.!?;,:\n。，]|\b(?:so|thus|hence|therefore|but|because)\b", re.IGNORECASE)
 
 _DOUBT = re.compile(
-    r"\b(?:not?|none|nobody|false|never|neither|nor|cannot|without|except|unless|if|suppose|assum\w+|doubt|wrong|incorrect|either|or|between|"
-    r"from|to|at least|at most|than|up to|over|under|above|below|within|almost|nearly|exceeds?|more|less|fewer|further|"
-    r"half|twice|double|triple|thrice|times|plus|minus|squared|cubed|dozen|divided|multiplied|maybe|perhaps|possibly|any\w*|only|"
-    r"but|rul\w+ out|exclud\w+|other|besides)\b"
+    r"\b(?:not?|none|nobody|false|never|neither|nor|cannot|without|except|unless|if|suppose|assum\w+|doubt|wrong|"
+    r"incorrect|either|or|between|from|to|at least|at most|than|up to|over|under|above|below|within|almost|nearly|"
+    r"exceeds?|more|less|fewer|further|half|twice|double|triple|thrice|times|plus|minus|squared|cubed|dozen|divided|"
+    r"multiplied|maybe|perhaps|possibly|any\w*|only|but|rul\w+ out|exclud\w+|other|besides)\b"
     r"|n't\b|n’t\b|\?\s*$|不|非|没|至少|至多|超过|小于|大于|到|或|之间|倍|半",
     re.IGNORECASE,
 )
@@ -46,12 +46,10 @@ _DOUBT = re.compile(
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|oops|hmm|actually|sorry|apolog\w+|scratch that|strike that|never ?mind|ignore|disregard|hold on|"
     r"in fact|on (?:reflection|second thought)|correct(?:ion|ed)|mistaken?|errors?|typo|forgot|overlooked|misread|"
-    r"miss?count\w*|miscalculat\w*|recalculat\w*|re-?check\w*|reconsider\w*|revis\w*|redo|try again|"
-    r"should (?:be|have been)|must be|"
-    r"instead|rather|contradict\w*|"
-    r"invalid|(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)|"
-    r"(?:that|this|it|which|answer|result|above|value)(?:['’]s|\s+(?:is|was))\s+not|not\s+(?:be\s+)?(?:right|correct|valid)|"
-    r"(?:is|was|does|do|did|ca)n['’]t)\b"
+    r"miss?count\w*|miscalculat\w*|recalculat\w*|re-?check\w*|reconsider\w*|revis\w*|redo|try again|instead|rather|"
+    r"should (?:be|have been)|must be|contradict\w*|invalid|not\s+(?:be\s+)?(?:right|correct|valid)|"
+    r"(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)|(?:is|was|does|do|did|ca)n['’]t|"
+    r"(?:that|this|it|which|answer|result|above|value)(?:['’]s|\s+(?:is|was))\s+not)\b"
     r"|(?:^|[.!?,—\s])[Nn]o\b[,.:;!—-]|不对|错|有误|更正|更改|改为|应为|应该|修正|重新|其实|实际上|抱歉|等等",
     re.IGNORECASE,
 )
@@ -74,9 +72,7 @@ _UNIT_BEHIND = re.compile(
     r"\s*(?:\$|\\\)|\\\])?\s*(\^\s*\{?\\circ\}?\s*[CF]?|°[CF]?|\\?%|\\text\{[^{}]*\}|[£€¥]|[a-zA-Z]+)"
 )
 TAIL = 600
-"""Characters at the end of a text without a statement, among which its last sentence is sought."""
-
-
+"""Characters at the end of a text in which its last sentence is sought."""
 Trust = Literal["stated", "only", "likely", "guess"]
 
 
@@ -191,7 +187,7 @@ def _boxed(text: str) -> _Statement | None:
 def _boxes(text: str) -> list[_Box]:
     """Every `\\boxed{...}` or `\\fbox{...}` whose braces balance; of those inside each other the inner."""
     opened: list[tuple[int, int, bool]] = []
-    inner_end = -1
+    last_start = -1
     found = []
     for match in _BOXES.finditer(text):
         token = match.group()
@@ -199,9 +195,9 @@ def _boxes(text: str) -> list[_Box]:
             opened.append((match.start(), match.end(), match.group(1) is not None))
         elif token == "}" and opened:
             start, content, is_box = opened.pop()
-            if is_box and start > inner_end:
+            if is_box and start > last_start:
                 found.append(_Box(start, match.end(), text[content : match.start()].strip()))
-                inner_end = start
+                last_start = start
     return found
 
 
@@ -273,17 +269,24 @@ def _unmarked(text: str) -> Found | None:
     """The formula in which the last sentence ends; the whole text if it is an answer; its last number."""
     tail = " ".join(re.sub(r"\n\s*(?=[A-Z])", ". ", text[-TAIL:]).split())
     sentences = [part for part in _SENTENCE_END.split(tail) if part.strip(" *")]
-    if sentences and (conclusions := list(_CONCLUSION.finditer(sentences[-1]))):
-        words, formula = sentences[-1][: conclusions[-1].end()], _plain(sentences[-1][conclusions[-1].end() :])
-        plain = (
-            conclusions[-1].start() == len(sentences[-1]) - len(sentences[-1].lstrip(" *")) and formula[:1].isdigit()
-        )
-        if (plain or re.search(r"[\\=]", formula)) and not is_prose(formula):
-            return Found(formula, "guess" if _DOUBT.search(words) else "likely")
+    if sentences and (found := _concluded(sentences[-1].strip(" *"))):
+        return found
     whole = _plain(tail)
     if len(text) <= TAIL and "\n" not in text.strip() and re.search(r"[\d\\]", whole) and not is_prose(whole):
         return Found(whole, "stated")
     return _number_in(text)
+
+
+def _concluded(sentence: str) -> Found | None:
+    """The formula in which a sentence ends that draws a conclusion; a number, if it says nothing else."""
+    conclusions = list(_CONCLUSION.finditer(sentence))
+    if not conclusions:
+        return None
+    words, formula = sentence[: conclusions[-1].end()], _plain(sentence[conclusions[-1].end() :])
+    alone = conclusions[-1].start() == 0 and formula[:1].isdigit()
+    if is_prose(formula) or not (alone or re.search(r"[\\=]", formula)):
+        return None
+    return Found(formula, "guess" if _DOUBT.search(words) else "likely")
 
 
 def _plain(text: str) -> str:

@@ -44,8 +44,8 @@ def compare(gold: str, found: str, formulas: Formulas) -> Outcome | None:
     # Wrong only if it is wrong as well where 1,5 means 1.5, 1.234 is 1234, and 100,200 are two numbers.
     other_gold, other_found = math_notation.other_notation(gold, found), math_notation.other_notation(found, gold)
     doubtful = ("correct",) if "{,}" in gold + found else ("correct", "unknown")
-    for pair in {(other_gold, found), (gold, other_found), (other_gold, other_found)} - {(gold, found)}:
-        again = _compare(*pair, formulas)
+    for pair in ((other_gold, found), (gold, other_found), (other_gold, other_found)):
+        again = _compare(*pair, formulas) if pair != (gold, found) else decided
         if again is None or again[0] in doubtful:
             return again and ("unknown", "decimal_comma")
     return decided

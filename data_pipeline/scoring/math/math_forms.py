@@ -36,7 +36,7 @@ _NAME = re.compile(
 )
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?(?:([ap])\.?m\.?)?", re.IGNORECASE)
 _NUMBER = r"\d+(?:\.\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\s*(-+|–|—)\s*({_NUMBER})|(.+?)\s*\b(to)\b\s*(.+)")
+_RANGE = re.compile(rf"({_NUMBER})\s*(-+|–|—)\s*({_NUMBER})|((?:(?!\bto\b).)+?)\s*\b(to)\b\s*((?:(?!\bto\b).)+)")
 _CASES = re.compile(r"\\begin\{(?:cases|array|aligned)\}(?:\{\w*\})?(.*)\\end\{(?:cases|array|aligned)\}", re.DOTALL)
 
 

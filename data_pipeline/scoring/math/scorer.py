@@ -34,7 +34,7 @@ from data_pipeline.scoring.scorer import Item, Score, Verdict
 from data_pipeline.scoring.worker_pool import WorkerPool
 from data_pipeline.stage_files import fingerprint
 
-_PLAIN = re.compile(r"-?\d+(?:\.\d\d?)?")
+_PLAIN = re.compile(r"\$?-?\d+(?:\.\d\d?)?")
 """Most answers; with three decimals 1.234 might be 1234."""
 LONGEST = 2000
 """Most characters of a final answer that is compared; a longer one is running text, on which patterns are slow."""
@@ -108,4 +108,7 @@ def compare_exactly(gold: str, found: str) -> Outcome | None:
         return "correct", "same_text"
     if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(found):
         return math_compare.compare_numbers(gold, found)
-    return math_compare.compare(math_notation.in_symbols(gold), math_notation.in_symbols(found), lambda *_: None)
+    try:
+        return math_compare.compare(math_notation.in_symbols(gold), math_notation.in_symbols(found), lambda *_: None)
+    except RecursionError:  # Brackets in brackets in brackets.
+        return "unknown", "too_long"
