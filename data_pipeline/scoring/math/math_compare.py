@@ -262,7 +262,9 @@ def _compare_values(gold: str, found: str, formulas: Formulas) -> Outcome | None
     decided: Outcome | None = ("correct", "same_text") if same else compare_numbers(left, right)
     if unit == other:
         return decided or _compare_formulas(left, right, formulas)
-    if {unit, other} in ({"°", ""}, {"°", "radian"}) and (not decided or decided[0] != "correct" or (unit and other)):
+    if {unit, other} in ({"°", ""}, {"°", "radian"}, {"°", "rad"}) and (
+        not decided or decided[0] != "correct" or (unit and other)
+    ):
         return _compare_angles((left, unit), (right, other), formulas)
     measured = _compare_measures(left, unit, right, other)
     if measured is not None:
