@@ -7,18 +7,19 @@ The file is `example_model_solutions.jsonl` of openai/grade-school-math: 659 pro
 answer written in other usual ways. The last way hides label and answer in square roots, so that every pair that is not
 the same text goes through a worker process. Plain Math-Verify (label first, as its README has it) stands beside.
 
-Measured with Math-Verify 0.9.0 on two cores; an unknown verdict counts as "not correct":
+Measured with Math-Verify 0.9.0 on two cores that other programs used as well, so that the speeds tell something only
+beside each other; an unknown verdict counts as "not correct":
 
     how the answer ends           agreement    share  unknown  answers/s  Math-Verify  answers/s
-    as it stands (`A: 18`)        2636/2636  100.00%        7     12,849      100.00%      1,423
-    `\\boxed{18}`                  2636/2636  100.00%        7     15,133      100.00%      1,631
-    `#### 18`                     2636/2636  100.00%        7     14,441      100.00%      1,555
-    `The answer is $18.`          2636/2636  100.00%        7     13,360      100.00%      1,826
-    `\\boxed{\\sqrt{18}}`           2636/2636  100.00%       51        934       99.77%        157
+    as it stands (`A: 18`)        2636/2636  100.00%        7      8,482      100.00%        572
+    `\\boxed{18}`                  2636/2636  100.00%        7     10,353      100.00%        710
+    `#### 18`                     2636/2636  100.00%        7     13,350      100.00%        624
+    `The answer is $18.`          2636/2636  100.00%        7      4,693      100.00%        858
+    `\\boxed{\\sqrt{18}}`           2636/2636  100.00%       11        204       99.77%         90
 
 There is no disagreement to explain: the unknown ones, all labelled wrong, may be roundings of the label. These answers
 are numbers with a marker, where plain Math-Verify errs as little; it is on the answers in
-`tests/data_pipeline/test_math_pairs.py` (other notations, tiny and huge numbers, words) that the two part.
+`tests/data_pipeline/scoring/test_math_pairs.py` (other notations, tiny and huge numbers, words) that the two part.
 """
 
 import argparse

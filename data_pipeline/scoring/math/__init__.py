@@ -1,1 +1,1 @@
-"""Final answers judged against gold answers: `math_answers` reads, `scorer` compares, if need be in `math_worker`."""
+"""Final answers judged against labels: `math_answers` finds, `math_compare` compares, formulas in `math_worker`."""

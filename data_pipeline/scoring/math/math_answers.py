@@ -1,14 +1,20 @@
-"""Final answers in mathematical text: finding them, and reading them as exact numbers where possible."""
+"""Final answers in mathematical text: what a worked solution states last, and how sure it is that it means it.
+
+An answer is stated in a box, behind `####`, on a line `A: ...`, or in a phrase (`the answer is ...`). What is stated
+last counts, if nothing behind it takes it back. Without a statement there may be a last formula or a last number.
+"""
 
 import re
-from collections.abc import Iterable
-from fractions import Fraction
+from collections import deque
 from typing import Literal, NamedTuple
+
+from data_pipeline.scoring.math import math_units
+from data_pipeline.scoring.math.math_notation import FORMULA, formula_in, is_prose, normalize, rational, split_unit
 
 # An optional sign and currency, then a mixed number, or digits with or without thousands separators, a decimal part,
 # an exponent, a denominator, a percent sign. A sign after a number is an operator.
 _NUMBER = (
-    r"(?:(?<!\d )(?<![\d)}])[-+−]\s?)?(?:\\?[$£€]\s?[-+−]?)?"
+    r"(?:(?<!\d )(?<![\d)}])[-+−]\s?)?(?:\\?[$£€¥]\s?[-+−]?)?"
     r"(?:\d+ \d+/\d+|(?:(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?:\s?\\?%)?)"
 )
@@ -16,33 +22,73 @@ _CLEAN_NUMBER = re.compile(
     r"(?<![\^_{\\*/+a-zA-Z\d.])" + _NUMBER + r"(?![\^({_a-zA-Z\d]|\s?[+*/×]|\s?\\[a-zA-Z])"
 )  # Alone, no part of a formula.
 _ANY_NUMBER = re.compile(_NUMBER)
-_HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
-_LINE = re.compile(
-    r"^[ \t]*\**(?:A|(?:[Ff]inal )?[Aa]nswer|Final Answer|答案)\**[ \t]*[::]\**[ \t]*(\S.*)$", re.MULTILINE
+_HASHES = re.compile(r"^[ \t]*####[ \t]*(?=\S)", re.MULTILINE)
+_LINE = re.compile(r"^[ \t]*\**(?:A|(?:[Ff]inal )?[Aa]nswer|Final Answer|答案)\**[ \t]*:\**[ \t]*(?=\S)", re.MULTILINE)
+_PHRASE = re.compile(
+    r"(?:\banswers?(?:[ \t]+(?:is|are|(?:would|should|must)[ \t]+be)\b|\**:)|答案(?:应该?)?(?:是|为|:))"
+    r"\**[ \t]*:?[ \t]*(?=\S)",
+    re.IGNORECASE,
 )
-_PHRASE = re.compile(r"(?:answer[ \t]+(?:is|would[ \t]+be)|答案(?:是|为))[ \t]*[::]?[ \t]*(\S.*)$", re.M | re.I)
-_FORMULA = re.compile(r"(?:\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\])(?!\d)")
-_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|mathit)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[,;: ]|\\quad|\\qquad|~")
-_NOTHING = re.compile(r"\\!|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
-_DEGREES = re.compile(r"(?<=[\d}])(?:\^\{?\\circ\}?|\\degree|°)$")
+_WIDE = str.maketrans("：；！？", ":;!?")
 _BOXES = re.compile(r"\\f?boxed\s*(\{)|\\.|[{}]", re.DOTALL)
-_FUNCTIONS = r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|sqrt|and|for|with|times|plus|minus|over)\b"
-_UNIT = re.compile(
-    r"(?<=[\d})%])(?:\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*([^{}]+?)\s*\}|"
-    r"\s+((?:(?!" + _FUNCTIONS + r")(?:[A-Za-z]{3,}|[kcm]?m|[mk]?g|[hLs]|m[lL]|ft|in|mi|lbs?|oz|hrs?|of|sq)\.?"
-    r"(?:[ /]|$))+)"
-    r"|([\u4e00-\u9fff]{1,4}))"
-    r"\s*(?:\^\s*\{?([23])\}?)?$"
-)  # fmt: skip
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\**$)|。")
+_CLAUSE_START = re.compile(r"[.!?;,:\n。，]|\b(?:so|thus|hence|therefore|but|because)\b", re.IGNORECASE)
+
+_DOUBT = re.compile(
+    r"\b(?:not?|none|nobody|false|never|neither|nor|cannot|without|except|unless|if|suppose|assum\w+|doubt|wrong|"
+    r"incorrect|either|or|between|from|to|at least|at most|than|up to|over|under|above|below|within|almost|nearly|"
+    r"exceeds?|more|less|fewer|further|half|twice|double|triple|thrice|times|plus|minus|squared|cubed|dozen|divided|"
+    r"multiplied|maybe|perhaps|possibly|any\w*|only|but|rul\w+ out|exclud\w+|other|besides)\b"
+    r"|n't\b|n’t\b|\?\s*$|不|非|没|至少|至多|超过|小于|大于|到|或|之间|倍|半",
+    re.IGNORECASE,
+)
+"""Words by which a number in a sentence need not be what the sentence states: not 5, at least 5, half of 5."""
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|oops|hmm|actually|sorry|apolog\w+|scratch that|strike that|never ?mind|ignore|disregard|hold on|"
+    r"in fact|on (?:reflection|second thought)|correct(?:ion|ed)|mistaken?|errors?|typo|forgot|overlooked|misread|"
+    r"miss?count\w*|miscalculat\w*|recalculat\w*|re-?check\w*|reconsider\w*|revis\w*|redo|try again|instead|rather|"
+    r"should (?:be|have been)|must be|contradict\w*|invalid|not\s+(?:be\s+)?(?:right|correct|valid)|"
+    r"(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)|(?:is|was|does|do|did|ca)n['’]t|"
+    r"(?:that|this|it|which|answer|result|above|value)(?:['’]s|\s+(?:is|was))\s+not)\b"
+    r"|(?:^|[.!?,—\s])[Nn]o\b[,.:;!—-]|不对|错|有误|更正|更改|改为|应为|应该|修正|重新|其实|实际上|抱歉|等等",
+    re.IGNORECASE,
+)
+"""Words by which a text takes back what it stated before them."""
+_FINAL = re.compile(r"\b(?:final|answers?|in total|altogether|finally|overall)\b|答案|最终|总共|一共", re.IGNORECASE)
+_AND = re.compile(
+    r"(?:\s|\\[()\[\],;: ]|\$|[,;、，]|\b(?:and|or|also)\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad|或者?|以及|[和及与]"
+    r"|\\?[a-zA-Z]+(?:_\{?\w+\}?)?\s*=)*"
+)
+"""All that may be between boxes which are one answer together."""
+_NAME_BEFORE = re.compile(r"((?<![\w\\^_{])\\?[a-zA-Z]+(?:_\{?\w+\}?)?)\s*=\s*$")
+_CONCLUSION = re.compile(
+    r"(?:\b(?:hence|thus|therefore|so|finally|consequently)\b|\\therefore|∴|所以|因此|故|解得|得到?)[\s,，:]*"
+    r"(?:(?:it|this|that|the (?:total|result|sum|value|number|cost|amount)) (?:is|equals)\b|"
+    r"(?:we (?:get|have|obtain|find|see|conclude)|it follows|this gives)?(?: that)?)[\s,，:]*"
+    r"|\bwe (?:get|have|obtain|find|conclude)\b(?: that)?[\s,，:]*",
+    re.IGNORECASE,
+)
+_UNIT_BEHIND = re.compile(
+    r"\s*(?:\$|\\\)|\\\])?\s*(\^\s*\{?\\circ\}?\s*[CF]?|°[CF]?|\\?%|\\text\{[^{}]*\}|[£€¥]|[a-zA-Z]+)"
+)
+TAIL = 600
+"""Characters at the end of a text in which its last sentence is sought."""
+Trust = Literal["stated", "only", "likely", "guess"]
 
 
 class Found(NamedTuple):
-    """A final answer. `trust` decides whether a mismatch means a wrong answer or, perhaps, a misread text."""
+    """A final answer, and how sure it is that the text means it."""
 
     answer: str
-    trust: Literal["stated", "only", "guess"]
-    """In a box or after a marker or phrase; the only number in the text; or one number among several."""
+    trust: Trust
+    """`stated`: a verdict on it counts. `only`: the only number in the text, which counts where the label is a number,
+    too. `likely`: it may be right, but a mismatch means little. `guess`: neither counts."""
+
+
+class _Statement(NamedTuple):
+    start: int
+    end: int
+    found: Found | None
 
 
 def extract(text: str, *, marked_only: bool = False) -> Found | None:
@@ -50,7 +96,7 @@ def extract(text: str, *, marked_only: bool = False) -> Found | None:
 
     Args:
       text: a worked solution.
-      marked_only: take only explicit forms (`\\boxed{}`, `####`, `A:`), not phrases or the last number.
+      marked_only: take only explicit forms (`\\boxed{}`, `####`, `A:`), not phrases, formulas or numbers.
 
     >>> extract(r"so \\boxed{1} + \\boxed{\\frac{1}{2}} holds").answer
     '\\\\frac{1}{2}'
@@ -58,269 +104,205 @@ def extract(text: str, *, marked_only: bool = False) -> Found | None:
     Found(answer='3', trust='stated')
     >>> extract("There are 3 left, and 4 are gone.")
     Found(answer='4', trust='guess')
+    >>> extract(r"So $x=\\boxed{2}$ or $x=\\boxed{3}$. Wait, $x$ is positive.")
+    Found(answer='2, 3', trust='guess')
     """
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return Found(boxed, "stated") if boxed else None
-    hashes = _HASHES.findall(text)
-    if hashes:
-        return _statement(hashes[-1])
-    marks = list(_LINE.finditer(text)) + ([] if marked_only else list(_PHRASE.finditer(text)))
-    if marks:
-        return _statement(max(marks, key=lambda match: match.start(1))[1])
-    return None if marked_only else _number_in(text)
+    text = text if text.isascii() else text.translate(_WIDE)
+    strong = _boxed(text) or _last_line(_HASHES, text)
+    patterns = (_HASHES, _LINE) if marked_only else (_HASHES, _LINE, _PHRASE)
+    behind = strong.end if strong else 0
+    weak = max(
+        (line for pattern in patterns if (line := _last_line(pattern, text, behind))),
+        key=lambda line: line.start,
+        default=None,
+    )
+    last = _later(strong, weak)
+    if last is None:
+        return None if marked_only else _unmarked(text)
+    if last.found and (_TAKEN_BACK.search(text, last.end) or _goes_on(text[last.end :], last.found.answer)):
+        return last.found._replace(trust="guess")
+    return last.found
+
+
+def _goes_on(rest: str, answer: str) -> bool:
+    """Whether the text ends with other numbers than the answer's, so that these may be the answer."""
+    numbers = set(re.findall(r"\d+(?:\.\d+)?", answer.replace(",", "")))
+    sentences = [part for part in _SENTENCE_END.split(rest[-TAIL:].replace(",", "")) if re.search(r"\d", part)]
+    if not numbers or not sentences:
+        return False
+    others = set(re.findall(r"\d+(?:\.\d+)?", sentences[-1]))
+    return not numbers <= others or bool(_DOUBT.search(sentences[-1]))
+
+
+def _later(strong: _Statement | None, weak: _Statement | None) -> _Statement | None:
+    """The later statement; one behind a box that says something else is only likely."""
+    if strong is None or weak is None or weak.found is None:
+        return strong or weak
+    if strong.found and _same(strong.found.answer, weak.found.answer):
+        return strong._replace(end=weak.end)
+    trust: Trust = "likely" if weak.found.trust == "stated" else "guess"
+    return weak._replace(found=weak.found._replace(trust=trust))
+
+
+def _same(one: str, other: str) -> bool:
+    first, second = (normalize(split_unit(answer)[0]).strip("\\$*") for answer in (one, other))
+    return first == second or (rational(first) is not None and rational(first) == rational(second))
+
+
+# Boxes.
+
+
+class _Box(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def _boxed(text: str) -> _Statement | None:
+    """The last box, with those before it that belong to it: `\\boxed{2}` or `\\boxed{3}`."""
+    boxes = _boxes(text) if "box" in text else []
+    if not boxes:
+        return None
+    first = len(boxes) - 1
+    while first and _AND.fullmatch(text, boxes[first - 1].end, boxes[first].start):
+        first -= 1
+    group = boxes[first:]
+    contents = [_with_unit(text, box) for box in group]
+    if not all(contents):
+        return _Statement(group[0].start, group[-1].end, None)
+    names = [
+        match[1] if (match := _NAME_BEFORE.search(text, max(0, box.start - 20), box.start)) else "" for box in group
+    ]
+    if len(set(names)) == len(names) > 1 and all(names):
+        contents = [
+            content if "=" in content else f"{name} = {content}" for name, content in zip(names, contents, strict=True)
+        ]
+    trust: Trust = "stated"
+    if any(not _same(box.content, group[-1].content) for box in boxes[:first]):
+        between = text[boxes[first - 1].end : group[0].start]
+        trust = "likely" if _FINAL.search(between) or _TAKEN_BACK.search(between) else "guess"
+    return _Statement(group[0].start, group[-1].end, Found(", ".join(dict.fromkeys(contents)), trust))
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Every `\\boxed{...}` or `\\fbox{...}` whose braces balance; of those inside each other the inner."""
+    opened: list[tuple[int, int, bool]] = []
+    last_start = -1
+    found = []
+    for match in _BOXES.finditer(text):
+        token = match.group()
+        if token.endswith("{") and not token.startswith("\\{"):
+            opened.append((match.start(), match.end(), match.group(1) is not None))
+        elif token == "}" and opened:
+            start, content, is_box = opened.pop()
+            if is_box and start > last_start:
+                found.append(_Box(start, match.end(), text[content : match.start()].strip()))
+                last_start = start
+    return found
+
+
+def _with_unit(text: str, box: _Box) -> str:
+    """The content with the unit or currency around the box: `\\boxed{5}` euros."""
+    if rational(box.content) is None:
+        return box.content
+    if re.search(r"(?:£|€|¥|\\\$)\s*$", text[max(0, box.start - 3) : box.start]):
+        return text[box.start - 3 : box.start].strip()[-1:].replace("$", "\\$") + box.content
+    unit = _UNIT_BEHIND.match(text, box.end)
+    if unit is None:
+        return box.content
+    answer = f"{box.content} {unit[1]}" if unit[1][0].isalpha() else box.content + unit[1]
+    known = "%" in unit[1] or (unit[1] != "in" and len(unit[1]) > 1 and math_units.measure(split_unit(answer)[1]))
+    return answer if known else box.content
+
+
+# Lines and phrases.
+
+
+def _last_line(pattern: re.Pattern[str], text: str, start: int = 0) -> _Statement | None:
+    """The last statement behind a marker, up to the end of its line."""
+    matches = deque(pattern.finditer(text, start), maxlen=1)
+    if not matches:
+        return None
+    match = matches[0]
+    line = text[match.end() :].partition("\n")[0]
+    found = _statement(line)
+    if found and pattern is _PHRASE:
+        clause = _CLAUSE_START.split(text[max(0, match.start() - 200) : match.start()])[-1]
+        if _DOUBT.search(clause):
+            found = found._replace(trust="guess")
+    end = _sentence_end(line)
+    if found and (line[:end].endswith("?") or "吗" in line[:end]):
+        found = found._replace(trust="guess")
+    return _Statement(match.end(), match.end() + end, found)
+
+
+def _sentence_end(text: str) -> int:
+    end = _SENTENCE_END.search(text)
+    return end.end() if end else len(text)
 
 
 def _statement(text: str) -> Found | None:
     """The answer in the text after a marker: the text itself if a formula, number or word, else the number in it."""
-    if formula := _FORMULA.match(text):
-        return Found(next(group for group in formula.groups() if group is not None).strip(), "stated")
-    sentence = _trim(re.split(r"[.!?](?=\s|\**$)|[。!?]", text, maxsplit=1)[0])
+    sentence = _trim(_SENTENCE_END.split(text, maxsplit=1)[0])
     if not sentence:
         return None
-    return (_number_in(sentence) or Found(sentence, "guess")) if is_prose(sentence) else Found(sentence, "stated")
-
-
-def _number_in(text: str) -> Found | None:
-    """The last number, unless it is part of a formula."""
-    text = re.sub(r"\*\*(?!\d)|(?<!\d)\*\*", "", text)
-    numbers, clean = list(_ANY_NUMBER.finditer(text)), list(_CLEAN_NUMBER.finditer(text))
-    if not clean or clean[-1].end() != numbers[-1].end():
-        return None
-    alone = len({normalize(number.group()) for number in numbers}) == 1
-    return Found(clean[-1].group().strip(), "only" if alone else "guess")
-
-
-def _last_boxed(text: str) -> str | None:
-    """Content of the last `\\boxed{...}` or `\\fbox{...}` whose braces balance."""
-    opened: list[tuple[int, bool]] = []
-    last: tuple[int, int] | None = None
-    for match in _BOXES.finditer(text):
-        token = match.group()
-        if token.endswith("{") and not token.startswith("\\{"):
-            opened.append((match.end(), match.group(1) is not None))
-        elif token == "}" and opened:
-            start, is_box = opened.pop()
-            if is_box and (last is None or start > last[0]):
-                last = start, match.start()
-    return None if last is None else text[slice(*last)].strip()
+    if formula := FORMULA.match(sentence):
+        rest = sentence[formula.end() :]
+        if not re.search(r"\d|[$£€¥\\]", rest) and is_prose("1 " + rest) and not _DOUBT.search(rest):
+            return Found(formula_in(formula), "stated")
+    plain = FORMULA.sub(formula_in, sentence)
+    if not is_prose(plain):
+        return Found(plain, "stated")
+    return _number_in(sentence) or Found(sentence, "guess")
 
 
 def _trim(answer: str) -> str:
     answer = answer.strip().strip("*").rstrip(".。").strip()
-    formula = _FORMULA.fullmatch(answer)
-    return next(group for group in formula.groups() if group is not None).strip() if formula else answer
+    formula = FORMULA.fullmatch(answer)
+    return formula_in(formula).rstrip(".") if formula else answer
 
 
-def normalize(answer: str) -> str:
-    """Text that is equal for answers that differ in typography alone: spacing, wrappers, degree sign, letter brackets.
-
-    A space between digits stays, unless it groups thousands.
-
-    >>> normalize(r"\\textbf{(A)}"), normalize(r"1\\,000"), normalize(r"\\dfrac12"), normalize("3 1/2")
-    ('A', '1000', '\\\\frac12', '3 1/2')
-    """
-    answer = _unwrapped(answer)
-    answer = answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("−", "-").replace("{,}", ",")
-    answer = re.sub(r"(?<![\d,.] )(?<![\d,.])\d{1,3}(?:[ ,]\d{3})+(?![\d,]| \d)", _joined, answer)
-    answer = re.sub(r"(?<!\d) | (?!\d)", "", answer).rstrip(".")
-    answer = re.sub(r"_\{(\w)\}", r"_\1", _DEGREES.sub("", answer))
-    letter = re.fullmatch(r"\(?([A-Z])\)?", answer)
-    return letter.group(1) if letter else answer
+# Texts without a statement.
 
 
-def _joined(number: re.Match[str]) -> str:
-    return re.sub("[ ,]", "", number.group())
+def _unmarked(text: str) -> Found | None:
+    """The formula in which the last sentence ends; the whole text if it is an answer; its last number."""
+    tail = " ".join(re.sub(r"\n\s*(?=[A-Z])", ". ", text[-TAIL:]).split())
+    sentences = [part for part in _SENTENCE_END.split(tail) if part.strip(" *")]
+    if sentences and (found := _concluded(sentences[-1].strip(" *"))):
+        return found
+    whole = _plain(tail)
+    if len(text) <= TAIL and "\n" not in text.strip() and re.search(r"[\d\\]", whole) and not is_prose(whole):
+        return Found(whole, "stated")
+    return _number_in(text)
 
 
-def _unwrapped(answer: str) -> str:
-    """Without dollar signs, spacing commands and `\\text{}`; single spaces."""
-    answer = _NOTHING.sub("", _SPACES.sub(" ", answer.strip().strip("$")))
-    previous = None
-    while previous != answer:
-        previous, answer = answer, _WRAPPERS.sub(r"\1", answer)
-    return " ".join(answer.split())
-
-
-_PHRASES = {
-    **dict.fromkeys(
-        ["no solution", "no solutions", "no real solution", "no real solutions", "empty set"], r"\emptyset"
-    ),
-    **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
-    "negative infinity": r"-\infty",
-    **dict.fromkeys(["all real numbers", "all reals"], r"\mathbb{R}"),
-    **{
-        word: str(number)
-        for number, word in enumerate(
-            ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-        )
-    },
-}
-_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_TEXT_WORD = re.compile(
-    r"(?:(?<!\\)\\ )?\\(?:text|textrm|mathrm|mbox)\s*\{\s*(and|or|percent|"
-    + "|".join(_POWERS)
-    + r")\b\s*([^{}]*?)\s*\}"
-)
-_POWER_WORD = re.compile(r"(?<=\d)\s*\b(" + "|".join(_POWERS) + r")\b")
-_CONJUNCTION = re.compile(r"(?<![A-Za-z]{2})(?<!\s)\s*(?:,\s*|\b)(?:and|or)\b(?!\s*[A-Za-z]{2})\s*")
-_DESCRIBED = re.compile(r"\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)([^{}|:]+)\\\}")  # {x | x > 2}
-_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:[gl]eq?q?|[gl]t|neq?|[gl]eqslant)(?![a-zA-Z])")
-
-
-def in_symbols(answer: str) -> str:
-    """The answer with symbols in place of words that have one: numbers, powers of ten, percent, lists, the empty set.
-
-    >>> in_symbols(r"1.5\\text{ million dollars}"), in_symbols(r"\\text{no solution}"), in_symbols(r"2 \\text{ or } 3")
-    ('1.5\\\\times10^{6} \\\\text{dollars}', '\\\\emptyset', '2, 3')
-    """
-    answer = re.sub(r"^\s*[–—−]\s*", "-", answer)
-    answer = _FORMULA.sub(lambda match: next(group for group in match.groups() if group is not None), answer)
-    answer = answer.replace("\\langle", "(").replace("\\rangle", ")")
-    if described := _DESCRIBED.fullmatch(bare(answer)):
-        return described[1]
-    phrase = _unwrapped(answer).rstrip(".").lower()
-    if (symbol := _PHRASES.get(re.sub(r"^(?:the|an?) ", "", phrase))) is not None:
-        return symbol
-    answer = _TEXT_WORD.sub(lambda match: f" {match[1]} " + (f"\\text{{{match[2]}}}" if match[2] else ""), answer)
-    answer = re.sub(r"(?<=\d)\s*\bpercent\b", r"\\%", answer)
-    answer = _POWER_WORD.sub(lambda match: rf"\times10^{{{_POWERS[match[1]]}}}", answer)
-    # "x > 2 and x < 5" is one interval, "x = 2 and x = 5" are two answers.
-    return (answer if _INEQUALITY.search(answer) else _CONJUNCTION.sub(", ", answer)).strip()
-
-
-def bare(answer: str) -> str:
-    """Without the dollar signs around it and without `\\left` and `\\right`."""
-    return _NOTHING.sub("", answer.strip().strip("$")).strip()
-
-
-def is_tuple(answer: str) -> bool:
-    """Whether it is several values in one pair of parentheses.
-
-    >>> is_tuple(r"\\left(1, 2\\right)"), is_tuple("(0,1) + (1,2)"), is_tuple("(x+1)"), is_tuple("1, 2")
-    (True, False, False, False)
-    """
-    text = bare(answer)
-    return text.startswith("(") and text.endswith(")") and len(_items(text[1:-1])) > 1
-
-
-def named_values(answer: str) -> dict[str, str]:
-    """The values of `x = 2, y = -1` by letter, in the letters' order; empty for anything else.
-
-    >>> named_values("y = -1, x = 2"), named_values("2, -1")
-    ({'x': '2', 'y': '-1'}, {})
-    """
-    found = [re.fullmatch(r"\s*([a-zA-Z])\s*=([^=]+)", item) for item in _items(bare(answer))]
-    values = {match[1]: match[2].strip() for match in found if match}
-    return dict(sorted(values.items())) if 1 < len(values) == len(found) else {}
-
-
-def as_tuple(values: Iterable[str]) -> str:
-    return f"({', '.join(values)})"
-
-
-def _items(text: str) -> list[str]:
-    """The parts between commas outside of all brackets; none where brackets do not balance."""
-    items, depth, start = [], 0, 0
-    for position, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if depth < 0:
-            return []
-        if letter == "," and depth == 0:
-            items.append(text[start:position])
-            start = position + 1
-    return [] if depth else [*items, text[start:]]
-
-
-def words(answer: str) -> str | None:
-    """The answer in lower case if it is words of a language and no formula.
-
-    >>> words("\\\\text{Evelyn}"), words("seven  apples"), words("xy"), words(r"\\sqrt{2}")
-    ('evelyn', 'seven apples', None, None)
-    """
-    text = re.sub(r"^(?:the|an?) ", "", _unwrapped(answer).rstrip(".").lower())
-    return text if re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", text) and re.search(r"[^\W\d_]{3}", text) else None
-
-
-def is_prose(answer: str) -> bool:
-    """Whether it is a sentence, or a number within words, rather than a formula, a word, or a number with its unit."""
-    text = re.sub(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+", " ", _unwrapped(split_unit(answer)[0]))
-    found = re.findall(r"[^\W\d_]{3,}", text)
-    return len(found) >= 2 or bool(found and re.search(r"\d", text))
-
-
-def split_unit(answer: str) -> tuple[str, str]:
-    """(the answer, the unit behind it, singular, "" if there is none).
-
-    >>> split_unit("18 dollars"), split_unit(r"5\\text{ km}"), split_unit("x+1")
-    (('18', 'dollar'), ('5', 'km'), ('x+1', ''))
-    """
-    answer = answer.strip().strip("$").strip()
-    match = _UNIT.search(answer)
-    if not match:
-        return answer, ""
-    unit = next(group for group in match.groups()[:3] if group is not None).strip(" .").lower()
-    singular = re.sub(r"(?<=..)(?:(?<=inch)e)?s$", "", unit)
-    return answer[: match.start()].strip(), singular + (match.group(4) or "")
-
-
-def choice(answer: str) -> tuple[str, str] | None:
-    """(letter, text) of an answer to a multiple choice: `B`, `(B)`, `(B) 5`, `B. 5`.
-
-    >>> choice("B"), choice("(B) 5"), choice("(x) 5")
-    (('B', ''), ('B', '5'), None)
-    """
-    text = re.sub(r"^(?:option|choice|answer) (?=\W?[A-H]\b)", "", _unwrapped(answer), flags=re.IGNORECASE)
-    match = re.fullmatch(r"\(?([A-H])\)?|(?:\(([A-H])\)|([A-H])[).:]) ?([\w$\\].*)", text)
-    return (match[1] or match[2] or match[3], match[4] or "") if match else None
-
-
-_FRACTION = re.compile(r"([-+]?)\\frac(?:\{([-+]?[\d.]+)\}\{([-+]?[\d.]+)\}|(\d)(\d))")
-_MIXED = re.compile(r"([-+]?)(\d+)(?:\\frac(?:\{(\d+)\}\{(\d+)\}|(\d)(\d))| (\d+)/(\d+))")
-_RATIO = re.compile(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
-_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{?|\()(\d+)[})]?")
-_SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*|×)10\^\{?([-+]?\d{1,4})\}?")
-
-
-def rational(answer: str) -> Fraction | None:
-    """The exact value of an answer that is one rational number; a currency or percent sign is set aside.
-
-    >>> rational("$1,234.50"), rational(r"-\\frac{3}{6}"), rational("3 1/2"), rational("1e6"), rational("x+1")
-    (Fraction(2469, 2), Fraction(-1, 2), Fraction(7, 2), Fraction(1000000, 1), None)
-    >>> rational(r"0.1\\overline{6}")
-    Fraction(1, 6)
-    """
-    text = normalize(answer).replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "")
-    text = re.sub(r"^([-+]?)[£€]", r"\1", text)
-    text = re.sub(r"^[a-zA-Z]=", "", text)
-    try:
-        if match := _MIXED.fullmatch(text):
-            sign, whole, *parts = match.groups()
-            top, bottom = (part for part in parts if part is not None)
-            return (-1 if sign == "-" else 1) * (int(whole) + Fraction(int(top), int(bottom)))
-        if match := _FRACTION.fullmatch(text):
-            sign, *parts = match.groups()
-            top, bottom = (part for part in parts if part is not None)
-            return (-1 if sign == "-" else 1) * Fraction(top) / Fraction(bottom)
-        if match := _RATIO.fullmatch(text):
-            return Fraction(match.group(1)) / Fraction(match.group(2))
-        if match := _REPEATING.fullmatch(text):
-            sign, whole, fixed, period = match.groups()
-            digits = int(f"{whole}{fixed}{period}") - int(f"0{whole}{fixed}")
-            return (-1 if sign == "-" else 1) * Fraction(digits, 10 ** len(fixed) * (10 ** len(period) - 1))
-        if match := _SCIENTIFIC.fullmatch(text):
-            return Fraction(match.group(1)) * Fraction(10) ** int(match.group(2))
-        return Fraction(text) if _DECIMAL.fullmatch(text) else None
-    except (ValueError, ZeroDivisionError):
+def _concluded(sentence: str) -> Found | None:
+    """The formula in which a sentence ends that draws a conclusion; a number, if it says nothing else."""
+    conclusions = list(_CONCLUSION.finditer(sentence))
+    if not conclusions:
         return None
+    words, formula = sentence[: conclusions[-1].end()], _plain(sentence[conclusions[-1].end() :])
+    alone = conclusions[-1].start() == 0 and formula[:1].isdigit()
+    if is_prose(formula) or not (alone or re.search(r"[\\=]", formula)):
+        return None
+    return Found(formula, "guess" if _DOUBT.search(words) else "likely")
 
 
-def is_percentage(answer: str) -> bool:
-    return answer.rstrip(" $").endswith("%")
+def _plain(text: str) -> str:
+    """A formula without delimiters and without the full stop."""
+    return FORMULA.sub(lambda match: formula_in(match).rstrip("."), text.strip(" *")).rstrip(".。")
 
 
-def decimals(answer: str) -> int:
-    """Digits after the point of a decimal number; 0 for anything else."""
-    match = re.search(r"\.(\d+)", normalize(answer))
-    return len(match.group(1)) if match and "/" not in answer and "frac" not in answer else 0
+def _number_in(text: str) -> Found | None:
+    """The last number, unless it is part of a formula; with its unit where that is known."""
+    text = re.sub(r"\*\*(?!\d)|(?<!\d)\*\*", "", text)
+    numbers, clean = list(_ANY_NUMBER.finditer(text)), list(_CLEAN_NUMBER.finditer(text))
+    if not clean or clean[-1].end() != numbers[-1].end():
+        return None
+    number = clean[-1].group().strip()
+    alone = len({normalize(number.group()) for number in numbers}) == 1
+    unit = re.match(r"\s+([a-zA-Z]{2,}|[£€¥])", text[clean[-1].end() :])
+    if unit and unit[1] != "in" and math_units.measure(split_unit(f"1 {unit[1]}")[1]):
+        number = f"{number} {unit[1]}"
+    return Found(number, "only" if alone and not _DOUBT.search(text) else "guess")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import math_verify
 import sympy
 
-from data_pipeline.scoring.math import math_answers
-from data_pipeline.scoring.scorer import Verdict
+from data_pipeline.scoring.math import math_compare, math_notation
+from data_pipeline.scoring.math.math_compare import Outcome
 
 # It would warn that its own time-out is off; ours, which kills the process, replaces it.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -23,7 +23,8 @@ DIGITS = 60
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37)
 """Values of letters in checks: from eleven on, formulas that differ hardly agree by chance."""
 
-Outcome = tuple[Verdict, str]
+_RELATIONS = (sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge)
+_ORDERS = _RELATIONS[2:]
 _DEGREES = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree|°)"
 _ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\left\s*)?[({]?\s*)(\d+(?:\.\d+)?)" + _DEGREES)
 _DEGREE = re.compile(r"(\d+(?:\.\d+)?)" + _DEGREES)
@@ -42,30 +43,21 @@ def verify(pair: tuple[str, str]) -> Outcome:
       MemoryError: the comparison needs more than the process may have.
     """
     try:
-        verdict, reason = _verify(*map(math_answers.in_symbols, pair))
+        gold, found = map(math_notation.in_symbols, pair)
+        outcome = math_compare.compare(gold, found, compare_formulas)
     except MemoryError:
         raise
     except Exception as error:  # Whatever sympy raises on strange input, RecursionError too.
         return "unknown", f"math_verify_failed: {type(error).__name__}"
+    verdict, reason = outcome or ("unknown", "not_compared")
     if verdict == "wrong" and any(map(_AMBIGUOUS.search, pair)):
         return "unknown", "ambiguous_notation"
     return verdict, reason
 
 
-def _verify(gold: str, found: str) -> Outcome:
+def compare_formulas(gold: str, found: str) -> Outcome:
+    """The verdict on two formulas, equations, inequalities or intervals."""
     gold, found = (_ANGLE.sub(r"\1(\\frac{\2\\pi}{180})", text) for text in (gold, found))
-    tuples = math_answers.is_tuple(gold), math_answers.is_tuple(found)
-    names = math_answers.named_values(gold), math_answers.named_values(found)
-    if all(names) and names[0].keys() == names[1].keys():
-        gold, found = (math_answers.as_tuple(values.values()) for values in names)
-    elif tuples[0] != tuples[1] and any(names):
-        gold, found = (
-            math_answers.as_tuple(values.values()) if values else text
-            for values, text in zip(names, (gold, found), strict=True)
-        )
-    elif tuples[0] != tuples[1] and (plain := found if tuples[0] else gold)[:1] not in "([\\":
-        verdict, reason = _compare_texts(*(text if text is not plain else f"({text})" for text in (gold, found)))
-        return ("unknown", "tuple_against_list") if verdict == "wrong" else (verdict, reason)
     verdict, reason = _compare_texts(gold, found)
     # The parser drops the degree sign: it reads 45 degrees as 45, not as a quarter of pi.
     degrees = [bool(_DEGREE.search(text)) for text in (gold, found)]
@@ -91,6 +83,11 @@ def _parse(answer: str) -> Any:
     # `\mathrm{e}` is taken for a unit, and cut off with all that follows.
     answer = re.sub(r"\\(?:mathrm|text|operatorname)\s*(?:\{\s*([ei])\s*\}|\s([ei])(?![a-zA-Z]))", r"\1\2", answer)
     answer = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}", answer)
+    answer = re.sub(r"(?<=\d)\{,\}(?=\d{3})", "", answer)
+    if len(parts := re.split(r"\band\b", answer)) > 1 and math_notation.INEQUALITY.search(answer):
+        conditions = [_parse(part) for part in parts]
+        relational = all(isinstance(condition, _ORDERS) for condition in conditions)
+        return sympy.And(*conditions) if relational else None
     try:
         # In a box the parser reads the whole answer or nothing; in `$...$` perhaps only some number within it.
         parsed = math_verify.parse(f"\\boxed{{{answer.strip().strip('$')}}}", parsing_timeout=None)
@@ -98,8 +95,11 @@ def _parse(answer: str) -> Any:
         raise
     except Exception:  # Whatever sympy raises: no parse, no verdict.
         return None
-    understood = parsed and not isinstance(parsed[0], str)
-    return parsed[0] if understood and parsed[-1].count("{") == parsed[-1].count("}") else None
+    if not parsed or isinstance(parsed[0], str) or parsed[-1].count("{") != parsed[-1].count("}"):
+        return None
+    # A letter that is not there any more shows that some part was not read.
+    unread = {letter.lower() for letter in math_notation.letters(answer)} - set(str(parsed[0]).lower()) - set("dei")
+    return None if unread else parsed[0]
 
 
 def _with_imaginary_unit(left: Any, right: Any) -> tuple[Any, Any]:
@@ -120,6 +120,9 @@ def _letters_differ(left: Any, right: Any) -> bool:
 def _compare(left: Any, right: Any) -> Outcome:
     if left == right:
         return "correct", "same_value"
+    if any(isinstance(value, sympy.sets.sets.EmptySet) for value in (left, right)):
+        # "No solutions" may be written as 0.
+        return ("unknown", "not_comparable") if 0 in (left, right) else ("wrong", "other_count")
     infinite = [value in (sympy.oo, -sympy.oo) for value in (left, right)]
     if any(infinite) and all(one or _is_constant(value) for one, value in zip(infinite, (left, right), strict=True)):
         return "wrong", "other_value"
@@ -130,23 +133,19 @@ def _compare(left: Any, right: Any) -> Outcome:
             return "correct", "same_value"
         return ("unknown", "rounded") if _is_rounding(left, right) else ("wrong", "other_value")
     values = _values(left), _values(right)
-    if values[0] is not None and values[1] is not None and values[0].kind == values[1].kind:
+    if values[0] is not None and values[1] is not None:
         if values[0].shape != values[1].shape:
             return "wrong", "other_shape"
         return _compare_all(values[0].values, values[1].values)
-    if _counts_differ(left, right):
-        return "wrong", "other_count"
     sets = _solutions(left), _solutions(right)
     if None not in sets:
         if _letters_differ(left, right):
             return "unknown", "other_variables"
         return ("correct", "same_set") if sets[0] == sets[1] else ("wrong", "other_set")
-    options: dict[str, Any] = {"timeout_seconds": None, "raise_on_error": True}
-    equal = math_verify.verify(left, right, **options) or math_verify.verify(right, left, **options)
-    kinds = (sympy.Expr, sympy.Set, sympy.MatrixBase, sympy.Tuple, sympy.core.relational.Relational)
-    if not equal and not any(isinstance(left, kind) and isinstance(right, kind) for kind in kinds):
+    kinds = (sympy.Expr, sympy.Eq, sympy.Set, sympy.MatrixBase, sympy.core.relational.Relational)
+    if not any(isinstance(left, kind) and isinstance(right, kind) for kind in kinds):
         return "unknown", "not_comparable"
-    return _checked(left, right, equal=equal)
+    return _checked(left, right)
 
 
 def _compare_all(left: Sequence[Any], right: Sequence[Any]) -> Outcome:
@@ -160,41 +159,18 @@ def _compare_all(left: Sequence[Any], right: Sequence[Any]) -> Outcome:
 
 
 class _Values(NamedTuple):
-    """What is compared value by value, where kind and shape are the same."""
+    """What is compared value by value, where the shape is the same."""
 
-    kind: str
-    shape: tuple[int, ...]
+    shape: tuple[object, ...]
     values: list[Any]
 
 
 def _values(value: Any) -> _Values | None:
     if isinstance(value, sympy.MatrixBase):
-        return _Values("matrix", value.shape, list(value))
-    if isinstance(value, sympy.Tuple):
-        return _Values("tuple", (len(value),), list(value))
+        return _Values(("matrix", *value.shape), list(value))
     if isinstance(value, sympy.Interval):
-        # (1, 2) is read as an interval, (2, 1) as a point.
-        ends = [value.start, value.end]
-        if value.left_open and value.right_open:
-            return _Values("tuple", (2,), ends)
-        return _Values("interval", (bool(value.left_open), bool(value.right_open)), ends)
-    if isinstance(value, sympy.FiniteSet) and all(_is_constant(element) for element in value):
-        # Rounded, so that the last digit does not decide the order of conjugates.
-        ordered = sorted(value, key=lambda element: [round(float(part), 9) for part in element.as_real_imag()])
-        return _Values("set", (len(value),), ordered)
+        return _Values(("interval", bool(value.left_open), bool(value.right_open)), [value.start, value.end])
     return None
-
-
-def _counts_differ(left: Any, right: Any) -> bool:
-    """Whether they are lists of different numbers of constants, or a list against one constant."""
-    counts = []
-    for value in (left, right):
-        elements = tuple(value) if isinstance(value, sympy.FiniteSet | sympy.sets.sets.EmptySet) else (value,)
-        if not all(_is_constant(element) for element in elements):
-            return False
-        counts.append(len(elements))
-    # "No solutions" may be written as 0.
-    return counts[0] != counts[1] and not (0 in counts and 0 in (left, right))
 
 
 def _is_constant(value: Any) -> bool:
@@ -239,27 +215,43 @@ def _solutions(value: Any) -> Any:
     return sympy.Union(*(_exact(part).as_set() for part in parts))
 
 
-def _checked(left: Any, right: Any, *, equal: bool) -> Outcome:
-    """Math-Verify's verdict on two formulas or equations, if it agrees with a check at values of their letters."""
+def _checked(left: Any, right: Any) -> Outcome:
+    """Math-Verify's verdict on two formulas or equations, if it agrees with checks at values of their letters."""
+    options: dict[str, Any] = {"timeout_seconds": None, "raise_on_error": True}
+    equal = math_verify.verify(left, right, **options) or math_verify.verify(right, left, **options)
+    if _is_identity(left) or _is_identity(right):
+        return "unknown", "identity"
     checks = [_agree(left, right, divisor) for divisor in (1, 7)]
+    if None in checks:
+        return "unknown", "not_checked"
     # At whole numbers cos(n pi) is (-1)^n.
-    if equal and any(check is False for check in checks) and not any(checks):
+    if equal != all(checks) or equal != any(checks):
         return "unknown", "checks_disagree"
-    if not equal and (any(checks) or None in checks):
-        return "unknown", "checks_disagree" if any(checks) else "not_checked"
     return "correct" if equal else "wrong", "math_verify"
 
 
-def _agree(left: Any, right: Any, divisor: int) -> bool | None:
-    """Whether two formulas have equal values at two points, and equations proportional ones; None if there are none.
+def _is_identity(equation: Any) -> bool:
+    """Whether it holds whatever its letters are, so that it says as much as every other identity: nothing."""
+    if not isinstance(equation, sympy.Eq) or not isinstance(equation.lhs - equation.rhs, sympy.Expr):
+        return False
+    return _agree(equation.lhs, equation.rhs, 1) is True and _agree(equation.lhs, equation.rhs, 7) is True
 
-    The letters stand for primes over `divisor`.
+
+def _agree(left: Any, right: Any, divisor: int) -> bool | None:
+    """Whether two formulas have equal values at two points, and equations or inequalities proportional ones.
+
+    None if they have no values there. The letters stand for primes over `divisor`.
     """
-    equations = isinstance(left, sympy.Eq) and isinstance(right, sympy.Eq)
-    if equations and left.lhs == right.lhs:  # f(x) = 2x has no value on its left.
-        left, right, equations = left.rhs, right.rhs, False
-    elif equations:
-        left, right = (value.lhs - value.rhs for value in (left, right))
+    related = isinstance(left, _RELATIONS) and isinstance(right, _RELATIONS)
+    order = related and isinstance(left, _ORDERS)
+    if related:
+        left, right = (value.canonical if isinstance(value, _ORDERS) else value for value in (left, right))
+        if left.func != right.func:
+            return None
+        if left.lhs == right.lhs and isinstance(left, sympy.Eq):  # f(x) = 2x has no value on its left.
+            left, right, related = left.rhs, right.rhs, False
+        else:
+            left, right = (value.lhs - value.rhs for value in (left, right))
     if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
         return None
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
@@ -272,5 +264,7 @@ def _agree(left: Any, right: Any, divisor: int) -> bool | None:
             return None
         found.append(values)
     (a, b), (c, d) = found
-    couples = [(a * d, b * c)] if equations else [(a, b), (c, d)]
+    couples = [(a * d, b * c)] if related else [(a, b), (c, d)]
+    if order and not all(sympy.re(p * q) > 0 for p, q in found):  # x > y is not y > x.
+        return False
     return all(bool(abs(p - q) <= max(abs(p), abs(q)) * sympy.Float(10) ** -15) for p, q in couples)

@@ -35,6 +35,8 @@ OTHER = {
     "powers": "^".join(["2"] * 500),
     "integral": r"\int_0^{\infty}\frac{\sin(x^{x^{x}})}{x^{x}+e^{x^2}} dx",
     "brackets that do not close": "{" * 1000,
+    "points of points": "(1," * 400 + "2" + ")" * 400,
+    "ranges of ranges": "1 to " * 390 + "2",
     "long": "1+" * LONGEST,
     "digits": "9" * 100_000,
     "null byte": "\\pi\0x",
