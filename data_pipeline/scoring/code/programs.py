@@ -12,6 +12,7 @@ from data_pipeline.scoring.code.code_tests import UNPARSABLE, bound_names, own_n
 _FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(?P<marks>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 _LANGUAGE = re.compile(r"\{?\.?([\w+-]*)")
 _DEFINES = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)[ \t]*[(:\[]", re.MULTILINE)
+_SEEMS_TO_DEFINE = re.compile(r"^[^\n\w]*(?:async[ \t]+def|def|class)[ \t]+\w+[ \t]*[(:\[]", re.MULTILINE)
 _CODE_LINE = re.compile(r"^([ \t]*)(?:import|from|async[ \t]+def|def|class|@)\b|^([ \t]*)@\w", re.MULTILINE)
 _CONTINUES = re.compile(r"[ \t)\]}]|$|(?:else|elif|except|finally)\b")
 _IMPORTS = (ast.Import, ast.ImportFrom)
@@ -61,7 +62,7 @@ def find(text: str, wanted: Iterable[str] = ()) -> tuple[str | None, str | None]
             defining = [body for body in tier if _DEFINES.search(body)]
             return (defining or tier)[-1], None
     foreign = any(block.language for block in found)
-    return None, None if foreign or not _DEFINES.search(text) else "code_not_found"
+    return None, None if foreign or not _SEEMS_TO_DEFINE.search(text) else "code_not_found"
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -113,12 +114,16 @@ def unfenced(text: str) -> str | None:
             group.append(line)
             continue
         tree = _parsed("\n".join(group))
-        if tree is not None and tree.body and all(isinstance(node, _STATEMENTS) for node in tree.body):
-            if not any(isinstance(node, ast.AnnAssign) and node.value is None for node in tree.body):
-                kept += [*"\n".join(group).rstrip().splitlines()]
+        if tree is not None and tree.body and all(map(_is_code, tree.body)):
+            kept += "\n".join(group).rstrip().splitlines()
         group = [line]
     code = "".join(f"{line}\n" for line in kept)
     return code if _DEFINES.search(code) and _parsed(code) is not None else None
+
+
+def _is_code(statement: ast.stmt) -> bool:
+    """Not `Note: see below`, nor a word alone, which are Python too."""
+    return isinstance(statement, _STATEMENTS) and getattr(statement, "value", statement) is not None
 
 
 def _parsed(code: str) -> ast.Module | None:

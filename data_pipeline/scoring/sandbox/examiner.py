@@ -88,8 +88,10 @@ def _text(error: BaseException) -> str:
 
 def _compiled(text: str, name: str) -> types.CodeType:
     """The tests' code, with `type(x)` as a call of `type_of`: no class can answer that for its objects."""
+    if "type(" not in text:
+        return compile(text, name, "exec")
     tree = ast.parse(text)
-    if "type" in text and not any(isinstance(node, ast.arg) and node.arg == "type" for node in ast.walk(tree)):
+    if not any(isinstance(node, ast.arg) and node.arg == "type" for node in ast.walk(tree)):
         for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Name(id="type", ctx=ast.Load()) as function, args=[ast.expr()], keywords=[]):
@@ -102,7 +104,7 @@ class _Namespace(dict):
 
     def __init__(self, remote: "_Remote", names: list[str]):
         asked = {"isinstance": remote.isinstance, "issubclass": remote.issubclass, "__type_of__": type_of}
-        super().__init__(__name__="answer", __builtins__={**vars(builtins), **asked})
+        super().__init__(__name__="answer", __builtins__=builtins, **asked)
         self._remote, self._names = remote, frozenset(names)
         self.imported: dict[str, Any] = {}
         """What the program imports, from the real modules: a `math` of the program's could make any comparison true."""

@@ -19,9 +19,10 @@ EXAMINER, PROGRAM = 1, -1
 class Heap:
     """One side's copies, by the numbers that both sides know them by."""
 
+    modules = frozenset(sys.modules)
+    """Loaded on both sides: classes of these need only be named. The zygote, which loads more, sets it anew."""
+
     def __init__(self, side: int):
-        self.modules = frozenset(sys.modules)
-        """Loaded on both sides: classes of these need only be named."""
         self.side = side
         self.objects: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}

@@ -187,9 +187,10 @@ def describe(error: BaseException) -> str:
         return type(error).__name__
 
 
+@functools.cache
 def describe_class(cls: type) -> dict[str, Any]:
     """What a stand-in's class needs to know of a class: its name and special methods, and what it cannot show."""
-    line = cls.__mro__
+    line: tuple[type, ...] = cls.__mro__  # type: ignore[assignment]
     special, inherited = [], []
     plain = next((plain for plain in _PLAIN if plain in line), None)
     for method in sorted(SPECIAL):
@@ -217,6 +218,10 @@ def describe_class(cls: type) -> dict[str, Any]:
         "builtin": BUILTIN_NAMES.get(cls),
         "hidden": hidden[0] if hidden else None,
     }
+
+
+for _cls in (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.GeneratorType):
+    describe_class(_cls)  # Before the zygote forks.
 
 
 def _callable(name: str, signature: dict | None, forward: Callable) -> Any:

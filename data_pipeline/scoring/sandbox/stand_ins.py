@@ -3,7 +3,8 @@
 An object of a class of the program's stays in the program's process. Its stand-in is of a class that has the same
 special methods, and sends each use of these and of attributes there; a stand-in for a class is a class, so that
 `type(x).__name__` and `except` work. What it cannot show without trusting the program makes the test undecidable:
-what a result equals, its order, its sums. Objects that the tests made themselves are asked; passing then proves nothing.
+what a result equals, its order, its sums. Objects that the tests made themselves are asked; then passing proves
+nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,9 +46,7 @@ JUDGED = {
     **{f"__i{name}__": f"i{name}" for name in (*_ARITHMETIC, *_BITWISE)},
 }
 """Special methods by which an object could claim to be whatever the tests expect."""
-REFLECTED = {
-    f"__r{name}__": f"{name}_" if name in _BITWISE else name for name in (*_ARITHMETIC, *_BITWISE, "divmod")
-}
+REFLECTED = {f"__r{name}__": f"{name}_" if name in _BITWISE else name for name in (*_ARITHMETIC, *_BITWISE, "divmod")}
 SPECIAL = frozenset([*ASKED, *JUDGED, *REFLECTED, "__enter__", "__exit__", "__hash__"])
 _PRIVATE = ("__dataclass_fields__", "__dataclass_params__")
 """Attributes in which Python's library recognises objects of its own, which stand-ins are not."""

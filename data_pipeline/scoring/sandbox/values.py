@@ -50,7 +50,7 @@ _SHARED = frozenset([*_SEQUENCES.values(), *_MAPPINGS.values(), "named", "bytear
 _CHANGING = _SHARED - {"tuple", "frozenset", "named"}
 _VIEWS = {
     type(getattr(mapping, name)()): name
-    for mapping in ({}, collections.OrderedDict())
+    for mapping in (dict[Any, Any](), collections.OrderedDict[Any, Any]())
     for name in ("keys", "values", "items")
 }
 _ISO: dict[type, str] = {datetime.datetime: "datetime", datetime.date: "date", datetime.time: "time"}
@@ -199,9 +199,9 @@ class Encoder:
             return ["type", BUILTIN_NAMES[cls]]
         if cls.__name__ in self._classes:
             return ["class", cls.__name__]
-        if (issubclass(cls, BaseException) or cls in _PLAIN) and cls.__module__ in self._heap.modules:
-            if _library_class(cls.__module__, cls.__qualname__) is cls:
-                return ["library", cls.__module__, cls.__qualname__]
+        public = (issubclass(cls, BaseException) or cls in _PLAIN) and cls.__module__ in self._heap.modules
+        if public and _library_class(cls.__module__, cls.__qualname__) is cls:
+            return ["library", cls.__module__, cls.__qualname__]
         if issubclass(cls, tuple) and _is_namedtuple(cls):
             fields, defaults = list(cls._fields), cls._field_defaults  # type: ignore[attr-defined]
             return ["namedtuple", cls.__name__, fields, self.ref(tuple(defaults.values())), cls.__doc__]

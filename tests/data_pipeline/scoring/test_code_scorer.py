@@ -113,8 +113,8 @@ def test_wrong_for_misbehaving(code: str, reason: str):
 
 
 def test_unknown_where_it_cannot_be_found_out():
-    assert judge("import numpy\n" + GOOD).detail == "import_not_allowed: numpy"
-    assert judge("import numpy\n" + GOOD).verdict == "unknown"
+    uses = "import numpy as np\ndef add(a, b):\n    return np.add(a, b)"
+    assert (judge(uses).verdict, judge(uses).detail) == ("unknown", "import_not_allowed: numpy")
     assert (judge(GOOD, []).verdict, judge(GOOD, []).detail) == ("unknown", "no_tests")
     broken = judge(GOOD, ["assert add(1,"])
     assert broken.verdict == "unknown" and broken.detail is not None and broken.detail.startswith("bad_test")
