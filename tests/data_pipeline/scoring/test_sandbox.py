@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.sandbox import judge, tiers
+from data_pipeline.scoring.sandbox.heap import EXAMINER, PROGRAM, Heap
 from data_pipeline.scoring.sandbox.values import Decoder, Encoder, Malformed
 from data_pipeline.scoring.scorer import Item, Score
 from fusejax.common.cli import UserError
@@ -236,9 +237,9 @@ def test_long_linked_lists_and_cycles():
     for _ in range(50_000):
         values = [values]
     values.append(values)
-    encoder = Encoder(frozenset(), lambda value: [])
-    ref = encoder.add(values)
-    decoded = Decoder(encoder.nodes, lambda name: None, lambda node: None).get(ref)
+    message = Encoder(Heap(EXAMINER), frozenset(), lambda value, encoder: []).message(values)
+    decoder = Decoder(Heap(PROGRAM), message, lambda name: None, lambda node, part: None)
+    decoded = decoder.get(message["refs"][0])
     assert decoded[1] is decoded
     for _ in range(50_000):
         decoded = decoded[0]
@@ -260,7 +261,17 @@ def test_long_linked_lists_and_cycles():
         [["object", "X", []]],
         [["int", 5]],
         [["set", [[1]]], ["list", []]],
-        [["named", "a b", ["x"], [1]]],
+        [["namedtuple", "a b", ["x"], [1], None], ["tuple", []]],
+        [["named", [1], [1]], ["type", "int"]],
+        [["named", [1], []], ["namedtuple", "P", ["x"], [2], None], ["tuple", []]],
+        [["exception", [1], [2], [], None, None, False], ["type", "int"], ["tuple", []]],
+        [["exception", [1], [2], [], 5, None, False], ["type", "ValueError"], ["tuple", []]],
+        [["library", "os", "system"]],
+        [["library", "subprocess", "Popen"]],
+        [["view", "clear", [1]], ["dict", []]],
+        [["view", "keys", [1]], ["list", []]],
+        [["ChainMap", [1]], ["list", [1]]],
+        [["member", "Color", "RED"]],
         [["bytes", "zz"]],
         [["range", 1, 2, 0]],
         [["dict", [[1]]]],
@@ -269,11 +280,11 @@ def test_long_linked_lists_and_cycles():
     ],
 )
 def test_malformed_messages_are_refused(nodes: object):
-    def refuse(node: list) -> None:
+    def refuse(node: list, part: Callable) -> None:
         raise Malformed(str(node))
 
     with pytest.raises(Malformed):
-        Decoder(nodes, lambda name: None, refuse)
+        Decoder(Heap(PROGRAM), {"nodes": nodes, "base": 1}, lambda name: None, refuse)
 
 
 def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
@@ -288,3 +299,60 @@ def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
 def test_programs_are_not_root(scorer: CodeScorer):
     code = START + "def f(x):\n    return os.getuid()"
     assert score(scorer, code, tests=[f"assert f(1) == {tiers.SCRATCH_USER}"])[0].verdict == "correct"
+
+
+PATHS = ("/etc/passwd", "/no/such", "/root", "/proc/1", "/proc/999999", "/tmp", "../../etc/passwd", "../no/such")
+PROBES = """
+def f(x):
+    def answer(call, *arguments):
+        try:
+            call(*arguments)
+            return 'done'
+        except OSError as error:
+            return error.errno
+    c = __import__('ctypes').CDLL(None, use_errno=True)
+    def number(n, *arguments):
+        if c.syscall(n, *arguments) < 0:
+            raise OSError(__import__('ctypes').get_errno(), '')
+    path = x.encode()
+    return [
+        answer(open, x), answer(open, x + '/a', 'w'), answer(open, x + '/a'), answer(os.open, x, os.O_DIRECTORY),
+        answer(os.stat, x), answer(os.lstat, x), answer(os.access, x, 0), answer(os.readlink, x),
+        answer(os.listdir, x), answer(os.chdir, x), answer(os.rename, x, 'a'), answer(os.unlink, x),
+        answer(os.rename, 'b', x + '/b'), answer(os.mkdir, x), answer(os.utime, x), answer(os.statvfs, x),
+        answer(os.link, x, 'c'), answer(os.execv, x, ['x']), answer(os.getxattr, x, 'user.a'),
+        answer(number, 437, -100, path, bytes(24), 24), answer(number, 332, -100, path, 0, 0, bytes(256)),
+        answer(number, 439, -100, path, 0, 0), answer(number, 76, path, 0), answer(number, 161, path),
+    ]
+"""
+
+
+@pytest.mark.parametrize("rooted", [True, False])
+def test_no_error_tells_whether_a_file_exists(tier: tiers.Tier, rooted: bool, monkeypatch: pytest.MonkeyPatch):
+    if tier.bubblewrap:
+        pytest.skip("its files are a few of the system's, and none of anybody's own")
+    if not rooted:
+        text = tiers._START.replace("zygote.main(", "zygote.confine.stay_in = lambda directory: False; zygote.main(")
+        monkeypatch.setattr(tiers, "_START", text)
+    scorer = CodeScorer(VerifierLimits(timeout_seconds=5, memory_mb=512), 1, tier=tier)
+    alike = "answers = [f(path) for path in {paths!r}]\nassert all(answer == answers[0] for answer in answers), answers"
+    for paths in (PATHS[:6], PATHS[6:]):
+        (found,) = score(scorer, START + PROBES, tests=[alike.format(paths=paths)])
+        assert found.verdict == "correct", found.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+def test_another_user_than_root_has_no_paths_either(tmp_path: Path):
+    code = (
+        "import os, sys; sys.path.append(sys.argv[1]); import sandbox.confine as confine\n"
+        "os.setresuid(61437, 61437, 61437)\n"
+        "print(confine.stay_in(sys.argv[2]) and (os.listdir('/'), os.path.exists('/etc')))\n"
+        "try: os.chroot('.')\nexcept PermissionError: print('refused')"
+    )
+    tmp_path.chmod(0o777)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    root = Path(judge.__file__).parents[1]
+    command = [os.path.realpath(sys.executable), "-S", "-c", code, str(root), str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert output in (["([], False)", "refused"], ["False", "refused"])
