@@ -36,7 +36,7 @@ from fusejax.training.batches import Batches
 from fusejax.training.programs import Programs
 from fusejax.training.start import StartingModel
 
-TINY = SMALL | {
+TINY: dict[str, Any] = SMALL | {
     "vocab_size": 1024,
     "hidden_size": 128,
     "intermediate_size": 384,

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fusejax.common.cli import UserError
 from fusejax.distributed.hosts import STOPPED
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.metrics import MEASURED, MetricsLog
@@ -96,6 +97,34 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-123").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == []
+
+
+def test_nothing_is_converted_or_cut_in_silence(tmp_path):
+    """But rows of zeros beyond a vocabulary, of which every mesh has its own number."""
+
+    def state(rows: int, dtype=jnp.float32, width: int = 3) -> TrainState:
+        table = jnp.pad(jnp.arange(5 * width, dtype=dtype).reshape(5, width), ((0, rows - 5), (0, 0)))
+        params = {"embedder": {"embedding": table}, "final_norm": {"scale": jnp.ones(width, dtype)}}
+        return TrainState(jnp.int32(1), params, {"mu": params})
+
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state(6), {})
+        checkpoints.wait()
+        for rows in (5, 6, 8):
+            found = checkpoints.restore(jax.eval_shape(lambda rows=rows: state(rows)), vocab_size=5)
+            jax.tree.map(np.testing.assert_array_equal, found, state(rows))
+        for changed, message in (
+            (state(6, jnp.bfloat16), r"has embedder\.embedding as float32 \(6, 3\); this run needs bfloat16 \(6, 3\)"),
+            (state(6, width=2), r"has embedder\.embedding as float32 \(6, 3\); this run needs float32 \(6, 2\)"),
+        ):
+            with pytest.raises(UserError, match=message):
+                checkpoints.restore(jax.eval_shape(lambda changed=changed: changed), vocab_size=5)
+        with pytest.raises(UserError, match="this run needs float32"):
+            checkpoints.restore(jax.eval_shape(lambda: state(5)))
+        with pytest.raises(UserError, match="this run needs float32"):
+            checkpoints.restore(jax.eval_shape(lambda: state(8)), vocab_size=7)
+        half = checkpoints.restore_params(jax.eval_shape(lambda: state(5, jnp.bfloat16).params), 1, vocab_size=5)
+        jax.tree.map(np.testing.assert_array_equal, half, state(5, jnp.bfloat16).params)
 
 
 def test_where_a_run_was_stopped_is_kept_until_the_next_checkpoint(tmp_path):

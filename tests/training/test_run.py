@@ -306,6 +306,7 @@ def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_tensor_does_not_divide(tmp_path):
     """The same losses as on one device, from either to the other and back, and its own size in the export."""
     tokenizer = make_tokenizer()
