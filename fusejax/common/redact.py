@@ -10,8 +10,10 @@ MASK = "***"
 SHORTEST = 3
 """Characters of the shortest known secret that is looked for: a single letter is in every text."""
 _USERINFO = re.compile(r"(?<=://)([^\s/?#]*|[^\s/@]*:[^\s@]*)@")
-_NAME = r"[\w.-]*(?:key|token|secret|password|passwd|pwd|auth|signature|credential)[\w.-]*"
-_QUERY = re.compile(rf"(?i)([?&]{_NAME}=)[^\s&#'\"]+")
+_QUERY = re.compile(r"(://[^\s'\"?]*\?)([^\s'\"]+)")
+_PATH_QUERY = re.compile(
+    r"(?i)([?&][\w.-]*(?:key|token|secret|password|passwd|pwd|auth|sig|credential)[\w.-]*=)[^\s&#'\"]+"
+)
 _HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
 _ASSIGNED = re.compile(r"(?i)\b(api[ _-]?key|authorization|password|secret)([\"'\s]*[:=]\s*[\"']?)(?!\*)[^\s\"',;}]+")
 _KEY = re.compile(r"\b(?:(?:sk|pk|hf|gsk|xai)[-_]|AIza)[\w-]{8,}")
@@ -22,15 +24,18 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)?"
 
 
 def mask(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without passwords in URLs, without keys in their queries, and without these secrets.
+    """The text without passwords in URLs, without the values of their queries, and without these secrets.
 
-    >>> mask("http://ann:pass@host/v1?api_key=1a&page=2: refused 1a", ["pass"])
-    'http://***@host/v1?api_key=***&page=2: refused 1a'
+    >>> mask("http://ann:pass@host/v1?code=1a&page=2 refused 1b, /v1?api_key=1c too", ["refused"])
+    'http://***@host/v1?code=***&page=*** *** 1b, /v1?api_key=*** too'
     """
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST:
             text = text.replace(secret, MASK)
-    return _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", text))
+    text = _QUERY.sub(
+        lambda found: found[1] + re.sub(r"=[^&#]+", f"={MASK}", found[2]), _USERINFO.sub(f"{MASK}@", text)
+    )
+    return _PATH_QUERY.sub(rf"\1{MASK}", text)
 
 
 def shown(url: str) -> str:

@@ -412,6 +412,9 @@ def test_no_secret_reaches_a_file_or_a_line(
         else:
             run(tmp_path, values, *STAGES)
             assert "http://" in (tmp_path / "out/sft/manifest.json").read_text()
+        main(["sample", "--dry-run", "--config", str(tmp_path / "data.yaml")])
+        with pytest.raises(SystemExit):
+            cli.run(lambda: main(["sample", "--config", str(tmp_path / "data.yaml"), f"sources.0.server.url={url}"]))
         sent = server.asked[0]
     basic = base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
     assert sent.headers["authorization"] == (f"Basic {basic}" if login == "url" else f"Bearer {KEY}")
