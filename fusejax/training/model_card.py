@@ -67,8 +67,12 @@ def without_paths(text: str) -> str:
     return _ABSOLUTE.sub(lambda found: _last(found.group()), text)
 
 
+def _parts(path: str) -> list[str]:
+    return re.split(r"[/\\]", path.rstrip("/\\"))
+
+
 def _last(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return _parts(path)[-1]
 
 
 def _front_matter(base: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -91,7 +95,9 @@ def _task(config: Mapping[str, Any]) -> str:
 
 
 def _stage(number: int, stage: Mapping[str, Any]) -> list[str]:
-    config = stage["config"]
+    config = dict(stage["config"])
+    if isinstance(config.get("data"), dict):  # shards are named by two parts, as in sft/train
+        config["data"] = {split: path and "/".join(_parts(path)[-2:]) for split, path in config["data"].items()}
     return [
         f"Stage {number}: {_TASKS.get(str(config.get('task')), 'training')} ({_task(config)}), by "
         f"`python -m fusejax.train --config stage{number}.yaml` with this `stage{number}.yaml`:",

@@ -16,6 +16,7 @@ from etils.epath.typing import PathLike
 from fusejax.common import small_files
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import write_text
+from fusejax.common.small_files import ANYTHING, NULL, TEXT, Kind, either, list_of, object_of, whole
 from fusejax.config import TrainConfig
 from fusejax.data.records import MANIFEST
 from fusejax.models.huggingface.export_files import CARD
@@ -24,7 +25,6 @@ from fusejax.training.start import StartingModel
 NAME = "origin.json"
 _MANIFEST_BYTES = 2**28
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FROM_MANIFEST = ("by_dataset", "by_source_model", "examples")
 
 
 def keep_origin(config: TrainConfig, model: StartingModel) -> None:
@@ -51,7 +51,11 @@ def read_origin(run: epath.Path) -> dict[str, Any]:
     path = run / NAME
     if path.exists():
         origin = small_files.read_object(path, _MANIFEST_BYTES)
-        _check(path, origin, {"base": _OBJECT, "stages": small_files.list_of(_OBJECT)})
+        _check(path, origin, {"base": _OBJECT, "stages": list_of(_OBJECT)})
+        _check(path, origin["base"], _BASE)
+        for stage in origin["stages"]:
+            _check(path, stage, {"config": _OBJECT, "data": _OBJECT})
+            _check(path, {**dict.fromkeys(_DATA), **stage["data"]}, _DATA)
         return origin
     path = run / "run.yaml"
     if not path.exists():
@@ -68,10 +72,22 @@ def read_origin(run: epath.Path) -> dict[str, Any]:
     }
 
 
-_OBJECT = small_files.object_of(small_files.ANYTHING)
+_OBJECT, _NAME = object_of(ANYTHING), either(TEXT, NULL)
+_OBJECT_OR_NONE = either(_OBJECT, NULL)
+_BASE = dict.fromkeys(("name", "hub_id", "license"), _NAME)
+_DATA = {
+    "examples": either(whole(0, 2**62), NULL),
+    "by_dataset": _OBJECT_OR_NONE,
+    "by_source_model": _OBJECT_OR_NONE,
+    "models": _OBJECT_OR_NONE,
+    "licenses": _OBJECT_OR_NONE,
+    "hub_ids": either(list_of(TEXT), NULL),
+    "license": _NAME,
+    "card": _NAME,
+}
 
 
-def _check(path: epath.Path, values: dict[str, Any], kinds: dict[str, small_files.Kind]) -> None:
+def _check(path: epath.Path, values: dict[str, Any], kinds: dict[str, Kind]) -> None:
     if missing := kinds.keys() - values.keys():
         raise UserError(f"{path}: no {sorted(missing)[0]}")
     try:
@@ -111,20 +127,20 @@ def _data(train: epath.Path) -> dict[str, Any]:
     """What manifest and data card say of a run's training data."""
     manifest = small_files.read_object(train.parent / MANIFEST, _MANIFEST_BYTES)
     split = manifest["splits"][train.name]
-    config = manifest.get("config")
-    read = [
-        entry["path"]
-        for key in ("prompts", "data")
-        for entry in (config.get(key) if isinstance(config, dict) else None) or []
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str)
-    ]
-    licenses = manifest.get("licenses")
+    config = _object(manifest.get("config"))
+    entries = [entry for key in ("prompts", "data") if isinstance(config.get(key), list) for entry in config[key]]
+    paths = {entry["path"] for entry in map(_object, entries) if isinstance(entry.get("path"), str)}
     card = train.parent.parent / "data_card.md"
     return {
-        **{key: split.get(key) for key in _FROM_MANIFEST},
-        "models": manifest.get("models"),
-        "hub_ids": sorted({path for path in read if _hub_id(path)}),
-        "licenses": licenses if isinstance(licenses, dict) else {},
+        "examples": split["examples"],
+        **{key: _object(split.get(key)) for key in ("by_dataset", "by_source_model")},
+        **{key: _object(manifest.get(key)) for key in ("models", "licenses")},
+        "hub_ids": sorted(filter(_hub_id, paths)),
         "license": _license(card),
         "card": small_files.read_text(card) if card.exists() else None,
     }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """The value if it is an object; nothing else of a manifest is worth refusing data for."""
+    return value if isinstance(value, dict) else {}

@@ -96,6 +96,7 @@ def test_the_card_of_two_stages(spoken, tmp_path):
     configs = [yaml.safe_load(part.split("```")[0]) for part in text.split("```yaml\n")[1:]]
     assert [config["task"] for config in configs] == ["sft", "preference"]
     assert configs[0]["output_dir"] == "sft"
+    assert configs[0]["data"] == {"train": "sft/train", "eval": "sft/eval"}
     assert configs[1]["model"] == "sft"
     for secret in (str(tmp_path), "/home", "/tmp", "pw@h", "mfu"):
         assert secret not in text
@@ -126,7 +127,21 @@ def test_a_run_of_an_earlier_release(world, tmp_path):
     assert "A base model that is not known" in (tmp_path / "again" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"base": 1, "stages": []}', '{"base": {}, "stages": [1]}', "\xff"])
+BASE = '{"base": {"name": "a", "hub_id": null, "license": null}, "stages": '
+BROKEN = (
+    "",
+    "[]",
+    "{}",
+    '{"base": 1, "stages": []}',
+    '{"base": {}, "stages": []}',
+    "\xff",
+    BASE + "[1]}",
+    BASE + "[{}]}",
+)
+BROKEN += (BASE + '[{"config": {}, "data": {"by_dataset": []}}]}', BASE + '[{"config": {}, "data": {"card": 7}}]}')
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_origin_is_named(text, tmp_path):
     (tmp_path / "origin.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"origin\.json"):

@@ -136,7 +136,7 @@ def test_what_is_no_reward_model_is_one_line(
     (broken / "config.json").write_text("{")
     for directory, message in [
         (Path("/no/where"), "model /no/where: no such directory"),
-        (broken, f"{broken}: config.json cannot be read"),
+        (broken, f"{broken}/config.json: cannot be read"),
         (checkpoint, f"{checkpoint} is LlamaForCausalLM: a reward model is ArmoRM, or a decoder with one label"),
         (nameless, f"{nameless} is of no architecture: a reward model is"),
         (deberta, f"{deberta} is DebertaV2ForSequenceClassification: that is no decoder"),
