@@ -56,7 +56,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and not needed where all answers are there
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # whatever the files hold: `tokenizers` raises plain Exception
         raise UserError(f"tokenizer {source}: cannot be loaded: {one_line(error)}") from error
     if not tokenizer.chat_template:

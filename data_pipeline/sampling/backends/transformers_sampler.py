@@ -160,9 +160,9 @@ def choose(
 def _load(directory: Path, source: SourceConfig, dtype: str) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+            directory, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
         )
     except Exception as error:  # Whatever a broken checkpoint makes transformers or safetensors raise.
         raise UserError(f"sources: {source.name}: {directory} cannot be loaded: {one_line(error)}") from error

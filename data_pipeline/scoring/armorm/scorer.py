@@ -88,7 +88,7 @@ class ArmoRMScorer:
         import transformers
 
         try:
-            return transformers.AutoTokenizer.from_pretrained(self._directory)
+            return transformers.AutoTokenizer.from_pretrained(self._directory, trust_remote_code=False)
         except Exception as error:  # Whatever a broken tokenizer makes transformers raise.
             raise UserError(f"reward model {self._directory}: no tokenizer: {one_line(error)}") from error
 
