@@ -174,7 +174,7 @@ class Checkpoints:
         Padding of a vocabulary may differ: its rows are zeros, which Orbax adds and cuts off.
         """
         with self._reading(step):
-            metadata = ocp.PyTreeCheckpointer().metadata(self.directory / str(step) / item).item_metadata
+            metadata = ocp.PyTreeCheckpointHandler().metadata(self.directory / str(step) / item)
         stored = _by_name(metadata.tree)
         for name, asked in _by_name(abstract).items():
             found = stored.get(name)
