@@ -6,16 +6,13 @@ that are broken or check nothing or let the program judge itself, a machine too 
 """
 
 import ast
-import contextlib
 import os
-import re
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipeline.domains import VerifierLimits
-from data_pipeline.scoring.code import code_tests
+from data_pipeline.scoring.code import code_tests, programs
 from data_pipeline.scoring.code.code_tests import (
     ALLOWED_IMPORTS,
     BUILTINS,
@@ -30,9 +27,8 @@ from data_pipeline.scoring.sandbox.tiers import Tier
 from data_pipeline.scoring.scorer import Item, Score, Verdict
 from data_pipeline.stage_files import fingerprint
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
-
-
+_BY_NAME = frozenset(["eval", "exec", "globals", "locals", "vars"])
+"""Builtins that read names which no syntax tree shows."""
 _IMPORTED_LATE = ("_strptime", "collections.abc", "encodings.ascii", "encodings.latin_1", "encodings.utf_16")
 """Modules that Python imports on first use; loaded before, since a program's process can open no files."""
 
@@ -52,23 +48,23 @@ class CodeScorer:
         self._known: dict[str, Score] = {}
         self._tier = tier or judge.strongest(allow_unsafe=allow_unsafe)
         self.sandbox = self._tier.name
-        files = (Path(__file__), Path(code_tests.__file__), *sorted(Path(judge.__file__).parent.glob("*.py")))
+        files = (*sorted(Path(__file__).parent.glob("*.py")), *sorted(Path(judge.__file__).parent.glob("*.py")))
         self.fingerprint = fingerprint(limits.timeout_seconds, limits.memory_mb, *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """One score per item, in order; see `scorer.Scorer`. Equal programs with equal tests run once."""
         suites: dict[str, code_tests.Suite] = {}
         keys: list[str] = []
-        fresh: dict[str, tuple[str | None, code_tests.Suite]] = {}
+        fresh: dict[str, tuple[str | None, str | None, code_tests.Suite]] = {}
         for item in items:
             tests = item.prompt["tests"] or []
             name = fingerprint(tests)
             if name not in suites:
                 suites[name] = code_tests.read(tests)
-            code = extract(item.text, suites[name].wanted)
-            keys.append(fingerprint(code, name))
+            code, doubt = programs.find(item.text, suites[name].wanted)
+            keys.append(fingerprint(code, doubt, name))
             if keys[-1] not in self._known:
-                fresh[keys[-1]] = code, suites[name]
+                fresh[keys[-1]] = code, doubt, suites[name]
         modules = (*ALLOWED_IMPORTS, *_IMPORTED_LATE)
         with (
             judge.Sandbox(self._limits, modules, workers=self._workers, tier=self._tier) as sandbox,
@@ -79,16 +75,19 @@ class CodeScorer:
         return [self._known[key] for key in keys]
 
 
-def _judged(sandbox: judge.Sandbox, code: str | None, suite: code_tests.Suite) -> Score:
+def _judged(sandbox: judge.Sandbox, code: str | None, doubt: str | None, suite: code_tests.Suite) -> Score:
+    if doubt is not None:
+        return Score(verdict="unknown", extracted=code, detail=doubt)
     if code is None:
         return Score(verdict="wrong", detail="no_code")
     if suite.problem is not None:
         return Score(verdict="unknown", extracted=code, detail=suite.problem)
-    problem = analyse(code, suite.shared, suite.withheld)
+    running = without_unused_imports(code, suite.wanted)
+    problem = analyse(running, suite.shared, suite.withheld)
     if problem is not None and not problem.startswith("undefined_name"):
         verdict: Verdict = "wrong" if problem.startswith("syntax_error") else "unknown"
         return Score(verdict=verdict, extracted=code, detail=problem)
-    job = _job(code, suite)
+    job = _job(running, suite)
     if shadowed := sorted(suite.builtins & set(job.names)):
         # The tests could mean either, and the program's own `sorted` could make any comparison true.
         return Score(verdict="unknown", extracted=code, detail=f"shadows_builtin: {shadowed[0]}")
@@ -115,57 +114,38 @@ def _job(code: str, suite: code_tests.Suite) -> judge.Job:
     )
 
 
-def extract(text: str, wanted: Iterable[str] = ()) -> str | None:
-    """The program in an answer: its first Python block that defines a wanted name, with the blocks that define what
-    this one uses; else its last block that defines something; else its last block; else the whole text, if that is a
-    program with a definition.
+def without_unused_imports(code: str, wanted: frozenset[str]) -> str:
+    """The program without the imports that are not allowed and of which neither it nor its tests make use.
 
-    Args:
-      text: the answer.
-      wanted: names that the tests use.
-
-    >>> extract("```python\\ndef f():\\n    return 1\\n```\\nTest:\\n```python\\ndef test_f(): f()\\n```", ["f"])
-    'def f():\\n    return 1\\n'
+    >>> without_unused_imports("import os, math\\ndef f(x):\\n    return math.floor(x)", frozenset())
+    'import math\\n\\ndef f(x):\\n    return math.floor(x)'
     """
-    blocks = [(language.lower(), textwrap.dedent(body)) for language, body in _FENCE.findall(text)]
-    python = [body for language, body in blocks if language in ("python", "python3", "py")]
-    candidates = python or [body for language, body in blocks if not language]
-    if chosen := _needed(candidates, wanted):
-        return "\n".join(chosen)
-    defining = [body for body in candidates if re.search(r"^[ \t]*(?:async\s+def|def|class)\s", body, re.MULTILINE)]
-    if candidates:
-        return (defining or candidates)[-1]
-    if blocks or not re.search(r"^(?:def|class)\s", text, re.MULTILINE):
-        return None
     try:
-        ast.parse(text)
+        tree = ast.parse(code)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | wanted
+        if used & _BY_NAME or not imported_modules(tree) - ALLOWED_IMPORTS:
+            return code
+        return ast.unparse(_DropImports(used).visit(tree))
     except UNPARSABLE:
-        return None
-    return text
+        return code
 
 
-def _needed(blocks: list[str], wanted: Iterable[str]) -> list[str]:
-    """The blocks that define the wanted names, and what those blocks use in turn, in their order."""
-    trees: dict[int, ast.Module] = {}
-    for index, block in enumerate(blocks):
-        with contextlib.suppress(*UNPARSABLE):
-            trees[index] = ast.parse(block)
-    defined: dict[str, int] = {}
-    imports = (ast.Import, ast.ImportFrom)
-    for late in (False, True):  # A definition counts before an import: `from solution import f` defines no f.
-        for index, tree in trees.items():
-            for statement in tree.body:
-                if isinstance(statement, imports) == late:
-                    for name in own_names(statement):
-                        defined.setdefault(name, index)
-    names, chosen = list(wanted), set[int]()
-    while names:
-        index = defined.get(names.pop(), -1)
-        if index >= 0 and index not in chosen:
-            chosen.add(index)
-            tree = trees[index]
-            names += {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound_names(tree)
-    return [blocks[index] for index in sorted(chosen)]
+class _DropImports(ast.NodeTransformer):
+    def __init__(self, used: set[str] | frozenset[str]):
+        self._used = used
+
+    def visit_Import(self, node: ast.Import) -> ast.stmt:
+        kept = [alias for alias in node.names if self._keep(alias.name, alias.asname or alias.name)]
+        return ast.Import(kept) if kept else ast.Pass()
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
+        module = "." if node.level else node.module or ""
+        kept = [alias for alias in node.names if self._keep(module, alias.asname or alias.name)]
+        return ast.ImportFrom(node.module, kept, node.level) if kept else ast.Pass()
+
+    def _keep(self, module: str, bound: str) -> bool:
+        package = module.partition(".")[0] or "."
+        return package in ALLOWED_IMPORTS or bound == "*" or bound.partition(".")[0] in self._used
 
 
 def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()) -> str | None:

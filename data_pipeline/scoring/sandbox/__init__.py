@@ -5,7 +5,8 @@
     examiner    runs the tests, whose authors are trusted. Only it knows the expected values.
     program     the untrusted program, in a process and scratch directory of its own. It gets calls and returns values.
 
-Examiner and program exchange JSON over two pipes, which is read as plain data (`values`); nothing is unpickled. The
+Examiner and program exchange JSON over two pipes, which is read as plain data (`values`); nothing is unpickled. Plain
+data that both sides have stays alike (`heap`); objects of the program's have stand-ins in the tests (`stand_ins`). The
 program is forked before its job is read, so its memory holds no trace of the tests, nor of earlier jobs. What it may
 see of the tests comes through the pipe: imports, classes, and helpers that no test reads.
 

@@ -1,20 +1,24 @@
 """The trusted side of a job: runs the tests, with stand-ins in place of the program's functions.
 
 A stand-in sends arguments and receives a value; the tests compare it here, so the program never sees what is expected.
-An object of one of the program's own classes stays in the program's process; a `Handle` represents it here, and sends
-each use of an attribute or method there. Where a test relies on the judgement of such an object
-(`Point(1) == Point(1)`, `f(1).startswith("a")`), passing proves nothing, so the verdict is unknown.
+An object of one of the program's own classes stays in the program's process; see `stand_ins`. Where a test relies on
+the judgement of such an object (`Point(1) == Point(1)`, `f(1).startswith("a")`), passing proves nothing; where it needs
+what a stand-in cannot show, neither passing nor failing does. Then the verdict is unknown.
 """
 
+import ast
 import builtins
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import types
+from collections.abc import Callable
 from typing import Any
 
 from .channel import Channel, Closed, TooLong
-from .values import Decoder, Encoder, Malformed, changing
+from .heap import EXAMINER, Heap
+from .stand_ins import Reference, StandIn, Undecidable, make, of, refer, type_of
+from .values import BUILTIN_TYPES, COPIED, Decoder, Encoder, Malformed
 
 MAX_CALLS = 300_000
 _REPORT_BYTES = 3_000
@@ -23,10 +27,6 @@ _REPORT_BYTES = 3_000
 
 class Misbehaved(BaseException):
     """The program broke the protocol: no answer, too many, or nonsense. Not an `Exception`: tests do not catch it."""
-
-
-class Undecidable(BaseException):
-    """The test needs something that the program cannot be asked for. Not an `Exception`: tests do not catch it."""
 
 
 def examine(channel: Channel, job: dict, report: int) -> None:
@@ -48,12 +48,12 @@ def _examine(channel: Channel, job: dict) -> tuple[str, str]:
         for statement in job["imports"]:
             with contextlib.suppress(Exception):  # The program will raise the same error itself.
                 exec(compile(statement, "imports.py", "exec"), namespace.imported)
-        exec(compile(job["setting"], "setting.py", "exec"), namespace)
+        exec(_compiled(job["setting"], "setting.py"), namespace)
         where = "import"
         remote.ask("load", job["shared"], job["code"], job["classes"])
         for number, test in enumerate(job["tests"], 1):
             where = f"test_{number}"
-            exec(compile(test, f"{where}.py", "exec"), namespace)
+            exec(_compiled(test, f"{where}.py"), namespace)
     except BaseException as raised:
         error = raised
     # A test may have caught what it should not, with a bare `except`.
@@ -72,6 +72,8 @@ def _examine(channel: Channel, job: dict) -> tuple[str, str]:
             return "unknown", f"bad_test: {where}: {type(error).__name__}: {_text(error)}"
         case MemoryError() as error if error is not remote.raised:
             return "unknown", f"examiner_memory: {where}"
+        case _ if remote.hidden is not None:
+            return "unknown", f"undecidable: {where}: an object of type {remote.hidden}"
         case error:
             reason = "error" if where == "import" else "failed_test"
             return "wrong", f"{reason}: {where}: {type(error).__name__}: {_text(error)}"
@@ -84,11 +86,25 @@ def _text(error: BaseException) -> str:
         return ""
 
 
+def _compiled(text: str, name: str) -> types.CodeType:
+    """The tests' code, with `type(x)` as a call of `type_of`: no class can answer that for its objects."""
+    if "type(" not in text:
+        return compile(text, name, "exec")
+    tree = ast.parse(text)
+    if not any(isinstance(node, ast.arg) and node.arg == "type" for node in ast.walk(tree)):
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="type", ctx=ast.Load()) as function, args=[ast.expr()], keywords=[]):
+                    function.id = "__type_of__"
+    return compile(tree, name, "exec")
+
+
 class _Namespace(dict):
     """Globals of the tests. A name that neither they nor Python define is looked up in the program at each use."""
 
     def __init__(self, remote: "_Remote", names: list[str]):
-        super().__init__(__name__="answer", __builtins__=builtins)
+        asked = {"isinstance": remote.isinstance, "issubclass": remote.issubclass, "__type_of__": type_of}
+        super().__init__(__name__="answer", __builtins__=builtins, **asked)
         self._remote, self._names = remote, frozenset(names)
         self.imported: dict[str, Any] = {}
         """What the program imports, from the real modules: a `math` of the program's could make any comparison true."""
@@ -101,8 +117,8 @@ class _Namespace(dict):
         if name not in self._names:
             raise KeyError(name)
         value = self._remote.ask("name", name)
-        if type(value) is Handle:
-            _of(value).named = True
+        if reference := of(value):
+            reference.named = True
         return value
 
 
@@ -111,33 +127,65 @@ class _Remote:
 
     def __init__(self, channel: Channel, classes: frozenset[str]):
         self._channel, self._classes = channel, classes
+        self._heap = Heap(EXAMINER)
         self.namespace: dict[str, Any] = {}
         self.doubts: list[str] = []
         """Operators by which the program judged itself."""
+        self.hidden: str | None = None
+        """A class whose objects Python itself treats in ways that their stand-ins cannot show."""
         self.raised: BaseException | None = None
         """The last exception that came from the program."""
         self.broken: BaseException | None = None
         """Why nothing can be asked any more: Closed, Misbehaved or Undecidable."""
-        self._handles: dict[int, Handle] = {}
+        self.reading = False
+        """While a reply is read: its sets and mappings compare stand-ins."""
+        self._stand_ins: dict[int, Any] = {}
+        self._described: dict[int, dict] = {}
         self._functions: list[Any] = []
-        self._exceptions: dict[tuple[str, str], type[BaseException]] = {}
-        self._calls = 0
+        self._thrown: list[BaseException] = []
+        self._calls = self._depth = 0
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """What the program's operation returned; raises what it raised, Closed, Misbehaved or Undecidable."""
         if self.broken is not None:
             raise self.broken
+        self._depth += 1
         try:
             return self._ask(operation, *arguments)
         except (Closed, Misbehaved, Undecidable) as error:
             self.broken = self.broken or error
             raise
+        finally:
+            self._depth -= 1
+
+    def give_up(self, reason: str) -> Any:
+        """Raises Undecidable, for good: tests that catch it get no further."""
+        self.broken = self.broken or Undecidable(reason)
+        raise self.broken
+
+    def isinstance(self, value: Any, classes: Any) -> bool:
+        """As Python's own, but of an object of the program's the program says so."""
+        return self._is("isinstance", isinstance, value, classes)
+
+    def issubclass(self, value: Any, classes: Any) -> bool:
+        """As Python's own; see `isinstance`."""
+        return self._is("issubclass", issubclass, value, classes)
+
+    def _is(self, operation: str, local: Callable[[Any, Any], bool], value: Any, classes: Any) -> bool:
+        if type(classes) is tuple:
+            return any(self._is(operation, local, value, cls) for cls in classes)
+        if of(value) is None:
+            return local(value, classes)
+        named = getattr(classes, "__module__", None), getattr(classes, "__qualname__", None)
+        if of(classes) is None and self._heap.has(*named, classes):
+            return self.ask(f"{operation}_of", value, *named) is True
+        return self.ask(operation, value, classes) is True
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
-        encoder = Encoder(self._classes, self._local)
-        args = [encoder.add(argument) for argument in arguments]
+        # Within a call that is still running, what it was given is in use.
+        forget = self._heap.unused() if self._depth == 1 else []
         try:
-            self._channel.send({"do": operation, "args": args, "nodes": encoder.nodes})
+            self._send({"do": operation, "forget": forget}, *arguments)
         except TooLong:
             raise Undecidable("the arguments are too long") from None
         while True:
@@ -148,24 +196,36 @@ class _Remote:
             if "callback" not in message:
                 break
             self._call_back(message)
+        (result,) = self._read(message)
+        if "thrown" in message:
+            raise self._nth(self._thrown, message["thrown"])
+        if "error" not in message:
+            return result
+        if message.get("shown") is not True or not isinstance(result, BaseException):
+            raise Undecidable(f"the exception {_text(message['error'])}")
+        if isinstance(result, StopIteration) and operation not in ("next", "next_by_name"):
+            # It could silently end a `map` over the tests' cases.
+            self.doubts.append("StopIteration")
+        self.raised = result
+        raise result
+
+    def _send(self, message: dict, *values: Any) -> None:
+        self._channel.send(message | Encoder(self._heap, self._classes, self._local).message(*values))
+
+    def _read(self, message: dict, count: int = 1) -> list[Any]:
+        self.reading = True
         try:
-            if "error" in message:
-                name, base, text = message["error"]
-                if base == "StopIteration" and operation != "next":
-                    # It would silently end a `map` over the tests' cases.
-                    name = base = "RuntimeError"
-                error = self._exception(name, base)(str(text))
-                self.raised = error
-            else:
-                known = changing(encoder.objects, self._classes)
-                allowed = [value if id(value) in known else None for value in encoder.objects]
-                reply = Decoder(message["nodes"], self._class, self._foreign, allowed)
-                return reply.get(message["result"])
+            decoder = Decoder(self._heap, message, self._class, self._foreign)
+            refs = message["refs"]
+            if type(refs) is not list or len(refs) < count:
+                raise Malformed("no references")
+            return [decoder.get(ref) for ref in refs[:count]]
         except (Malformed, LookupError, TypeError, ValueError) as malformed:
             raise Misbehaved(f"malformed reply: {malformed}") from None
         except MemoryError:
             raise Misbehaved("a reply too large") from None
-        raise error
+        finally:
+            self.reading = False
 
     def _receive(self) -> dict:
         try:
@@ -178,202 +238,110 @@ class _Remote:
             raise Misbehaved("malformed reply: no object")
         return message
 
+    def _nth(self, values: list[Any], index: Any) -> Any:
+        if type(index) is not int or not 0 <= index < len(values):
+            raise Misbehaved("malformed reply: no such number")
+        return values[index]
+
     def _call_back(self, message: dict) -> None:
-        try:
-            function = self._functions[message["callback"]]
-            decoder = Decoder(message["nodes"], self._class, self._foreign)
-            arguments, named = map(decoder.get, message["args"])
-            if type(arguments) is not tuple or type(named) is not dict:
-                raise TypeError("no arguments")
-        except (Malformed, LookupError, TypeError, ValueError, MemoryError) as malformed:
-            raise Misbehaved(f"malformed call: {malformed}") from None
-        encoder = Encoder(self._classes, self._local)
+        function = self._nth(self._functions, message["callback"])
+        arguments, named = self._read(message, 2)
+        if type(arguments) is not tuple or type(named) is not dict:
+            raise Misbehaved("malformed call: no arguments")
         try:
             result = function(*arguments, **named)
-            reply = {"result": encoder.add(result), "nodes": encoder.nodes}
         except Exception as error:
-            kind = next(base.__name__ for base in type(error).__mro__ if hasattr(builtins, base.__name__))
-            reply = {"error": [kind, _text(error)]}
-        self._channel.send(reply)
+            self._throw(error)
+        else:
+            self._send({}, result)
+
+    def _throw(self, error: Exception) -> None:
+        """Sends what a function of the tests raised; if it comes back through the program, it is the same object."""
+        self._thrown.append(error)
+        cls = type(error)
+        if of(error) is not None or getattr(builtins, cls.__name__, None) is cls or cls.__name__ in self._classes:
+            self._send({"thrown": len(self._thrown) - 1}, error)
+            return
+        base = next(base.__name__ for base in cls.__mro__ if getattr(builtins, base.__name__, None) is base)
+        self._send({"thrown": len(self._thrown) - 1, "class": [cls.__name__, base], "text": _text(error)}, None)
 
     def _class(self, name: str) -> type | None:
         found = dict.get(self.namespace, name) if name in self._classes else None
         return found if isinstance(found, type) else None
 
-    def _local(self, value: Any) -> list:
+    def _local(self, value: Any, encoder: Encoder) -> list:
         """A node for an argument that is not plain data: an object of the program's, or a function of the tests."""
-        if type(value) is Handle:
-            return ["handle", _of(value).number]
+        if reference := of(value):
+            return ["handle", reference.number]
         if isinstance(value, type) or not callable(value):
             raise Undecidable(f"an argument of type {type(value).__name__}")
+        if isinstance(value, types.BuiltinFunctionType) and self._heap.has(value.__module__, value.__name__, value):
+            return ["library_function", value.__module__, value.__name__]
+        for number, function in enumerate(self._functions):
+            if function is value:
+                return ["function", number]
         self._functions.append(value)
-        return ["callback", len(self._functions) - 1]
+        names = {"__name__": getattr(value, "__name__", type(value).__name__)}
+        if type(value) is not types.FunctionType:
+            return ["function", len(self._functions) - 1, names, None]
+        names |= {"__qualname__": value.__qualname__, "__module__": "answer", "__doc__": value.__doc__}
+        return ["function", len(self._functions) - 1, names, _signature(value)]
 
-    def _foreign(self, node: list) -> Any:
+    def _foreign(self, node: list, part: Callable[[Any], Any]) -> Any:
         match node:
-            case ["handle", int(number), bool(is_class)]:
-                if number not in self._handles:
-                    handle = object.__new__(Handle)
-                    object.__setattr__(handle, "_reference", _Reference(self, number, is_class))
-                    self._handles[number] = handle
-                return self._handles[number]
-            case ["exception", str(name), str(base)]:
-                return self._exception(name, base)
+            case ["function", int(number)]:
+                return self._nth(self._functions, number)
+            case ["handle", int(number)]:
+                return self._stand_ins[number]
+            case ["handle", int(number), ["kind", int(of_class), *_] as described, None | int() as hashed]:
+                kind = self._foreign(described, part)
+                if number in self._stand_ins:
+                    raise Malformed("a number given twice")
+                self._stand_ins[number] = refer(_instance(kind), Reference(self, number, hashed))
+                self.hidden = self.hidden or self._described[of_class]["hidden"]
+                return self._stand_ins[number]
+            case ["kind", int(number)]:
+                return self._stand_ins[number]
+            case ["kind", int(number), dict(described), list(bases)]:
+                if number in self._stand_ins:
+                    raise Malformed("a number given twice")
+                self._described[number] = described
+                self._stand_ins[number] = self._kind(number, described, tuple(map(part, bases)))
+                return self._stand_ins[number]
         raise Malformed("node of no known kind")
 
-    def _exception(self, name: str, base: str) -> type[BaseException]:
-        parent = getattr(builtins, base)
-        if not (isinstance(parent, type) and issubclass(parent, BaseException)):
-            raise Malformed("exception of no exception's class")
-        if name == base:
-            return (
-                parent if parent not in (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError) else ValueError
-            )
-        return self._exceptions.setdefault((name, base), type(name, (parent,), {}))
+    def _kind(self, number: int, described: dict, bases: tuple) -> type:
+        lists = [list(map(str, described[name])) for name in ("special", "inherited", "of_class")]
+        if not all(isinstance(base, type) and issubclass(base, BaseException) for base in bases):
+            raise Malformed("a base that is no exception's class")
+        try:
+            name, metaclass = str(described["name"]), str(described["metaclass"])
+            known = BUILTIN_TYPES.get(str(described["builtin"]))
+            if known in COPIED:
+                raise Malformed("a stand-in for plain data")
+            made = make(name, bases or (StandIn,), lists[0], frozenset(lists[1]), metaclass, lists[2], known)
+        except TypeError as error:
+            raise Undecidable(f"the class {described['name']}: {error}") from None
+        return refer(made, Reference(self, number))
 
 
-class _Reference:
-    """Which object of the program a handle stands for."""
-
-    def __init__(self, remote: _Remote, number: int, is_class: bool):
-        self.remote, self.number, self.is_class = remote, number, is_class
-        self.constructed = False
-        """Made by the test itself by calling a class: only such objects take part in operators."""
-        self.named = False
-        """The tests reached it by names and attributes alone, not by calling something."""
-        self.method = False
-        """An attribute of what a function returned."""
+def _instance(kind: type) -> Any:
+    plain = object if issubclass(kind, StandIn) else BaseException
+    return plain.__new__(kind)
 
 
-def _of(handle: "Handle") -> _Reference:
-    return object.__getattribute__(handle, "_reference")
-
-
-def _constructed(value: Any) -> Any:
-    if type(value) is Handle:
-        _of(value).constructed = True
-    return value
-
-
-class Handle:
-    """Stands for an object of the program's."""
-
-    __slots__ = ("_reference",)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if _of(self).method and (arguments or named):
-            # Tests that expect a text would rely on the program's own `startswith`.
-            _of(self).remote.doubts.append("a method of a result")
-        result = _of(self).remote.ask("call", self, arguments, named)
-        return _constructed(result) if _of(self).is_class else result
-
-    def __getattr__(self, name: str) -> Any:
-        reference = _of(self)
-        value = reference.remote.ask("getattr", self, name)
-        if type(value) is Handle:
-            _of(value).named |= reference.named or reference.constructed
-            _of(value).method |= not (reference.named or reference.constructed)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _of(self).remote.ask("setattr", self, name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return _of(self).remote.ask("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        _of(self).remote.ask("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        _of(self).remote.ask("delitem", self, key)
-
-    def __len__(self) -> int:
-        return _of(self).remote.ask("len", self)
-
-    def __bool__(self) -> bool:
-        return _of(self).remote.ask("bool", self)
-
-    def __int__(self) -> int:
-        return _of(self).remote.ask("int", self)
-
-    def __float__(self) -> float:
-        return _of(self).remote.ask("float", self)
-
-    def __index__(self) -> int:
-        return _of(self).remote.ask("index", self)
-
-    def __str__(self) -> str:
-        return _of(self).remote.ask("str", self)
-
-    def __repr__(self) -> str:
-        return _of(self).remote.ask("repr", self)
-
-    def __iter__(self) -> Iterator:
-        iterator = _of(self).remote.ask("iter", self)
-        return iterator if type(iterator) is Handle else iter(iterator)
-
-    def __next__(self) -> Any:
-        return _of(self).remote.ask("next", self)
-
-    def __reversed__(self) -> Iterator:
-        return _of(self).remote.ask("reversed", self)
-
-    def __enter__(self) -> Any:
-        return _of(self).remote.ask("call", self.__getattr__("__enter__"), (), {})
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> Any:
-        if kind is not None:
-            raise Undecidable("an exception in a context manager of the program's")
-        return _of(self).remote.ask("call", self.__getattr__("__exit__"), (None, None, None), {})
-
-    def __instancecheck__(self, value: Any) -> bool:
-        return type(value) is Handle and _of(self).remote.ask("isinstance", value, self) is True
-
-    def __subclasscheck__(self, value: Any) -> bool:
-        return type(value) is Handle and _of(self).remote.ask("issubclass", value, self) is True
-
-    def __mro_entries__(self, bases: tuple) -> tuple:
-        raise Undecidable("the test extends a class of the program's")
-
-    def __hash__(self) -> int:
-        return _of(self).number
-
-    def __contains__(self, value: Any) -> bool:
-        if not _of(self).constructed:
-            return any(value is item or value == item for item in self)
-        _of(self).remote.doubts.append("contains")
-        return _of(self).remote.ask("contains", self, value)
-
-
-def _operator(name: str, *, reflected: bool = False) -> Any:
-    def operate(self: Handle, other: Any) -> Any:
-        # A function's result could claim to equal anything, and must not see what it is compared with.
-        if not _of(self).constructed:
-            return NotImplemented
-        remote = _of(self).remote
-        remote.doubts.append(name)
-        return _constructed(remote.ask(name, other, self) if reflected else remote.ask(name, self, other))
-
-    return operate
-
-
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Handle, f"__{_name}__", _operator(_name))
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and_",
-    "or_",
-    "xor",
-    "lshift",
-    "rshift",
-):
-    _plain = _name.rstrip("_")
-    setattr(Handle, f"__{_plain}__", _operator(_name))
-    setattr(Handle, f"__r{_plain}__", _operator(_name, reflected=True))
+def _signature(function: types.FunctionType) -> dict[str, Any]:
+    """The parameters of a function, by name."""
+    code = function.__code__
+    names = code.co_varnames
+    keyword = names[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    rest = list(names[code.co_argcount + code.co_kwonlyargcount :])
+    return {
+        "positional": names[: code.co_argcount],
+        "positional_only": code.co_posonlyargcount,
+        "defaults": len(function.__defaults__ or ()),
+        "keyword": keyword,
+        "keyword_defaults": [name for name in keyword if name in (function.__kwdefaults__ or {})],
+        "arguments": rest.pop(0) if code.co_flags & 0x04 else None,
+        "named": rest.pop(0) if code.co_flags & 0x08 else None,
+    }

@@ -21,6 +21,7 @@ from pathlib import Path
 from . import confine
 from .channel import Channel
 from .examiner import examine
+from .heap import Heap
 from .program import serve
 
 POLL_MS = 50
@@ -44,6 +45,7 @@ def main(settings: dict) -> None:
     """
     for name in settings["modules"]:
         importlib.import_module(name)
+    Heap.modules = frozenset(sys.modules)
     if settings["user"] is not None:
         confine.drop_user(settings["user"])
     confine.hide_from_others()

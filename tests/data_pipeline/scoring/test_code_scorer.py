@@ -7,7 +7,8 @@ import pytest
 
 from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.code_tests import read
-from data_pipeline.scoring.code.scorer import CodeScorer, analyse, extract
+from data_pipeline.scoring.code.programs import find
+from data_pipeline.scoring.code.scorer import CodeScorer, analyse
 from data_pipeline.scoring.sandbox.judge import Job, Sandbox
 from data_pipeline.scoring.scorer import Item, Score
 
@@ -47,8 +48,8 @@ def judge(code: str, tests: list[str] | None = None, *, fenced: bool = True, **c
         ("def of a function: it maps", None),
     ],
 )
-def test_extract(text: str, code: str | None):
-    assert extract(text) == code
+def test_the_program_in_an_answer(text: str, code: str | None):
+    assert find(text) == (code, None)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_correct_and_wrong():
     assert judge(GOOD) == Score(verdict="correct", extracted=GOOD + "\n", detail="passed")
     failed = judge("def add(a, b):\n    return 3")
     assert (failed.verdict, failed.detail) == ("wrong", "failed_test: test_2: AssertionError: ")
-    assert judge("def add(a, b):\n    raise KeyError(a)").detail == "failed_test: test_1: KeyError: '1'"
+    assert judge("def add(a, b):\n    raise KeyError(a)").detail == "failed_test: test_1: KeyError: 1"
     assert judge(GOOD, ["assert add(1, 2) == 3\nassert add(1, 1) == 3"]).verdict == "wrong"
 
 
@@ -112,8 +113,8 @@ def test_wrong_for_misbehaving(code: str, reason: str):
 
 
 def test_unknown_where_it_cannot_be_found_out():
-    assert judge("import numpy\n" + GOOD).detail == "import_not_allowed: numpy"
-    assert judge("import numpy\n" + GOOD).verdict == "unknown"
+    uses = "import numpy as np\ndef add(a, b):\n    return np.add(a, b)"
+    assert (judge(uses).verdict, judge(uses).detail) == ("unknown", "import_not_allowed: numpy")
     assert (judge(GOOD, []).verdict, judge(GOOD, []).detail) == ("unknown", "no_tests")
     broken = judge(GOOD, ["assert add(1,"])
     assert broken.verdict == "unknown" and broken.detail is not None and broken.detail.startswith("bad_test")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.sandbox import judge, tiers
+from data_pipeline.scoring.sandbox.heap import EXAMINER, PROGRAM, Heap
 from data_pipeline.scoring.sandbox.values import Decoder, Encoder, Malformed
 from data_pipeline.scoring.scorer import Item, Score
 from fusejax.common.cli import UserError
@@ -236,9 +237,9 @@ def test_long_linked_lists_and_cycles():
     for _ in range(50_000):
         values = [values]
     values.append(values)
-    encoder = Encoder(frozenset(), lambda value: [])
-    ref = encoder.add(values)
-    decoded = Decoder(encoder.nodes, lambda name: None, lambda node: None).get(ref)
+    message = Encoder(Heap(EXAMINER), frozenset(), lambda value, encoder: []).message(values)
+    decoder = Decoder(Heap(PROGRAM), message, lambda name: None, lambda node, part: None)
+    decoded = decoder.get(message["refs"][0])
     assert decoded[1] is decoded
     for _ in range(50_000):
         decoded = decoded[0]
@@ -260,7 +261,17 @@ def test_long_linked_lists_and_cycles():
         [["object", "X", []]],
         [["int", 5]],
         [["set", [[1]]], ["list", []]],
-        [["named", "a b", ["x"], [1]]],
+        [["namedtuple", "a b", ["x"], [1], None], ["tuple", []]],
+        [["named", [1], [1]], ["type", "int"]],
+        [["named", [1], []], ["namedtuple", "P", ["x"], [2], None], ["tuple", []]],
+        [["exception", [1], [2], [], None, None, False], ["type", "int"], ["tuple", []]],
+        [["exception", [1], [2], [], 5, None, False], ["type", "ValueError"], ["tuple", []]],
+        [["library", "os", "system"]],
+        [["library", "subprocess", "Popen"]],
+        [["view", "clear", [1]], ["dict", []]],
+        [["view", "keys", [1]], ["list", []]],
+        [["ChainMap", [1]], ["list", [1]]],
+        [["member", "Color", "RED"]],
         [["bytes", "zz"]],
         [["range", 1, 2, 0]],
         [["dict", [[1]]]],
@@ -269,11 +280,11 @@ def test_long_linked_lists_and_cycles():
     ],
 )
 def test_malformed_messages_are_refused(nodes: object):
-    def refuse(node: list) -> None:
+    def refuse(node: list, part: Callable) -> None:
         raise Malformed(str(node))
 
     with pytest.raises(Malformed):
-        Decoder(nodes, lambda name: None, refuse)
+        Decoder(Heap(PROGRAM), {"nodes": nodes, "base": 1}, lambda name: None, refuse)
 
 
 def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
