@@ -33,6 +33,8 @@ PairSource = Literal["best", "random", "widest"]
 
 MARKS = ("truncated", "degenerate")
 """Boolean columns of samples that exclude an answer; the name is the reason."""
+NO_REWARD = ("no_reward", "non_finite_reward")
+"""Reasons why an answer is unused that have to do with its reward alone."""
 _ANSWER = {"source": pl.String, "sample_index": pl.Int64, "reward": pl.Float64}
 _PROMPT_SCHEMA = dict.fromkeys(["prompt_id", "dataset", "domain"], pl.String)
 SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER})
@@ -157,8 +159,8 @@ class VerdictBoth(Margins):
 
     name: Literal["verdict_both"] = "verdict_both"
     """Name of the rule."""
-    min_margin: Bound = None
-    """As for the rule margin, but no bound by default."""
+    min_margin: Bound = 0.0
+    """As for the rule margin, but by default only that the chosen answer has no lower reward than the rejected one."""
     max_margin: Bound = None
     """As for the rule margin, but no bound by default."""
 
@@ -209,7 +211,7 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
         found = [frame.join(prompts, on="prompt").select(schema.names()) for frame in frames]
         return pl.concat([schema.to_frame(), *found]).sort("prompt_id")
 
-    discarded = [part.discarded.with_columns(stage=pl.lit("select")) for part in parts]
+    discarded = [_explained(part.discarded, unused).with_columns(stage=pl.lit("select")) for part in parts]
     unasked = strange.select("prompt_id", "source", "sample_index", reason=pl.lit("no_such_prompt"))
     served_nowhere = named([unused.drop("domain")], UNUSED_SCHEMA)
     return Selected(
@@ -249,7 +251,7 @@ def verdict_pairs(candidates: pl.DataFrame, rule: VerdictPairs) -> Part:
     return Part(
         sft=best(correct.join(dpo, on="prompt", how="anti")),
         dpo=dpo,
-        discarded=_without(candidates, correct, "no_correct_answer"),
+        discarded=_without_correct(candidates, correct),
         bounds=bounds,
     )
 
@@ -262,7 +264,7 @@ def verdict_both(candidates: pl.DataFrame, rule: VerdictBoth) -> Part:
     return Part(
         sft=best(correct),
         dpo=pairs(judged, rule.pair_source),
-        discarded=_without(candidates, correct, "no_correct_answer"),
+        discarded=_without_correct(candidates, correct),
         bounds=bounds,
     )
 
@@ -401,10 +403,11 @@ def _unusable(marks: list[str], domains_with_reward: list[str]) -> pl.Expr:
 
 def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
     """Prompts that reach the rules without any usable answer, by the stage at which the most advanced one was lost."""
-    scored = unused.filter(pl.col("reason").is_in(["no_reward", "non_finite_reward"]))
+    scored = unused.filter(pl.col("reason").is_in(NO_REWARD))
+    sampled = unused.filter(pl.col("reason") != "not_sampled")
     lost = prompts.select("prompt").join(usable, on="prompt", how="anti")
     return lost.with_columns(
-        asked=pl.col("prompt").is_in(unused["prompt"].unique().implode()),
+        asked=pl.col("prompt").is_in(sampled["prompt"].unique().implode()),
         scored=pl.col("prompt").is_in(scored["prompt"].unique().implode()),
     ).select(
         "prompt",
@@ -414,6 +417,37 @@ def _lost(prompts: pl.DataFrame, usable: pl.DataFrame, unused: pl.DataFrame) -> 
         .when("asked")
         .then(pl.lit("no_usable_answer"))
         .otherwise(pl.lit("no_answer")),
+    )
+
+
+def _without_correct(candidates: pl.DataFrame, correct: pl.DataFrame) -> pl.DataFrame:
+    """The prompts without a correct answer: some answer is known to be wrong, or nothing is known of any."""
+    wrong = candidates.filter(pl.col("verdict") == "wrong")
+    refuted = _without(candidates.join(wrong, on="prompt", how="semi"), correct, "no_correct_answer")
+    return pl.concat([refuted, _without(candidates, pl.concat([correct, wrong]), "no_verdict")])
+
+
+def _explained(discarded: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
+    """With the reason of prompts that a rule could use if an answer of theirs had not been unused: why that one was."""
+    of_reward = pl.col("reason").is_in(NO_REWARD)
+    unusable = (
+        unused.filter(pl.col("verdict") == "correct").group_by("prompt").agg(correct_lacks_reward=of_reward.any())
+    )
+    no_reward = unused.filter(of_reward).select("prompt").unique().with_columns(lacks_reward=True)
+    asks_correct = pl.col("reason").is_in(["no_correct_answer", "no_verdict"])
+    return (
+        discarded.join(unusable, on="prompt", how="left")
+        .join(no_reward, on="prompt", how="left")
+        .with_columns(
+            reason=pl.when(asks_correct & pl.col("correct_lacks_reward"))
+            .then(pl.lit("correct_without_reward"))
+            .when(asks_correct & pl.col("correct_lacks_reward").is_not_null())
+            .then(pl.lit("correct_unusable"))
+            .when((pl.col("reason") == "one_answer") & pl.col("lacks_reward"))
+            .then(pl.lit("one_reward"))
+            .otherwise("reason")
+        )
+        .select("prompt", "reason")
     )
 
 

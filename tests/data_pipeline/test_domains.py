@@ -307,7 +307,7 @@ def test_a_fifth_domain_with_a_verifier_of_ones_own(law: dict[str, Any], tmp_pat
     assert manifest["config"]["domains"]["law"]["rule"]["name"] == "verdict_both"
     card = (out / "data_card.md").read_text()
     assert "| law | tests.data_pipeline.test_domains:length | tests.data_pipeline.test_domains:cites |" in card
-    assert "- law: `verdict_both` (min_margin none, max_margin none, pair_source best, same_source True)" in card
+    assert "- law: `verdict_both` (min_margin 0.0, max_margin none, pair_source best, same_source True)" in card
     assert "Answers a prompt and source: law 3, math 5." in card
     assert card.index("| law-set | law |") < card.index("| math-set | math |")  # In the order of the config.
     page = (out / "report.html").read_text()

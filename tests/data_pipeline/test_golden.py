@@ -183,7 +183,7 @@ SELECTIONS = {
             "c0:b0>b4 c1:b0>b4 c2:b0>b4 c3:b0>b4 c4:b0>b4 i0:a0>a3 i1:a0>a2 i4:a0>a3 m0:b0>b2 m1:a0>a2 "
             "m2:b0>b2 m3:a0>a3"
         ),
-        "discarded": ("c5:select:no_correct_answer i5:select:margin_too_small m5:select:no_correct_answer"),
+        "discarded": ("c5:select:correct_without_reward i5:select:margin_too_small m5:select:no_correct_answer"),
         "unused": (
             "c4:a:0:truncated c4:a:1:truncated c4:a:2:truncated c4:a:3:truncated c4:a:4:truncated "
             "c5:a:0:no_reward c5:a:1:empty c5:b:0:not_sampled c5:b:1:non_finite_reward"
@@ -195,7 +195,7 @@ SELECTIONS = {
             "c0:b0>b4 c1:b0>b4 c2:b0>b4 c3:b0>b4 c4:b0>b4 i0:a0>a2 i1:a0>a3 i2:a0>a3 i4:a1>a3 m0:a1>a3 "
             "m1:b0>b2 m2:b0>b2 m3:a1>a3"
         ),
-        "discarded": ("c5:select:no_correct_answer i5:select:margin_too_small m5:select:no_correct_answer"),
+        "discarded": ("c5:select:correct_without_reward i5:select:margin_too_small m5:select:no_correct_answer"),
         "unused": (
             "c4:a:0:truncated c4:a:1:truncated c4:a:2:truncated c4:a:3:truncated c4:a:4:truncated "
             "c5:a:0:no_reward c5:a:1:empty c5:b:0:not_sampled c5:b:1:non_finite_reward"

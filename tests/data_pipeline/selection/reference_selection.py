@@ -12,6 +12,8 @@ from data_pipeline.selection.rules import Parameters, Quantile
 MASK = 2**64 - 1
 Row = dict[str, Any]
 
+REWARDLESS = {"no_reward", "non_finite_reward"}
+
 
 @dataclass
 class Outcome:
@@ -111,8 +113,10 @@ class Prompt:
             self.discard("sample", "no_answer")
         elif not self.usable:
             reasons = {self.unusable(answer) for answer in self.answers}
-            if reasons & {"no_reward", "non_finite_reward"}:
+            if reasons & REWARDLESS:
                 self.discard("score", "no_usable_reward")
+            elif reasons == {"not_sampled"}:
+                self.discard("sample", "no_answer")
             else:
                 self.discard("sample", "no_usable_answer")
         elif self.rule.name == "margin":
@@ -127,7 +131,9 @@ class Prompt:
         pairs, problems = self.pairs()
         if not pairs:
             order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
-            self.discard("select", max(problems, key=order.index))
+            problem = max(problems, key=order.index)
+            rewardless = {self.unusable(answer) for answer in self.answers} & REWARDLESS
+            self.discard("select", "one_reward" if problem == "one_answer" and rewardless else problem)
         elif (scrambled(name_number(self.seed, self.id)) >> 11) / 2**53 < self.rule.sft_fraction:
             self.example(self.usable)
         else:
@@ -136,7 +142,11 @@ class Prompt:
     def decide_by_verdict(self) -> None:
         correct, _ = self.sides()
         if not correct:
-            return self.discard("select", "no_correct_answer")
+            lost = {self.unusable(answer) for answer in self.answers if answer["verdict"] == "correct"}
+            if lost:
+                return self.discard("select", "correct_without_reward" if lost & REWARDLESS else "correct_unusable")
+            refuted = any(answer["verdict"] == "wrong" for answer in self.usable)
+            return self.discard("select", "no_correct_answer" if refuted else "no_verdict")
         pairs, _ = self.pairs()
         if pairs:
             self.pair(pairs)

@@ -245,9 +245,23 @@ class TestMath:
         assert pair(select(candidates(rows, "math"))) == ("a", 1, 2)
         selected = select(candidates([("a", 0.15, "correct"), ("a", 0.1, "unknown")], "math"))
         assert (selected.sft["sample_index"].to_list(), len(selected.dpo)) == ([0], 0)
-        assert reasons(select(candidates([("a", 0.15, "unknown"), ("a", 0.1, None)], "math"))) == [
-            ("select", "no_correct_answer")
-        ]
+
+    def test_a_reason_says_what_is_missing(self):
+        def why(*rows: tuple, domain: str = "math", **rules: Any) -> str:
+            ((_, reason),) = reasons(select(candidates(list(rows), domain), **rules))
+            return reason
+
+        assert why(("a", 0.15, "unknown"), ("a", 0.1, None)) == "no_verdict"
+        assert why(("a", 0.15, "unknown"), ("a", 0.1, "wrong")) == "no_correct_answer"
+        assert why(("a", None, "correct"), ("a", 0.1, "wrong")) == "correct_without_reward"
+        assert why(("a", math.nan, "correct"), ("a", 0.1, "unknown")) == "correct_without_reward"
+        assert why(("a", 0.2, "correct", "length"), ("a", 0.1, "wrong"), domain="code") == "correct_unusable"
+        assert why(("a", None, "unknown"), ("a", 0.1, "wrong")) == "no_correct_answer"
+        assert why(("a", 0.1), ("a", None), domain="instruction", **ALL_DPO) == "one_reward"
+        assert why(("a", 0.1), ("a", 0.2, None, "length"), domain="instruction", **ALL_DPO) == "one_answer"
+        assert why(("a", 0.1), ("b", 0.2), domain="instruction", **ALL_DPO) == "one_answer"
+        assert why(("a", None, None, "error")) == "no_answer"
+        assert why(("a", None, None, "error"), ("a", 0.1, None, "length")) == "no_usable_answer"
 
     def test_pair_source(self):
         rows = [("a", 0.15, "correct"), ("a", 0.14, "wrong"), ("b", 0.14, "correct"), ("b", 0.05, "wrong")]
@@ -257,7 +271,13 @@ class TestMath:
 
 
 class TestCode:
-    def test_serves_sft_and_dpo_whatever_the_margin(self):
+    def test_no_pair_of_which_the_wrong_one_has_the_higher_reward(self):
+        frame = candidates([("a", 0.11, "correct"), ("a", 0.9, "wrong")], "code")
+        assert select(frame).dpo.is_empty() and len(select(frame).sft) == 1
+        assert pair(select(frame, code=VerdictBoth(min_margin=None))) == ("a", 0, 1)
+        assert pair(select(candidates([("a", 0.5, "correct"), ("a", 0.5, "wrong")], "code"))) == ("a", 0, 1)
+
+    def test_serves_sft_and_dpo_however_wide_the_margin(self):
         rows = [("a", 0.11, "correct"), ("a", 0.9, "correct"), ("a", 0.95, "wrong"), ("a", 0.2, "wrong")]
         selected = select(candidates(rows, "code"))
         assert pair(selected) == ("a", 1, 3)
