@@ -10,6 +10,8 @@ data that both sides have stays alike (`heap`); objects of the program's have st
 program is forked before its job is read, so its memory holds no trace of the tests, nor of earlier jobs. What it may
 see of the tests comes through the pipe: imports, classes, and helpers that no test reads.
 
-Known limits: in the Landlock tier a program can tell from an error whether a path exists, and so whether a process
-does; and a program can pass tests that rely on its own judgement (`assert valid(x)`, `decode(encode(x)) == x`).
+Without bubblewrap, the zygote makes its scratch directory the root of all paths; where the kernel refuses that,
+programs cannot open files at all. Either way no error tells whether a file exists.
+
+Known limit: a program can pass tests that rely on its own judgement (`assert valid(x)`, `decode(encode(x)) == x`).
 """

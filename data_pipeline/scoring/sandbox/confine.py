@@ -28,13 +28,15 @@ _ALLOWED = {
     "read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
     "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18,
     "readv": 19, "writev": 20, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32,
-    "nanosleep": 35, "getpid": 39, "exit": 60, "ftruncate": 77, "getcwd": 79, "rename": 82, "unlink": 87,
+    "nanosleep": 35, "getpid": 39, "exit": 60, "ftruncate": 77, "getcwd": 79,
     "gettimeofday": 96, "getrusage": 98, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108,
     "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202, "restart_syscall": 219,
-    "exit_group": 231, "unlinkat": 263, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "getrandom": 318,
+    "exit_group": 231, "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "getrandom": 318,
     "rseq": 334,
 }  # fmt: skip
-# Allowed with some arguments only; see `seccomp`.
+_FILES = {"rename": 82, "unlink": 87, "unlinkat": 263}
+"""Allowed, like opening, where no path leads out of the scratch directory: an error would tell whether it exists."""
+# Allowed with some arguments only; see `_filter`.
 _FCNTL, _OPEN, _OPENAT, _CLOCKS, _PRLIMIT64 = 72, 2, 257, (228, 229, 230), 302
 _FCNTL_COMMANDS = (1, 2, 3, 1030)
 """F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: not F_SETOWN, which has the kernel send signals to others."""
@@ -50,6 +52,26 @@ def supports_seccomp() -> bool:
 def landlock_abi() -> int:
     """The kernel's Landlock version, 0 where there is none."""
     return max(0, _libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
+
+
+def stay_in(directory: str) -> bool:
+    """Makes a directory the root of all paths, for good; whether that is possible.
+
+    Root may; another user may in a user namespace of its own, where the kernel grants one.
+    """
+    new_user, capset = 0x10000000, 126
+    root = os.geteuid() == 0
+    if not root and _libc.unshare(new_user):
+        return False
+    try:
+        os.chroot(directory)
+    except PermissionError:
+        return False
+    os.chdir("/")
+    if not root:
+        # The namespace came with every capability.
+        _syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
+    return True
 
 
 def drop_user(user: int) -> None:
@@ -112,13 +134,14 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def seccomp() -> None:
-    """From now on every system call but a few fails with EPERM. Raises OSError."""
-    program = _Program(len(_FILTER) // 8, _FILTER)
+def seccomp(*, files: bool) -> None:
+    """From now on every system call but a few fails with EPERM; also opening files, unless `files`. Raises OSError."""
+    instructions = _FILTERS[files]
+    program = _Program(len(instructions) // 8, instructions)
     _prctl(_PR_SET_SECCOMP, 2, ctypes.byref(program))
 
 
-def _filter() -> bytes:
+def _filter(*, files: bool) -> bytes:
     """The instructions that the kernel runs at every system call, 8 bytes each."""
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     number, architecture = 0, 4
@@ -134,11 +157,11 @@ def _filter() -> bytes:
         (at_least, 0, 1, 0x40000000),  # The x32 calls share the architecture.
         kill,
     ]
-    for call in _ALLOWED.values():
+    for call in (*_ALLOWED.values(), *(_FILES.values() if files else ())):
         code += [(equal, 0, 1, call), allow]
     clock = [(load, 0, 0, first), (at_least, 0, 1, _FIRST_CLOCK_OF_OTHERS), deny, allow]
     guarded = dict.fromkeys(_CLOCKS, clock)
-    for call, flags in ((_OPEN, second), (_OPENAT, third)):
+    for call, flags in ((_OPEN, second), (_OPENAT, third)) if files else ():
         # Landlock does not check opening with O_PATH, which reveals whether a file exists.
         guarded[call] = [(load, 0, 0, flags), (any_bit, 0, 1, _O_PATH), deny, allow]
     commands = [part for command in _FCNTL_COMMANDS for part in ((equal, 0, 1, command), allow)]
@@ -153,7 +176,7 @@ def _filter() -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
-_FILTER = _filter()
+_FILTERS = {files: _filter(files=files) for files in (False, True)}
 """Made once: a zygote confines two processes for each job."""
 
 

@@ -172,7 +172,7 @@ class _Zygote:
             "scratch": self._scratch,
             "wall_seconds": limits.wall_seconds,
             **vars(limits),
-            **{name: getattr(tier, name) for name in ("user", "landlock", "seccomp")},
+            **{name: getattr(tier, name) for name in ("bubblewrap", "user", "landlock", "seccomp")},
         }
         self._process = subprocess.Popen(
             command(tier, self._scratch, json.dumps(settings)),

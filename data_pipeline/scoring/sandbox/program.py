@@ -4,6 +4,7 @@ import builtins
 import collections
 import contextlib
 import functools
+import inspect
 import math
 import operator
 import sys
@@ -190,7 +191,7 @@ def describe(error: BaseException) -> str:
 @functools.cache
 def describe_class(cls: type) -> dict[str, Any]:
     """What a stand-in's class needs to know of a class: its name and special methods, and what it cannot show."""
-    line: tuple[type, ...] = cls.__mro__  # type: ignore[assignment]
+    line = cls.__mro__
     special, inherited = [], []
     plain = next((plain for plain in _PLAIN if plain in line), None)
     for method in sorted(SPECIAL):
@@ -207,7 +208,7 @@ def describe_class(cls: type) -> dict[str, Any]:
     of_class = [
         method
         for method in sorted(SPECIAL)
-        if any(method in vars(base) for base in type(cls).__mro__ if base not in (type, object))
+        if any(method in vars(base) for base in inspect.getmro(type(cls)) if base not in (type, object))
     ]
     return {
         "name": cls.__name__,

@@ -2,7 +2,8 @@
 
 1. "bubblewrap": namespaces (processes, network, files, IPC) around zygote and jobs, and whatever the kernel has of the
    next tier.
-2. "landlock": no namespaces, as in most containers; Landlock restricts files, and seccomp everything else.
+2. "landlock": no namespaces, as in most containers; Landlock restricts files, and seccomp everything else. No path
+   leads out of the scratch directory (`confine.stay_in`), or no file can be opened.
 3. "unsafe": resource limits and whatever else the kernel has; only where the user allows it.
 
 In each tier programs run as a user that is not root, with resource limits.

@@ -40,12 +40,15 @@ def main(settings: dict) -> None:
     """Serves jobs until stdin closes.
 
     Args:
-      settings: modules to import, scratch (a directory), user (None: stay), landlock and seccomp (whether to use
-        them), cpu_seconds, memory_mb, wall_seconds.
+      settings: modules to import, scratch (a directory), bubblewrap (None: not within it), user (None: stay), landlock
+        and seccomp (whether to use them), cpu_seconds, memory_mb, wall_seconds.
     """
     for name in settings["modules"]:
         importlib.import_module(name)
     Heap.modules = frozenset(sys.modules)
+    settings["files"] = settings["bubblewrap"] is not None or confine.stay_in(settings["scratch"])
+    if settings["files"] and settings["bubblewrap"] is None:
+        settings["scratch"] = "/"
     if settings["user"] is not None:
         confine.drop_user(settings["user"])
     confine.hide_from_others()
@@ -162,7 +165,7 @@ def _become(settings: dict, zygote: int, descriptors: dict, scratch: str | None,
         if settings["landlock"]:
             confine.landlock(scratch)
         if settings["seccomp"]:
-            confine.seccomp()
+            confine.seccomp(files=settings["files"])
     except BaseException:
         os._exit(CONFINEMENT_FAILED)
     try:

@@ -299,3 +299,60 @@ def test_no_wall_no_run(monkeypatch: pytest.MonkeyPatch):
 def test_programs_are_not_root(scorer: CodeScorer):
     code = START + "def f(x):\n    return os.getuid()"
     assert score(scorer, code, tests=[f"assert f(1) == {tiers.SCRATCH_USER}"])[0].verdict == "correct"
+
+
+PATHS = ("/etc/passwd", "/no/such", "/root", "/proc/1", "/proc/999999", "/tmp", "../../etc/passwd", "../no/such")
+PROBES = """
+def f(x):
+    def answer(call, *arguments):
+        try:
+            call(*arguments)
+            return 'done'
+        except OSError as error:
+            return error.errno
+    c = __import__('ctypes').CDLL(None, use_errno=True)
+    def number(n, *arguments):
+        if c.syscall(n, *arguments) < 0:
+            raise OSError(__import__('ctypes').get_errno(), '')
+    path = x.encode()
+    return [
+        answer(open, x), answer(open, x + '/a', 'w'), answer(open, x + '/a'), answer(os.open, x, os.O_DIRECTORY),
+        answer(os.stat, x), answer(os.lstat, x), answer(os.access, x, 0), answer(os.readlink, x),
+        answer(os.listdir, x), answer(os.chdir, x), answer(os.rename, x, 'a'), answer(os.unlink, x),
+        answer(os.rename, 'b', x + '/b'), answer(os.mkdir, x), answer(os.utime, x), answer(os.statvfs, x),
+        answer(os.link, x, 'c'), answer(os.execv, x, ['x']), answer(os.getxattr, x, 'user.a'),
+        answer(number, 437, -100, path, bytes(24), 24), answer(number, 332, -100, path, 0, 0, bytes(256)),
+        answer(number, 439, -100, path, 0, 0), answer(number, 76, path, 0), answer(number, 161, path),
+    ]
+"""
+
+
+@pytest.mark.parametrize("rooted", [True, False])
+def test_no_error_tells_whether_a_file_exists(tier: tiers.Tier, rooted: bool, monkeypatch: pytest.MonkeyPatch):
+    if tier.bubblewrap:
+        pytest.skip("its files are a few of the system's, and none of anybody's own")
+    if not rooted:
+        text = tiers._START.replace("zygote.main(", "zygote.confine.stay_in = lambda directory: False; zygote.main(")
+        monkeypatch.setattr(tiers, "_START", text)
+    scorer = CodeScorer(VerifierLimits(timeout_seconds=5, memory_mb=512), 1, tier=tier)
+    alike = "answers = [f(path) for path in {paths!r}]\nassert all(answer == answers[0] for answer in answers), answers"
+    for paths in (PATHS[:6], PATHS[6:]):
+        (found,) = score(scorer, START + PROBES, tests=[alike.format(paths=paths)])
+        assert found.verdict == "correct", found.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+def test_another_user_than_root_has_no_paths_either(tmp_path: Path):
+    code = (
+        "import os, sys; sys.path.append(sys.argv[1]); import sandbox.confine as confine\n"
+        "os.setresuid(61437, 61437, 61437)\n"
+        "print(confine.stay_in(sys.argv[2]) and (os.listdir('/'), os.path.exists('/etc')))\n"
+        "try: os.chroot('.')\nexcept PermissionError: print('refused')"
+    )
+    tmp_path.chmod(0o777)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    root = Path(judge.__file__).parents[1]
+    command = [os.path.realpath(sys.executable), "-S", "-c", code, str(root), str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert output in (["([], False)", "refused"], ["False", "refused"])
