@@ -7,9 +7,12 @@ from typing import Any
 from etils import epath
 
 from data_pipeline.config import RowsConfig
-from data_pipeline.prompts import row_files
+from data_pipeline.prompts import column_types, row_files
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import is_remote
+
+FIRST_ROWS = 1000
+"""Of each file of a folder, rows whose types are compared."""
 
 
 def files(source: RowsConfig) -> list[epath.Path]:
@@ -57,10 +60,14 @@ def _data_set(source: RowsConfig, key: str, columns: Sequence[str]) -> Iterator[
         raise UserError(f"{key}: {source.path}: {remedy}") from None
     try:
         table = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+        if changed := column_types.change(files(source), FIRST_ROWS):
+            note(f"{key}: {source.path}: {changed}: one of the two was turned into the other")
         if present := [column for column in columns if column in table.column_names]:
             table = table.select_columns(present)
         yield from ((f"{source.path}:{source.split}:{number}", row) for number, row in enumerate(table))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # Of a failure while it prepares the files, `datasets` says why in the cause alone.
-        problem = one_line(error) + (f": {one_line(error.__cause__)}" if error.__cause__ else "")
+        problem = column_types.change(files(source)) or one_line(error)
+        if error.__cause__ and problem == one_line(error):
+            problem += f": {one_line(error.__cause__)}"
         raise UserError(f"{key}: {source.path}: no data set that can be read: {problem}") from None

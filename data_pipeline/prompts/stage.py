@@ -10,6 +10,7 @@ id. So the first rows of the table are a fair sample of it, and adding prompts c
 """
 
 import codecs
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -211,6 +212,14 @@ def _named_columns(record: dict[str, Any], entry: PromptsConfig) -> dict[str, An
     return values
 
 
+def _from_cell(value: Any) -> Any:
+    """A list that a CSV file holds as text, in JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
 class _Message(pydantic.BaseModel):
     role: str
     content: str
@@ -221,7 +230,7 @@ _MESSAGES = pydantic.TypeAdapter(list[_Message])
 
 def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig) -> dict[str, Any]:
     """A row of `SCHEMA`, whose id may be None. Raises `Rejected`."""
-    messages = values.get("messages")
+    messages = _from_cell(values.get("messages"))
     if messages is None:
         text = values.get("prompt")
         if not isinstance(text, str) or not text.strip():
@@ -237,7 +246,7 @@ def _prompt(values: dict[str, Any], entry: PromptsConfig, config: PipelineConfig
         raise Rejected("bad_messages", f"roles {', '.join(roles)}")
     if not roles or roles[-1] != "user" or not messages[-1]["content"].strip():
         raise Rejected("no_user_turn", f"roles {', '.join(roles)}")
-    answer, tests = values.get("answer"), values.get("tests")
+    answer, tests = values.get("answer"), _from_cell(values.get("tests"))
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):

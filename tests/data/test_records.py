@@ -228,11 +228,11 @@ def test_mistaken_sources(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["chats.jsonl", "chats.json.gz", "pairs.csv", "missing.parquet", "folder", "owner/set"]
+    "name", ["chats.jsonl", "chats.json", "chats.json.gz", "pairs.csv", "missing.parquet", "folder", "owner/set"]
 )
 def test_rows_are_no_shards(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    for file in ("chats.jsonl", "chats.json.gz", "pairs.csv", "folder/a.jsonl"):
+    for file in ("chats.jsonl", "chats.json", "chats.json.gz", "pairs.csv", "folder/a.jsonl"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     with pytest.raises(

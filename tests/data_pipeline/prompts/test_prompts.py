@@ -79,6 +79,26 @@ def test_bad_records_are_counted_with_their_reason(tmp_path: Path):
     assert [line["reason"] for line in rejected] == ["no_tests", "bad_tests"]
 
 
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.json.gz", "p.csv", "p.csv.gz"])
+def test_single_files_of_every_kind(tmp_path: Path, name: str):
+    """A CSV file holds lists as JSON, and numbers as they were written."""
+    rows = [{"prompt": f"prompt {n}", "answer": f"0{n}", "tests": [f"assert f() == {n}", "[f()]"]} for n in range(3)]
+    kind = name.removesuffix(".gz")
+    if kind == "p.csv":
+        flat = [{**row, "tests": json.dumps(row["tests"])} for row in rows]
+        content = pl.DataFrame(flat).write_csv().encode()
+    else:
+        lines = json.dumps(rows) if kind == "p.json" else "\n".join(map(json.dumps, rows))
+        content = lines.encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    table, rejected = read(tmp_path, {"path": str(path), "domain": "code"})
+    assert not rejected
+    assert table.sort("answer").select("answer", "tests").to_dicts() == [
+        {"answer": row["answer"], "tests": row["tests"]} for row in rows
+    ]
+
+
 def test_two_files_of_one_data_set_have_ids_of_their_own(tmp_path: Path):
     paths = [write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{n}"} for n in range(2)]) for name in "ab"]
     table, rejected = read(tmp_path, *({"path": str(path)} for path in paths))
