@@ -27,11 +27,11 @@ def change(files: Sequence[epath.Path], rows: int | None = None) -> str | None:
     read: list[epath.Path] = []
     for file in filter(row_files.is_row_file, files):
         try:
-            kinds = _kinds(file, rows)
+            types = _kinds(file, rows)
         except UserError:
             continue
         read.append(file)
-        for column, kind in kinds:
+        for column, kind in types:
             found.setdefault(column, {}).setdefault(kind, file)
             columns.setdefault(column, file)
     for column, kinds_of in sorted(found.items()):
@@ -42,7 +42,9 @@ def change(files: Sequence[epath.Path], rows: int | None = None) -> str | None:
     return _missing(columns, found, read) if rows is None else None
 
 
-def _missing(columns: dict[str, epath.Path], found: dict, read: list[epath.Path]) -> str | None:
+def _missing(
+    columns: dict[str, epath.Path], found: dict[str, dict[str, epath.Path]], read: list[epath.Path]
+) -> str | None:
     """What the first file lacks: its rows decide what the others may have."""
     for column, file in sorted(columns.items()):
         if file != read[0] and "." not in column and "[]" not in column:

@@ -172,6 +172,8 @@ class _Remote:
         return self._is("issubclass", issubclass, value, classes)
 
     def _is(self, operation: str, local: Callable[[Any, Any], bool], value: Any, classes: Any) -> bool:
+        if type(classes) is types.UnionType:
+            classes = classes.__args__
         if type(classes) is tuple:
             return any(self._is(operation, local, value, cls) for cls in classes)
         if of(value) is None:
@@ -319,7 +321,8 @@ class _Remote:
             known = BUILTIN_TYPES.get(str(described["builtin"]))
             if known in COPIED:
                 raise Malformed("a stand-in for plain data")
-            made = make(name, bases or (StandIn,), lists[0], frozenset(lists[1]), metaclass, lists[2], known)
+            decides = described["decides"] is True
+            made = make(name, bases or (StandIn,), lists[0], frozenset(lists[1]), metaclass, lists[2], known, decides)
         except TypeError as error:
             raise Undecidable(f"the class {described['name']}: {error}") from None
         return refer(made, Reference(self, number))

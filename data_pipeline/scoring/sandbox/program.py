@@ -205,16 +205,13 @@ def describe_class(cls: type) -> dict[str, Any]:
         for base in line[:-1]
         if base.__module__ not in _SHOWN_MODULES and not issubclass(base, _SHOWN_TYPES)
     ]
-    of_class = [
-        method
-        for method in sorted(SPECIAL)
-        if any(method in vars(base) for base in inspect.getmro(type(cls)) if base not in (type, object))
-    ]
+    of_metaclass = {name for base in inspect.getmro(type(cls)) if base not in (type, object) for name in vars(base)}
     return {
         "name": cls.__name__,
         "special": special,
         "inherited": inherited,
-        "of_class": of_class,
+        "of_class": sorted(SPECIAL & of_metaclass),
+        "decides": bool({"__instancecheck__", "__subclasscheck__"} & of_metaclass),
         "metaclass": type(cls).__name__,
         "builtin": BUILTIN_NAMES.get(cls),
         "hidden": hidden[0] if hidden else None,

@@ -141,10 +141,10 @@ class Kind(type):
         return _constructed(_of(cls).remote.ask("call", cls, arguments, named))
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return of(value) is not None and _of(cls).remote.ask("isinstance", value, cls) is True
+        return _is(cls, "isinstance", value)
 
     def __subclasscheck__(cls, value: Any) -> bool:
-        return of(value) is not None and _of(cls).remote.ask("issubclass", value, cls) is True
+        return _is(cls, "issubclass", value)
 
     def __repr__(cls) -> str:
         return _of(cls).remote.ask("repr", cls)
@@ -153,6 +153,15 @@ class Kind(type):
 
     def __hash__(cls) -> int:
         return object.__hash__(cls)
+
+
+def _is(cls: Kind, operation: str, value: Any) -> bool:
+    remote = _of(cls).remote
+    if of(value) is not None:
+        return remote.ask(operation, value, cls) is True
+    if type.__getattribute__(cls, "_decides"):
+        remote.give_up(f"{operation} of plain data with a class that decides itself")
+    return False
 
 
 class StandIn:
@@ -202,6 +211,7 @@ def make(
     metaclass: str,
     of_class: list[str],
     builtin: type | None,
+    decides: bool,
 ) -> type:
     """A class whose objects stand for those of a class of the program's.
 
@@ -222,7 +232,8 @@ def make(
     else:
         shown = ("__getattribute__", "__setattr__", "__delattr__", "__repr__", "__str__", "__format__", "__dir__")
         namespace |= {name: vars(StandIn)[name] for name in shown}
-    return kind(name, bases, namespace | {"_stands_for": None, "_inherited": inherited, "_builtin": builtin})
+    known = {"_stands_for": None, "_inherited": inherited, "_builtin": builtin, "_decides": decides}
+    return kind(name, bases, namespace | known)
 
 
 def refer(stand_in: Any, reference: Reference) -> Any:

@@ -8,6 +8,7 @@ anything else, an object of a subclass of a plain type too, the caller makes a n
 import builtins
 import collections
 import collections.abc
+import contextlib
 import datetime
 import decimal
 import enum
@@ -218,7 +219,9 @@ class Encoder:
         depth = self._depths.get(id(error), 0) + 1
         self._depths |= dict.fromkeys(map(id, causes), depth)
         refs = [self.ref(cause) if depth < MAX_CAUSES else None for cause in causes]
-        parts = [self.ref(kind), self.ref(tuple(error.args)), pairs]
+        # A group takes its exceptions when it is made, before lists are filled.
+        args = (error.message, error.exceptions) if isinstance(error, BaseExceptionGroup) else tuple(error.args)
+        parts = [self.ref(kind), self.ref(args), pairs]
         return ["exception", *parts, *refs, error.__suppress_context__]
 
 
@@ -475,7 +478,8 @@ def _raised(cls: Any, args: tuple, attributes: dict[str, Any]) -> BaseException:
     _check_attributes(cls, attributes)
     for name, value in attributes.items():
         if type(getattr(cls, name, None)) in _MEMBERS:
-            setattr(error, name, value)
+            with contextlib.suppress(AttributeError):  # Some can be read only: they follow from the arguments.
+                setattr(error, name, value)
         else:
             error.__dict__[name] = value
     return error

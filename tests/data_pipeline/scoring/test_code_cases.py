@@ -1,10 +1,13 @@
 """Verdicts on programs of every kind that answers contain, held against plain Python; see code_cases.txt."""
 
+import ast
 import re
 import sys
 import types
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -59,8 +62,39 @@ def test_the_verdict_is_plain_pythons_or_unknown(scores: dict[str, Score], case:
     assert score.verdict == ("unknown" if case.unknown else plain_verdict(case, monkeypatch)), score.detail
 
 
+def negated(tests: str) -> Iterator[str]:
+    """The tests with one claim turned into its opposite, for each claim."""
+    places = [
+        (index, part)
+        for index, node in enumerate(ast.walk(ast.parse(tests)))
+        if isinstance(node, ast.Assert)
+        for part in (range(len(node.test.values)) if _is_and(node.test) else [None])
+    ]
+    for index, part in places:
+        tree = ast.parse(tests)
+        node: Any = list(ast.walk(tree))[index]
+        if part is None:
+            node.test = ast.UnaryOp(ast.Not(), node.test)
+        else:
+            node.test.values[part] = ast.UnaryOp(ast.Not(), node.test.values[part])
+        yield ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _is_and(node: ast.expr) -> TypeGuard[ast.BoolOp]:
+    return isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And)
+
+
+def test_the_opposite_of_each_claim_has_the_other_verdict_or_none(monkeypatch: pytest.MonkeyPatch):
+    changed = [replace(case, tests=tests) for case in CASES for tests in negated(case.tests)]
+    assert len(changed) > 500
+    scorer = CodeScorer(VerifierLimits(timeout_seconds=5), 2)
+    found = scorer.score([Item({"tests": [case.tests]}, f"```python\n{case.program}\n```") for case in changed])
+    for case, score in zip(changed, found, strict=True):
+        assert score.verdict in ("unknown", plain_verdict(case, monkeypatch)), (case.name, case.tests, score.detail)
+
+
 def test_enough_cases():
-    assert len({case.name for case in CASES}) == len(CASES) >= 200
+    assert len({case.name for case in CASES}) == len(CASES) >= 260
     assert sum(case.unknown for case in CASES) < 0.2 * len(CASES)
 
 
