@@ -19,6 +19,9 @@ _IMPORTS = (ast.Import, ast.ImportFrom)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _STATEMENTS = (*_IMPORTS, *_DEFINITIONS, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.For, ast.Try, ast.With)
 
+_PROSE = 50
+"""Most lines behind a block that was never closed."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -47,30 +50,37 @@ def find(text: str, wanted: Iterable[str] = ()) -> tuple[str | None, str | None]
     >>> find("```python\\ndef f():\\n    return 1\\n```\\nTest:\\n```python\\ndef test_f(): f()\\n```", ["f"])
     ('def f():\\n    return 1\\n', None)
     """
-    found = list(blocks(text))
-    python = [block.code for block in found if block.python]
-    plain = [block.code for block in found if not block.language]
-    outside = unfenced(text)
-    other = [block.code for block in found if block.language and not block.python and unfenced(block.code)]
-    tiers = [python, plain, [outside] if outside else [], other]
+    found, outside = blocks(text)
     wanted = list(wanted)
-    for tier in tiers:
+    fallback: list[str] | None = None
+    for tier in _tiers(found, outside):
         if chosen := _needed(tier, wanted):
             return "\n".join(chosen), _unreadable(tier, wanted)
-    for tier in tiers:
-        if tier:
-            defining = [body for body in tier if _DEFINES.search(body)]
-            return (defining or tier)[-1], None
+        fallback = fallback or tier
+    if fallback:
+        defining = [body for body in fallback if _DEFINES.search(body)]
+        return (defining or fallback)[-1], None
     foreign = any(block.language for block in found)
     return None, None if foreign or not _SEEMS_TO_DEFINE.search(text) else "code_not_found"
 
 
-def blocks(text: str) -> Iterator[Block]:
-    """The fenced blocks of a text. One that is not closed reaches to the next fence that names a language, or the end.
+def _tiers(found: list[Block], outside: str) -> Iterator[list[str]]:
+    """The places where a program may be, the likeliest first."""
+    yield [block.code for block in found if block.python]
+    yield [block.code for block in found if not block.language]
+    yield [code] if (code := unfenced(outside)) else []
+    yield [block.code for block in found if block.language and not block.python and unfenced(block.code)]
 
-    >>> [(block.language, block.code) for block in blocks("~~~py\\nx = 1\\n~~~\\n```\\ny = 2")]
-    [('py', 'x = 1\\n'), ('', 'y = 2\\n')]
+
+def blocks(text: str) -> tuple[list[Block], str]:
+    """The fenced blocks of a text, and what is outside of them. A block that is not closed reaches to the next fence
+    that names a language, or to the end.
+
+    >>> found, outside = blocks("Here:\\n~~~py\\nx = 1\\n~~~\\n```\\ny = 2")
+    >>> [(block.language, block.code) for block in found], outside
+    ([('py', 'x = 1\\n'), ('', 'y = 2\\n')], 'Here:\\n')
     """
+    found, outside = list[Block](), list[str]()
     marks, language, lines = "", "", list[str]()
     for line in text.splitlines():
         fence = _FENCE.match(line)
@@ -79,13 +89,35 @@ def blocks(text: str) -> Iterator[Block]:
             lines.append(line)
             continue
         if marks:
-            yield Block(language, textwrap.dedent("".join(f"{line}\n" for line in lines)))
+            found.append(Block(language, _dedented(lines)))
+        elif fence is None:
+            outside.append(line)
         opens = fence is not None and (not marks or _language(fence) != "")
         marks, lines = (fence["marks"], []) if fence is not None and opens else ("", [])
         language = _language(fence) if fence is not None else ""
     if marks:
-        body = textwrap.dedent("".join(f"{line}\n" for line in lines))
-        yield Block(language, body if _parsed(body) is not None else unfenced(body) or body)
+        found.append(Block(language, _without_prose_behind(_dedented(lines))))
+    return found, _joined(outside) if found else text
+
+
+def _dedented(lines: list[str]) -> str:
+    return textwrap.dedent(_joined(lines))
+
+
+def _joined(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _without_prose_behind(code: str) -> str:
+    """A block that was never closed, up to where its text goes on: behind that, nothing looks like code."""
+    lines = code.splitlines()
+    ends = [end for end in range(len(lines), 0, -1) if end == len(lines) or lines[end][:1].strip()]
+    for end in ends[:_PROSE]:
+        if _CODE_LINE.search(_joined(lines[end:])):
+            break
+        if _parsed(_joined(lines[:end])) is not None:
+            return _joined(lines[:end])
+    return code
 
 
 def _language(fence: re.Match) -> str:
@@ -94,7 +126,8 @@ def _language(fence: re.Match) -> str:
 
 
 def unfenced(text: str) -> str | None:
-    """The program in a text without fences: all of it, or its statements, without the prose between them.
+    """The program in a text without fences: all of it, or its statements, without the prose between them; None if there
+    is none, or a definition that does not parse.
 
     >>> unfenced("Sure:\\n\\ndef f(x):\\n    return x\\n\\nIt returns x.")
     'def f(x):\\n    return x\\n'
@@ -116,8 +149,10 @@ def unfenced(text: str) -> str | None:
         tree = _parsed("\n".join(group))
         if tree is not None and tree.body and all(map(_is_code, tree.body)):
             kept += "\n".join(group).rstrip().splitlines()
+        elif _DEFINES.search("\n".join(group)):
+            return None
         group = [line]
-    code = "".join(f"{line}\n" for line in kept)
+    code = _joined(kept)
     return code if _DEFINES.search(code) and _parsed(code) is not None else None
 
 

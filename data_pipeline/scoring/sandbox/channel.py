@@ -6,6 +6,8 @@ from typing import Any
 
 MAX_BYTES = 2**23
 
+_write = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Closed(BaseException):
     """The other side has gone. Not an `Exception`, so that tests do not catch it."""
@@ -22,7 +24,7 @@ class Channel:
     def send(self, message: Any) -> None:
         """Raises Closed, or TooLong."""
         # Text that UTF-8 cannot hold (lone surrogates) travels escaped.
-        data = json.dumps(message, separators=(",", ":")).encode()
+        data = _write(message).encode()
         if len(data) > MAX_BYTES:
             raise TooLong
         view = memoryview(len(data).to_bytes(4, "big") + data)

@@ -150,3 +150,18 @@ def test_a_last_block_that_does_not_parse_leaves_doubt():
     prose = "The function:\n> def add(a, b):\n>     return a + b"
     (score,) = scorer.score([Item({"tests": ["assert add(1, 2) == 3"]}, prose)])
     assert (score.verdict, score.detail) == ("unknown", "code_not_found")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nGOOD\ndef broken(:\n    pass\n```",
+        "```python\nGOOD\ndef broken(:\n    pass",
+        "```python\ndef broken(:\n    pass\n\nGOOD",
+        "~~~\nGOOD\nbroken(\n~~~\nThat is all.",
+        "Here:\n\nGOOD\ndef broken(:\n    pass\n",
+    ],
+)
+def test_what_does_not_parse_is_not_left_out(text: str):
+    found, doubt = find(text.replace("GOOD", GOOD), ["add"])
+    assert doubt == "code_not_found" or (found is not None and "broken" in found)
