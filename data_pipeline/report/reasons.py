@@ -131,6 +131,8 @@ SCORES = {
     "failed_test": "a test failed",
     "import_not_allowed": "imports a module that the sandbox does not have",
     "misbehaved": "broke the rules between program and tests",
+    "code_not_found": "the answer defines something, but the program cannot be told from the text",
+    "several_programs": "it defines twice what is tested, the last time with a syntax error",
     "no_code": "there is no program in the text",
     "no_tests": "there are no tests to run",
     "passed": "every test passed",

@@ -157,7 +157,9 @@ def test_scores():
                         found |= texts(keyword.value, scope)
             case ast.Call(func=ast.Name(id="Outcome"), args=[_, why]):
                 found |= texts(why, scope)
-            case ast.Return(value=ast.AST() as value) if scope.name in ("analyse", "_conversation"):
+            case ast.Return(value=ast.Tuple(elts=[_, why])) if scope.name == "find":
+                found |= texts(why, scope)
+            case ast.Return(value=ast.AST() as value) if scope.name in ("analyse", "_conversation", "_unreadable"):
                 found |= texts(value, scope)
             case ast.GeneratorExp(elt=elt) if scope.name == "analyse":
                 found |= texts(elt, scope)
