@@ -174,14 +174,14 @@ def _folded(
 def _has_system_turn(
     tokenizer: Tokenizer, turns: list[dict[str, str]], text: str, *, add_generation_prompt: bool, date: datetime.date
 ) -> bool:
-    """Whether the first turn, the system's, is in the text of the conversation."""
+    """Whether the first turn, the system's, is in the text of the conversation, as it is or with a part taken out."""
     system, *others = turns
     said = system["content"].strip()
-    if said not in text or not any(said in turn["content"] for turn in others):
-        return said in text
-    # Another turn says the same. (An empty one is in all of them; nothing is lost with it.)
+    if not said or (said in text and not any(said in turn["content"] for turn in others)):
+        return True
+    # Another turn says the same, or the template has rewritten it (SmolLM3's takes `/no_think` out).
     changed = [{**system, "content": f"{said}{said}"}, *others]
-    return not said or render(tokenizer, changed, add_generation_prompt=add_generation_prompt, date=date) != text
+    return render(tokenizer, changed, add_generation_prompt=add_generation_prompt, date=date) != text
 
 
 def encode_prompt(

@@ -222,6 +222,14 @@ def test_a_system_turn_that_the_template_drops_is_missed_even_where_the_user_say
     assert not encode_conversation(tokenizer, messages).changes
 
 
+def test_a_system_turn_that_the_template_shortens_stays_one(monkeypatch):
+    """As SmolLM3's does with what switches reasoning off."""
+    shortens = TURNS.replace("m['content']", "m['content'].replace('/no_think', '')") + GENERATION_PROMPT
+    tokenizer = with_template(monkeypatch, "chatml", shortens)
+    found = encode_conversation(tokenizer, [{"role": "system", "content": "Be brief. /no_think"}, *talk("Hi", "Hello")])
+    assert not found.changes and "system\nBe brief. <|im_end|>" in tokenizer.decode(found.tokens)
+
+
 def test_a_later_system_turn_that_the_template_drops_is_refused(monkeypatch):
     later = [*talk("Hi", "Hello"), {"role": "system", "content": "Be brief."}, *talk("And?", "Yes.")]
     first = TURNS.replace("in messages", "in messages if m['role'] != 'system' or m == messages[0]")
