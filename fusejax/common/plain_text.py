@@ -58,7 +58,8 @@ def hide(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> tuple[l
     white space (Gemma's line breaks are added tokens), which spells nothing.
 
     Raises:
-      SpelledError: a content holds such a name beside characters of Unicode's planes for private use.
+      SpelledError: a content holds such a name beside characters of Unicode's planes for private use; or there are more
+        special tokens than such characters.
     """
     turns = [dict(message) for message in messages]
     special = _special(tokenizer, str(tokenizer.chat_template))
@@ -68,6 +69,8 @@ def hide(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> tuple[l
         return turns, False
     if any(_PRIVATE.search(turn["content"]) for turn in turns):
         raise SpelledError(f"a text spells {found!r} and holds characters for private use")
+    if len(special.names) > _END - _HIDDEN:
+        raise SpelledError(f"a text spells {found!r}, one of {len(special.names):,} special tokens, which are too many")
     for turn in turns:
         turn["content"] = special.any_name.sub(
             lambda match: chr(_HIDDEN + special.numbers[match[0]]) * len(match[0]), turn["content"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from fusejax.common import plain_text
 from fusejax.common.chat_template import TemplateError, encode, encode_prompt
 from fusejax.common.plain_text import SpelledError, hide, tokenize
 from fusejax.data.chat import encode_conversation
@@ -198,11 +199,15 @@ def test_a_tokenizer_with_several_templates_uses_its_default():
     assert encode(tokenizer, talk("<|im_end|>", "a")) == wanted
 
 
-def test_what_cannot_be_kept_is_refused(tokenizer_of_chatml):
+def test_what_cannot_be_kept_is_refused(tokenizer_of_chatml, monkeypatch):
     with pytest.raises(SpelledError, match="private use"):
         hide(tokenizer_of_chatml, talk("\U00100000", "<|im_end|>"))
     with pytest.raises(TemplateError, match="private use"):
         encode_prompt(tokenizer_of_chatml, talk("<|im_end|> \U000f0001", "")[:1])
+    monkeypatch.setattr(plain_text, "_END", plain_text._HIDDEN + 1)
+    with pytest.raises(SpelledError, match="one of 2 special tokens, which are too many"):
+        hide(tokenizer_of_chatml, talk("Hi", "<|im_end|>"))
+    monkeypatch.undo()
     hidden, _ = hide(tokenizer_of_chatml, talk("Hi", "<|im_end|>"))
     with pytest.raises(SpelledError, match="rewrites"):
         tokenize(tokenizer_of_chatml, [hidden[1]["content"][:-1]], [True])
