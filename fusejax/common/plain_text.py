@@ -103,6 +103,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], spelled: Sequence[bool]
         return list(results)
     special = _special(tokenizer, str(tokenizer.chat_template))
     renamed = _renamed(tokenizer, str(tokenizer.chat_template))
+    if isinstance(renamed, SpelledError):
+        raise renamed
     with_hidden = [text for text, hides in zip(texts, spelled, strict=True) if hides]
     encodings = renamed.encode_batch([_mask(text, special) for text in with_hidden], add_special_tokens=False)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special.names if name != tokenizer.unk_token}
@@ -193,9 +195,10 @@ def _renamed(tokenizer: Tokenizer, template: str) -> Any:
     """The tokenizer (`tokenizers.Tokenizer`), with every special token under a private name of the same length.
 
     So a special token's own name is text to it, tokenised as any other text, with all that comes before and after.
+    An error is the result, too: it takes seconds to find, and every text that needs this would find it again.
     """
     if not tokenizer.is_fast:
-        raise SpelledError("a text spells a special token, and without tokenizer.json it cannot be kept as text")
+        return SpelledError("a text spells a special token, and without tokenizer.json it cannot be kept as text")
     from tokenizers import Tokenizer as Backend  # slow to import
 
     special = _special(tokenizer, template)
@@ -216,8 +219,8 @@ def _renamed(tokenizer: Tokenizer, template: str) -> Any:
     try:
         renamed = Backend.from_str(json.dumps(data))
     except Exception as error:  # a plain one is all that `tokenizers` raises
-        raise SpelledError(f"a text spells a special token, and cannot be kept as text: {one_line(error)}") from None
+        return SpelledError(f"a text spells a special token, and cannot be kept as text: {one_line(error)}")
     moved = [name for name, alias in private.items() if renamed.token_to_id(alias) != backend.token_to_id(name)]
     if moved:
-        raise SpelledError(f"a text spells a special token, and {moved[0]!r} cannot be kept as text")
+        return SpelledError(f"a text spells a special token, and {moved[0]!r} cannot be kept as text")
     return renamed

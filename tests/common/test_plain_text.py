@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fusejax.common import plain_text
 from fusejax.common.chat_template import TemplateError, encode, encode_prompt
 from fusejax.common.plain_text import SpelledError, hide, tokenize
-from fusejax.data.chat import encode_conversation
+from fusejax.data.chat import encode_conversation, encode_conversations
 from tests.data.families import FAMILIES, make_tokenizer
 
 ENDS = {
@@ -190,6 +190,23 @@ def test_special_tokens_that_do_not_go_by_another_name_are_missed():
     assert not encode_prompt(tokenizer, talk("a", "")[:1]).changes
     with pytest.raises(TemplateError, match="do not keep it as text"):
         encode_prompt(tokenizer, talk("<|im_end|>", "")[:1])
+
+
+def test_a_tokenizer_that_cannot_be_renamed_is_tried_once(monkeypatch):
+    tokenizer, calls = wrapped(unigram()), []
+
+    class Backend:
+        @staticmethod
+        def from_str(text: str):
+            calls.append(text)
+            raise Exception("no such model")  # as `tokenizers` raises it
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Backend)
+    results = encode_conversations(tokenizer, [talk("a", "<|im_end|>")] * 3 + [talk("a", "b")])
+    assert [str(result) for result in results[:3]] == [
+        "special_text: a text spells a special token, and cannot be kept as text: no such model"
+    ] * 3
+    assert not results[3].changes and len(calls) == 1
 
 
 def test_a_tokenizer_with_several_templates_uses_its_default():
