@@ -59,6 +59,13 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # whatever the files hold: `tokenizers` raises plain Exception
         raise UserError(f"tokenizer {source}: cannot be loaded: {one_line(error)}") from error
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name, as Command R has one more for tools
+        if "default" not in template:
+            raise UserError(
+                f"tokenizer {source}: none of its chat templates ({', '.join(sorted(template))}) is called default"
+            )
+        tokenizer.chat_template = template["default"]
     if not tokenizer.chat_template:
         raise UserError(
             f"tokenizer {source}: has no chat template; add chat_template.jinja beside its files, "
@@ -133,14 +140,25 @@ def as_template_takes(
 
         system "Be brief.", user "Hi"   ->   user "Be brief.\\n\\nHi"
 
+    Another system turn has no such place: where the template leaves it out, the conversation is refused.
+
     Arguments and errors as of `render`.
     """
+    turns, text = _folded(tokenizer, messages, add_generation_prompt=add_generation_prompt, date=date)
+    if any(turn["role"] == "system" and turn["content"].strip() not in text for turn in turns[1:]):
+        raise TemplateError("the chat template leaves out a system turn that is not the first")
+    return turns, text
+
+
+def _folded(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, date: datetime.date
+) -> tuple[list[dict[str, str]], str]:
     turns = [dict(message) for message in messages]
     if not turns or turns[0]["role"] != "system":
         return turns, render(tokenizer, turns, add_generation_prompt=add_generation_prompt, date=date)
     try:
         text = render(tokenizer, turns, add_generation_prompt=add_generation_prompt, date=date)
-        if turns[0]["content"].strip() in text:
+        if _has_system_turn(tokenizer, turns, text, add_generation_prompt=add_generation_prompt, date=date):
             return turns, text
         refusal = TemplateError("the chat template leaves out the system turn")
     except TemplateError as error:
@@ -148,8 +166,22 @@ def as_template_takes(
     if [turn["role"] for turn in turns[1:2]] != ["user"]:
         raise refusal
     system, user, *rest = turns
-    folded = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    together = f"{system['content']}\n\n{user['content']}" if system["content"].strip() else user["content"]
+    folded = [{"role": "user", "content": together}, *rest]
     return folded, render(tokenizer, folded, add_generation_prompt=add_generation_prompt, date=date)
+
+
+def _has_system_turn(
+    tokenizer: Tokenizer, turns: list[dict[str, str]], text: str, *, add_generation_prompt: bool, date: datetime.date
+) -> bool:
+    """Whether the first turn, the system's, is in the text of the conversation, as it is or with a part taken out."""
+    system, *others = turns
+    said = system["content"].strip()
+    if not said or (said in text and not any(said in turn["content"] for turn in others)):
+        return True
+    # Another turn says the same, or the template has rewritten it (SmolLM3's takes `/no_think` out).
+    changed = [{**system, "content": f"{said}{said}"}, *others]
+    return render(tokenizer, changed, add_generation_prompt=add_generation_prompt, date=date) != text
 
 
 def encode_prompt(

@@ -169,10 +169,17 @@ def encode_conversations(
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> int | None:
     """The token that ends answers in training; None where the template takes no question with an answer."""
-    talk: list[Message] = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
+    question: Message = {"role": "user", "content": "Question"}
+
+    def talk(answer: str) -> list[Message]:
+        return [question, {"role": "assistant", "content": answer}]
+
     try:
-        tokens, loss_mask, _ = encode_conversation(tokenizer, talk, stop_ids=stop_ids)
-    except ChatError:
+        # Where the generation prompt opens a thought, only answers that begin with it are trained on.
+        asked = render(tokenizer, [question], add_generation_prompt=True)
+        opened = asked[_common_length(asked, render(tokenizer, talk("Answer"))) :]
+        tokens, loss_mask, _ = encode_conversation(tokenizer, talk(f"{opened}Answer"), stop_ids=stop_ids)
+    except (TemplateError, ChatError):
         return None
     return int(tokens[loss_mask][-1])
 

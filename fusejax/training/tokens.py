@@ -41,7 +41,8 @@ def load(path: epath.Path, identity: dict[str, str]) -> Tokenized | None:
             if header.pop("identity") != identity:
                 return None
             if "truncated" in header:  # by a release that counted the examples which were cut, and no other changes
-                header["changes"] = {"cut": ["?"] * header.pop("truncated")}
+                cut = header.pop("truncated")
+                header["changes"] = {"cut": ["?"] * cut} if cut else {}
             header["rejected"] = [Rejection(**rejection) for rejection in header["rejected"]]
             return Tokenized(**header, **{name: file[name] for name in file.files if name != "header"})
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:

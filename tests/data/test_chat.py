@@ -1,5 +1,6 @@
 """Ids against `apply_chat_template`, masks against templates that mark the assistant's words themselves."""
 
+import copy
 import datetime
 import gzip
 import json
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fusejax.common.chat_template import encode_prompt, render, writes_date
+from fusejax.common.chat_template import TemplateError, encode_prompt, render, writes_date
 from fusejax.common.cli import UserError
 from fusejax.data.chat import ChatError, encode_conversation, encode_conversations, load_tokenizer, turn_end
 from tests.data.families import make_tokenizer, marked_template
@@ -212,6 +213,41 @@ def test_a_system_turn_that_the_template_drops_goes_to_the_users(monkeypatch):
     assert error.reason == "template_error" and "leaves out the system turn" in error.detail
 
 
+def test_a_system_turn_that_the_template_drops_is_missed_even_where_the_user_says_the_same(monkeypatch):
+    only = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    messages = [{"role": "system", "content": "Be brief."}, *talk("Be brief.\nHi", "Hello")]
+    found = encode_conversation(with_template(monkeypatch, "chatml", only), messages)
+    assert found.changes == {"folded"}
+    tokenizer = with_template(monkeypatch, "chatml", TURNS + GENERATION_PROMPT)
+    assert not encode_conversation(tokenizer, messages).changes
+
+
+def test_a_system_turn_that_the_template_shortens_stays_one(monkeypatch):
+    """As SmolLM3's does with what switches reasoning off."""
+    shortens = TURNS.replace("m['content']", "m['content'].replace('/no_think', '')") + GENERATION_PROMPT
+    tokenizer = with_template(monkeypatch, "chatml", shortens)
+    found = encode_conversation(tokenizer, [{"role": "system", "content": "Be brief. /no_think"}, *talk("Hi", "Hello")])
+    assert not found.changes and "system\nBe brief. <|im_end|>" in tokenizer.decode(found.tokens)
+
+
+def test_a_later_system_turn_that_the_template_drops_is_refused(monkeypatch):
+    later = [*talk("Hi", "Hello"), {"role": "system", "content": "Be brief."}, *talk("And?", "Yes.")]
+    first = TURNS.replace("in messages", "in messages if m['role'] != 'system' or m == messages[0]")
+    tokenizer = with_template(monkeypatch, "chatml", first + GENERATION_PROMPT)
+    error = refused(tokenizer, later)
+    assert error.reason == "template_error" and "leaves out a system turn" in error.detail
+    with pytest.raises(TemplateError, match="leaves out a system turn"):
+        encode_prompt(tokenizer, later[:-1])
+
+
+def test_an_empty_system_turn_adds_nothing_to_the_users(monkeypatch):
+    only = "{% for m in messages if m['role'] != 'system' or raise_exception('no system') %}"
+    tokenizer = with_template(monkeypatch, "chatml", TURNS.replace("{% for m in messages %}", only))
+    found = encode_conversation(tokenizer, [{"role": "system", "content": " "}, *talk("Hi", "Hello")])
+    assert found.changes == {"folded"}
+    assert found.tokens.tolist() == encode_conversation(tokenizer, talk("Hi", "Hello")).tokens.tolist()
+
+
 def test_a_generation_prompt_that_opens_a_thought(monkeypatch):
     thought = TURNS + GENERATION_PROMPT.replace("assistant\n", "assistant\n<think>\n")
     tokenizer = with_template(monkeypatch, "qwen3", thought)
@@ -282,6 +318,13 @@ def test_the_token_that_ends_turns():
     assert turn_end(tokenizer, [tokenizer.eos_token_id]) == tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
 
+def test_the_token_that_ends_turns_after_a_thought(monkeypatch):
+    """The template trains on answers with that thought alone, so it is with one that the end is found."""
+    thought = TURNS + GENERATION_PROMPT.replace("assistant\n", "assistant\n<think>\n")
+    tokenizer = with_template(monkeypatch, "qwen3", thought)
+    assert turn_end(tokenizer, []) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
 def test_an_unknown_token_is_counted(monkeypatch):
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "hello": 1, "<end>": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -331,6 +374,19 @@ def test_load_tokenizer(tmp_path, family):
     messages = CONVERSATIONS["multi"]
     expected = encode_conversation(make_tokenizer(family), messages)
     assert np.array_equal(encode_conversation(loaded, messages).tokens, expected.tokens)
+
+
+def test_load_tokenizer_with_several_templates(tmp_path):
+    tokenizer = copy.deepcopy(make_tokenizer("chatml"))
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "tools"}
+    tokenizer.save_pretrained(tmp_path / "two")
+    expected = encode_conversation(make_tokenizer("chatml"), talk("Hi", "Hello"))
+    found = encode_conversation(load_tokenizer(tmp_path / "two"), talk("Hi", "Hello"))
+    assert np.array_equal(found.tokens, expected.tokens)
+    tokenizer.chat_template = {"rag": "documents", "tool_use": "tools"}
+    tokenizer.save_pretrained(tmp_path / "none")
+    with pytest.raises(UserError, match=r"none of its chat templates \(rag, tool_use\) is called default"):
+        load_tokenizer(tmp_path / "none")
 
 
 def test_load_tokenizer_mistakes(tmp_path):

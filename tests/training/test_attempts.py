@@ -16,6 +16,7 @@ from fusejax.common.files import check_writable, write_text
 from fusejax.config import TrainConfig
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.training import tokens
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.export import export
 from fusejax.training.identity import claim, data_identity, tokenizer_fingerprint
@@ -154,6 +155,16 @@ def test_tokens_are_written_once(world, original):
     before = file.stat().st_mtime_ns
     train(run_config(world, original / "run", "dpo", model=str(original / "start"), **SHORT))
     assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("cut", "changes"), [(0, {}), (2, {"cut": ["?", "?"]})])
+def test_tokens_of_a_release_that_counted_only_what_was_cut(tmp_path, cut, changes):
+    path, arrays = tmp_path / "train.npz", {"loss_mask": [True], "offsets": [0, 1]}
+    header = {"identity": {"a": "b"}, "kind": "sft", "ids": ["one"], "rejected": [], "truncated": cut}
+    np.savez(path, header=json.dumps(header), tokens=np.ones(1, np.int32), **arrays)
+    found = tokens.load(epath.Path(path), {"a": "b"})
+    assert found is not None and found.changes == changes
+    assert found.summary() == f"1 examples, 1 tokens; {'2 cut, ' * bool(cut)}0 rejected"
 
 
 def test_a_damaged_checkpoint_is_named(original, tmp_path):
