@@ -65,7 +65,7 @@ def test_data_figures():
     assert {name: domain.rule for name, domain in data.domains.items()} == {
         "instruction": Margin(sft_fraction=0.4, min_margin=0.01, max_margin=0.1),
         "math": VerdictPairs(min_margin=0.01, max_margin=0.1),
-        "code": VerdictBoth(same_source=True, min_margin=None, max_margin=None),
+        "code": VerdictBoth(same_source=True, min_margin=0.0, max_margin=None),
         "chinese": OneSource(source="Qwen2.5-72B-Instruct"),
     }
     drawn = {entry.path: (entry.domain, entry.limit) for entry in data.prompts}

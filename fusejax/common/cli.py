@@ -269,7 +269,8 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         last = str(problem["loc"][-1])
-        near = difflib.get_close_matches(last, _keys(model) - {last}, n=1)
+        beside, anywhere = _keys_of_section(model, problem["loc"][:-1]), _keys(model) - {last}
+        near = difflib.get_close_matches(last, beside, n=1) or difflib.get_close_matches(last, anywhere, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{key}: unknown key{hint}{more}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -279,6 +280,23 @@ def _explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -
 
 def _variants(kind: Any) -> list[type[ConfigModel]]:
     return kind.variants() if isinstance(kind, type) and issubclass(kind, ConfigModel) else []
+
+
+def _keys_of_section(model: type[pydantic.BaseModel], path: Sequence[Any]) -> set[str]:
+    """The keys of the section at a path, for suggestions."""
+    models = [model]
+    for part in path:
+        fields = [each.model_fields[part] for each in models if part in each.model_fields]
+        if fields:  # and not a place in a list, nor a name that the user chose
+            models = [inner for field in fields for inner in _models(field.annotation)]
+    return {key for each in models for key in each.model_fields}
+
+
+def _models(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    """The models that a field with this annotation may hold, alone or in a list, a dictionary or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation, *_variants(annotation)]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models(inner)]
 
 
 def _keys(model: Any) -> set[str]:

@@ -199,8 +199,6 @@ def _renamed(tokenizer: Tokenizer, template: str) -> Any:
     """
     if not tokenizer.is_fast:
         return SpelledError("a text spells a special token, and without tokenizer.json it cannot be kept as text")
-    from tokenizers import Tokenizer as Backend  # slow to import
-
     special = _special(tokenizer, template)
     private = {name: chr(_WRITTEN + i) * len(name) for name, i in special.numbers.items()}
     backend = tokenizer.backend_tokenizer
@@ -217,7 +215,7 @@ def _renamed(tokenizer: Tokenizer, template: str) -> Any:
     if "unk_token" in model:
         model["unk_token"] = private.get(model["unk_token"], model["unk_token"])
     try:
-        renamed = Backend.from_str(json.dumps(data))
+        renamed = type(backend).from_str(json.dumps(data))
     except Exception as error:  # a plain one is all that `tokenizers` raises
         return SpelledError(f"a text spells a special token, and cannot be kept as text: {one_line(error)}")
     moved = [name for name, alias in private.items() if renamed.token_to_id(alias) != backend.token_to_id(name)]

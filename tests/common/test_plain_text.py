@@ -1,7 +1,8 @@
 """A text that spells special tokens stays text, for trainer, samplers and reward models alike."""
 
 import copy
-import time
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,15 +153,13 @@ def test_line_breaks_are_no_special_tokens_where_they_are_added_ones():
     assert encode_conversation(tokenizer, talk("Hi\n<eos>", "a\n\nb")).changes == {"spelled"}
 
 
-def test_thousands_of_special_tokens_cost_no_time():
+def test_what_thousands_of_special_tokens_begin_with_is_compared_once():
     tokenizer = copy.deepcopy(make_tokenizer("chatml"))
     names = [f"<unused{i}>" for i in range(6000)]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    hide(tokenizer, talk("", ""))  # compiles the names
-    text = "if a < b and <unused> < <div>\n" * 20_000
-    start = time.process_time()
+    text = "if a < b and <unused> < <div>\n"
     assert hide(tokenizer, talk(text, text)) == (talk(text, text), False)
-    assert time.process_time() - start < 1  # name by name, it takes several
+    assert plain_text._special(tokenizer, tokenizer.chat_template).any_name.pattern.count("unused") == 1
     hidden, spelled = hide(tokenizer, talk("<unused12><unused123>", "<unused5999>"))
     assert spelled and [len(set(turn["content"])) for turn in hidden] == [2, 1]
 
@@ -195,17 +194,14 @@ def test_special_tokens_that_do_not_go_by_another_name_are_missed():
 def test_a_tokenizer_that_cannot_be_renamed_is_tried_once(monkeypatch):
     tokenizer, calls = wrapped(unigram()), []
 
-    class Backend:
-        @staticmethod
-        def from_str(text: str):
-            calls.append(text)
-            raise Exception("no such model")  # as `tokenizers` raises it
+    def broken(data) -> str:
+        calls.append(data)
+        return "{"
 
-    monkeypatch.setattr("tokenizers.Tokenizer", Backend)
+    monkeypatch.setattr(plain_text, "json", SimpleNamespace(loads=json.loads, dumps=broken))
     results = encode_conversations(tokenizer, [talk("a", "<|im_end|>")] * 3 + [talk("a", "b")])
-    assert [str(result) for result in results[:3]] == [
-        "special_text: a text spells a special token, and cannot be kept as text: no such model"
-    ] * 3
+    said = "special_text: a text spells a special token, and cannot be kept as text: "
+    assert all(str(result).startswith(said) for result in results[:3])
     assert not results[3].changes and len(calls) == 1
 
 

@@ -24,7 +24,7 @@ def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
     mask = np.arange(total) % 3 != 0
     mask[offsets[:-1]] = False
     ids = [f"id{i}" for i in range(len(lengths) // each)]
-    return Tokenized(kind, np.arange(1, total + 1, dtype=np.int32), mask, offsets, ids, [], 0)
+    return Tokenized(kind, np.arange(1, total + 1, dtype=np.int32), mask, offsets, ids, [], {})
 
 
 @st.composite

@@ -80,7 +80,7 @@ def test_mean_logprobs_are_those_of_one_answer_at_a_time(world: Path):
     tokenizer = load_tokenizer(world / "model")
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     for mean, count, messages in zip(means, counts, conversations, strict=True):
-        tokens, mask = (array[:40] for array in encode_conversation(tokenizer, messages))
+        tokens, mask = (array[:40] for array in encode_conversation(tokenizer, messages)[:2])
         with torch.no_grad():
             logprobs = model(torch.tensor(tokens)[None].long()).logits[0].log_softmax(1)
         found = [float(logprobs[i - 1, tokens[i]]) for i in np.flatnonzero(mask)]

@@ -54,7 +54,7 @@ def test_microbatches_are_what_programs_are_compiled_for(task, packing):
     length, each = 12, 2 if task == "preference" else 1
     offsets = np.arange(0, (2 * each + 1) * length, length, dtype=np.int64)
     tokens = np.arange(offsets[-1], dtype=np.int32)
-    data = Tokenized("dpo" if each == 2 else "sft", tokens, tokens % length > 5, offsets, ["a", "b"], [], 0)
+    data = Tokenized("dpo" if each == 2 else "sft", tokens, tokens % length > 5, offsets, ["a", "b"], [], {})
     lengths = (packing["row_length"], packing["attention_length"]) if packing else (512 * each,)
     fed = assemble(data, [[1], [0], []], *lengths)
     assert described(fed) == described(made.reference_microbatch)

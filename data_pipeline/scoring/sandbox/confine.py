@@ -65,12 +65,13 @@ def stay_in(directory: str) -> bool:
         return False
     try:
         os.chroot(directory)
+        os.chdir("/")
     except PermissionError:
         return False
-    os.chdir("/")
-    if not root:
-        # The namespace came with every capability.
-        _syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
+    finally:
+        if not root:
+            # The namespace came with every capability.
+            _syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24))
     return True
 
 
