@@ -14,6 +14,7 @@ from fusejax.distributed.sharding import VOCABULARY, laid_out, parameter_name, p
 from fusejax.models.decoder.decoder import abstract_decoder
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface.checkpoint_files import check_files
+from fusejax.models.huggingface.import_weights import all_finite
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.state import Params
 
@@ -63,7 +64,7 @@ class StartingModel:
             note(f"{self.source}: reading the checkpoint of step {step}")
             params = checkpoints.restore_params(laid_out(shapes, mesh), step, vocab_size=self.config.vocab_size)
         for path, array in jax.tree_util.tree_leaves_with_path(params):
-            if not jnp.isfinite(array).all():
+            if not all_finite(array):
                 raise UserError(f"{self.source}: {parameter_name(path)} of step {step} has NaN or infinite weights")
         return params
 

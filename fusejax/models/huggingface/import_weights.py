@@ -89,7 +89,7 @@ def read_parameters(
                 for device in devices
             ]
             tensor = jax.make_array_from_single_device_arrays(part.shape, part.sharding, shards)
-            finite.append((part, _all_finite(tensor)))
+            finite.append((part, all_finite(tensor)))
             if part.parameter.stacked:
                 arrays[path] = _fill(arrays[path], tensor, part.block, sharding=sharding)
             else:
@@ -344,7 +344,7 @@ def _read_rows(tensor: Tensor, first: int, target: np.ndarray) -> None:
 
 
 @jax.jit
-def _all_finite(tensor: jax.Array) -> jax.Array:
+def all_finite(tensor: jax.Array) -> jax.Array:
     """Whether no value is NaN or infinite, asked of the devices, whose memory is far faster than any storage."""
     return jnp.isfinite(tensor).all()
 
