@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fusejax.common.chat_template import TemplateError, encode_prompt, render, writes_date
@@ -282,6 +282,19 @@ def test_a_token_of_prompt_and_answer_is_a_target_and_counted(monkeypatch):
     tokenizer = with_template(monkeypatch, "chatml", colon + "{% if add_generation_prompt %}assistant: {% endif %}")
     found, changes = targets(tokenizer, talk("Hi", "quick"))
     assert found == " quick<|im_end|>" and changes == {"straddled"}
+
+
+def test_a_prompt_that_has_other_tokens_where_an_answer_follows():
+    """No token straddles here: the rule that splits words looks ahead."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "x": 1, "xx": 2, "y": 3, "<end>": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("x+(?=y)|x|y"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    said = "{% for m in messages %}{{ 'xx' if m['role'] == 'assistant' }}{{ m['content'] }}<end>{% endfor %}"
+    tokenizer.chat_template = said + "{% if add_generation_prompt %}xx{% endif %}"
+    assert encode_prompt(tokenizer, talk("y")).tokens == [3, 4, 1, 1]
+    assert encode_conversation(tokenizer, talk("y", "x")).tokens.tolist() == [3, 4, 1, 1, 1, 4]
+    error = refused(tokenizer, talk("y", "y"))
+    assert error.reason == "prompt_differs" and "other tokens" in error.detail
 
 
 STOPS = {

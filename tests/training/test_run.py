@@ -201,8 +201,8 @@ def test_a_reference_of_another_date_is_refused(world, runs, tmp_path):
     template = copy / "model" / "chat_template.jinja"
     template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
 
-    def run(name, **changes):
-        preference = {"beta": 10.0, "length_normalized": True, "reference": str(tmp_path / "reference.npz")}
+    def run(name, sidecar="reference.npz", **changes):
+        preference = {"beta": 10.0, "length_normalized": True, "reference": str(tmp_path / sidecar)}
         config = run_config(world, tmp_path / name, "dpo", model=str(copy), preference=preference, **changes)
         train(config.model_copy(update={"max_steps": 1}))
         return config
@@ -214,6 +214,9 @@ def test_a_reference_of_another_date_is_refused(world, runs, tmp_path):
         run("other", chat={"date": "2025-01-31"})
     with pytest.raises(UserError, match=r"differs in chat\.date"):
         train(config.model_copy(update={"chat": ChatConfig(date=datetime.date(2025, 1, 31))}))
+    run("january", "january.npz", chat={"date": "2025-01-31"})
+    with pytest.raises(UserError, match=r"january\.npz: computed for another .*chat\.date"):
+        run("default", "january.npz")
     run("two")
     assert (tmp_path / "two" / "tokens" / "train.npz").read_bytes() == before
 
