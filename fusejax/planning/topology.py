@@ -3,8 +3,14 @@
     topology = parse_topology("2xv5p-128")     # two slices of 64 chips each
     mesh = make_mesh(config.mesh, topology.devices())
 
-Chips, published peaks and shapes are from Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e"
-(docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, read in 2026).
+Sources, read in November 2026:
+
+- Peaks, HBM and its bandwidth, shapes: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e"
+  (docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}).
+- Links: "How to Scale Your Model", part 2 (jax-ml.github.io/scaling-book/tpus), whose one-way rates are what programs
+  get. Google's pages have a tenth more: 400, 1200 and 800 GB/s of a chip, over all its links and both directions.
+- Data-centre network: the same pages, as 25, 50 and 100 Gbit/s of a chip (v5e: 200 of a host with eight).
+- Which axes wrap around: "How to Scale Your Model", ibid., and the same in MaxText's `accelerator_to_spec_map.py`.
 """
 
 import dataclasses
@@ -37,6 +43,10 @@ class Chip:
     knows_seconds: bool
     """Whether the compiler's estimate of a program's time can be used. For some chips it counts an operation that it
     cannot estimate as -1 second."""
+    link_bandwidth: float
+    """Of one link to a neighbouring chip, in bytes/s in each direction. A chip has two links along each axis."""
+    dcn_bandwidth: float
+    """Of a chip's share of its host's data-centre network, which joins slices, in bytes/s in each direction."""
     cores: int
     """What each chip adds to the number in a slice's name: v5p counts two cores per chip."""
     shapes: Mapping[int, str]
@@ -61,9 +71,39 @@ _CUBES = {
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", PEAK_FLOPS["TPU v5 lite"], 819e9, int(15.75 * GIB), False, 1, _SQUARES),
-        Chip("v5p", PEAK_FLOPS["TPU v5"], 2765e9, int(95.74 * GIB), True, 2, _CUBES),
-        Chip("v6e", PEAK_FLOPS["TPU v6 lite"], 1638e9, int(31.25 * GIB), False, 1, _SQUARES),
+        Chip(
+            name="v5e",
+            flops=PEAK_FLOPS["TPU v5 lite"],
+            bandwidth=819e9,
+            hbm=int(15.75 * GIB),
+            knows_seconds=False,
+            link_bandwidth=45e9,
+            dcn_bandwidth=3.125e9,
+            cores=1,
+            shapes=_SQUARES,
+        ),
+        Chip(
+            name="v5p",
+            flops=PEAK_FLOPS["TPU v5"],
+            bandwidth=2765e9,
+            hbm=int(95.74 * GIB),
+            knows_seconds=True,
+            link_bandwidth=90e9,
+            dcn_bandwidth=6.25e9,
+            cores=2,
+            shapes=_CUBES,
+        ),
+        Chip(
+            name="v6e",
+            flops=PEAK_FLOPS["TPU v6 lite"],
+            bandwidth=1638e9,
+            hbm=int(31.25 * GIB),
+            knows_seconds=False,
+            link_bandwidth=90e9,
+            dcn_bandwidth=12.5e9,
+            cores=1,
+            shapes=_SQUARES,
+        ),
     )
 }
 _NAME = re.compile(r"(?:(?P<slices>[1-9]\d*)x)?(?P<chip>v\w+?)-(?P<size>\d+)")
@@ -81,6 +121,23 @@ class Topology:
     chips: int
     """Of all slices."""
     slices: int
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Chips along each axis of a slice."""
+        return tuple(map(int, self.shape.split("x")))
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """For each axis of a slice, whether its last chip is linked to its first, so that the axis is a ring.
+
+        In two dimensions these links are part of the pod of 16x16, so an axis has them when it spans the pod. In three
+        they run through optical switches, which join cubes of 4x4x4 chips: slices of whole cubes have them on all axes,
+        smaller slices on none.
+        """
+        if len(self.axes) == 2:
+            return tuple(size == 16 for size in self.axes)
+        return (all(size % 4 == 0 for size in self.axes),) * 3
 
     def devices(self) -> list[jax.Device]:
         """A device for each chip, to lay a mesh over and compile for; nothing can run on them.

@@ -43,6 +43,35 @@ def test_a_name_counts_the_chips_of_its_shape(chip):
         assert size == chips * chip.cores
 
 
+@pytest.mark.parametrize(
+    ("name", "axes", "wraps"),
+    [
+        ("v5e-1", (1, 1), (False, False)),
+        ("v5e-64", (8, 8), (False, False)),
+        ("v5e-128", (8, 16), (False, True)),
+        ("v6e-256", (16, 16), (True, True)),
+        ("v5p-8", (2, 2, 1), (False, False, False)),
+        ("v5p-64", (2, 4, 4), (False, False, False)),
+        ("v5p-128", (4, 4, 4), (True, True, True)),
+        ("2xv5p-256", (4, 4, 8), (True, True, True)),
+    ],
+)
+def test_axes_that_are_rings(name, axes, wraps):
+    topology = parse_topology(name)
+    assert (topology.axes, topology.wraps) == (axes, wraps)
+
+
+@pytest.mark.parametrize(
+    ("chip", "links", "published", "network"),
+    [("v5e", 4, 400e9, 25e9), ("v5p", 6, 1200e9, 50e9), ("v6e", 4, 800e9, 100e9)],
+)
+def test_links_are_as_published(chip, links, published, network):
+    """What a program gets of a link is a tenth below what Google's pages say of a chip, in bytes/s both ways."""
+    assert CHIPS[chip].link_bandwidth * 2 * links == pytest.approx(0.9 * published)
+    assert CHIPS[chip].dcn_bandwidth * 8 == pytest.approx(network)
+    assert {2 * len(shape.split("x")) for shape in CHIPS[chip].shapes.values()} == {links}
+
+
 @pytest.mark.parametrize("name", ["v5p", "v5p-", "v4-8", "0xv5p-16", "v5p-16x2", "banana"])
 def test_unknown_names_are_refused_with_what_there_is(name):
     with pytest.raises(UserError, match=rf"--topology {name}: unknown; there are v5e-\{{1,4,8,.*v5p-\{{8,.*v6e-"):
