@@ -13,7 +13,7 @@ of `packing_fill.py`), keep the tokens, load them, plan, pack. What a host has i
 - *Steps*: a host of four chips, one row each, alone or one of several (all plan all rows, each makes its own). First
   with a consumer that asks for the next step at once, then with one that sleeps as long as the step would take: how
   long did it wait for each? A step takes `tokens * FLOPs a token / (chips * peak * MFU)`, FLOPs a token those of
-  `fusejax.planning.estimate.model_flops`, peak that of the chip in `fusejax.planning.topology`.
+  `fusejax.training.throughput.model_flops`, peak that of the chip in `fusejax.planning.topology`.
 
 Start and steps are processes of their own.
 """
@@ -118,8 +118,8 @@ def tokens_a_second_a_chip(name: str, mfu: float) -> dict[tuple[str, int], float
 
     from fusejax.models.decoder.decoder import abstract_decoder
     from fusejax.planning.architecture import find_architecture
-    from fusejax.planning.estimate import model_flops
     from fusejax.planning.topology import CHIPS
+    from fusejax.training.throughput import model_flops
 
     found = {}
     for model in MODELS:

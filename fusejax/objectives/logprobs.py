@@ -2,14 +2,14 @@
 
 The matrix of logits, tokens times vocabulary, is the largest array of a naive step (Gemma-2: a vocabulary of 256,000),
 followed by the output projection (the head) and its gradient. Here none is ever gathered or materialised whole. Two
-nested loops project one chunk of tokens onto one chunk of the vocabulary at a time. A chunk of the head is all-gathered
-just before it is needed; its gradient is reduce-scattered, and added to the gradient accumulator, right after. Targets
+nested loops project one chunk of tokens onto one chunk of the vocabulary at a time. While they work on one chunk of the
+vocabulary, the head's rows for the next are all-gathered, and the gradient of those of the one before is
+reduce-scattered and added to the gradient accumulator. Targets
 are sorted to the front and the loop stops after them, so that prompts and padding cost nothing. The backward pass
 recomputes each chunk's logits.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from fusejax.distributed.collectives import as_stored
+from fusejax.distributed.collectives import as_stored, scatter_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Projection:
       chunk_tokens, chunk_vocab: most tokens and ids of one chunk. The logits of a chunk, float32, take 128 MiB by
         default.
       vocab_size: ids from here on are padding of the head, and have no probability; None if there is no padding.
-      unroll: unroll the loops, as if every token were a target, for the compiler's cost analysis.
+      exchanges: how gradients are summed along `fsdp`, as of `collectives.scatter_sum`.
     """
 
     softcap: float | None = None
@@ -40,16 +40,23 @@ class Projection:
     chunk_tokens: int = 4096
     chunk_vocab: int = 8192
     vocab_size: int | None = None
-    unroll: bool = False
+    exchanges: bool = False
 
     def tokens_at_once(self, tokens: int) -> int:
         """Tokens of a chunk: `chunk_tokens`, or a quarter of all if less, to end soon after the last target."""
-        return min(self.chunk_tokens, tokens if self.unroll else -(-tokens // 512) * 128)
+        return min(self.chunk_tokens, -(-tokens // 512) * 128)
+
+    def turns(self, tokens: int) -> int:
+        """Chunks of tokens, if all are targets."""
+        return -(-tokens // self.tokens_at_once(tokens))
 
     def vocab_at_once(self, vocab_size: int) -> int:
         """Ids of a chunk, in whole TPU tiles. All chunks are equally large, so the last may overlap."""
         chunks = -(-vocab_size // self.chunk_vocab)
         return min(vocab_size, -(-vocab_size // (128 * chunks)) * 128)
+
+    def vocab_chunks(self, vocab_size: int) -> int:
+        return -(-vocab_size // self.vocab_at_once(vocab_size))
 
 
 class Residuals(NamedTuple):
@@ -98,8 +105,8 @@ def target_logprobs(
         normalizers=jnp.zeros(order.shape, jnp.float32),
     )
 
-    def over_vocab(chunk, stats):
-        start, kernel, fresh = _vocab_chunk(head, chunk, projection, hidden.dtype)
+    def over_vocab(chunk, kernel, stats):
+        start, fresh = _vocab_ids(head, chunk, projection)
 
         def over_tokens(turn, stats):
             at = turn * size
@@ -117,7 +124,7 @@ def target_logprobs(
     nothing = jnp.zeros(order.shape, jnp.float32)
     # Not -inf: a device whose ids are all padding would subtract it from itself.
     start = (jnp.full(order.shape, jnp.finfo(jnp.float32).min), nothing, nothing)
-    highest, total, target = _for_vocab(head, projection, over_vocab, start)
+    highest, total, target = _for_vocab(head, projection, hidden.dtype, over_vocab, start)
     if projection.tensor is not None:
         # Padded tokens have no highest logit; their sums stay 0.
         everywhere = jax.lax.pmax(highest, projection.tensor)
@@ -143,16 +150,23 @@ def target_logprobs_vjp(
     """
     rows, length = cotangent.shape
     order, dtype = residuals.order, residuals.hidden.dtype
-    if projection.unroll:
-        # Keeps XLA from reusing the forward pass's logits; a loop recomputes them, as its body is compiled apart.
-        residuals = jax.lax.optimization_barrier(residuals)
     size = projection.tokens_at_once(rows * (length - 1))
     is_target = jnp.arange(order.size) < residuals.targets_first
     cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)
 
-    def over_vocab(chunk, carry):
-        d_hidden, head_gradient = carry
-        start, kernel, fresh = _vocab_chunk(head, chunk, projection, dtype)
+    def add(chunk, d_kernel, head_gradient):
+        """Sums a chunk's gradient over the devices along `fsdp`, and adds it in place."""
+        start, _ = _vocab_ids(head, chunk, projection)
+        if projection.fsdp is not None:
+            d_kernel = scatter_sum(d_kernel, projection.fsdp, dimension=1, exchanges=projection.exchanges)
+        before = jax.lax.dynamic_slice_in_dim(head_gradient, start, d_kernel.shape[0])
+        return jax.lax.dynamic_update_slice_in_dim(head_gradient, before + d_kernel, start, 0)
+
+    def over_vocab(chunk, kernel, carry):
+        d_hidden, d_before, head_gradient = carry
+        # While this chunk is computed, the gradient of the one before is summed. Before the first, that is 0.
+        head_gradient = add(jnp.maximum(chunk - 1, 0), d_before, head_gradient)
+        start, fresh = _vocab_ids(head, chunk, projection)
 
         def over_tokens(turn, carry):
             d_hidden, d_kernel = carry
@@ -177,50 +191,60 @@ def target_logprobs_vjp(
 
         nothing = jnp.zeros(kernel.shape, jnp.float32)
         d_hidden, d_kernel = _for_tokens(residuals, size, projection, over_tokens, (d_hidden, nothing))
-        if projection.fsdp is not None:
-            d_kernel = jax.lax.psum_scatter(d_kernel, projection.fsdp, scatter_dimension=1, tiled=True)
-        before = jax.lax.dynamic_slice_in_dim(head_gradient, start, kernel.shape[0])
-        return d_hidden, jax.lax.dynamic_update_slice_in_dim(head_gradient, before + d_kernel, start, 0)
+        return d_hidden, d_kernel, head_gradient
 
-    start = (jnp.zeros(residuals.hidden.shape, jnp.float32), head_gradient)
-    d_hidden, head_gradient = _for_vocab(head, projection, over_vocab, start)
+    nothing = jnp.zeros((projection.vocab_at_once(head.shape[0]), residuals.hidden.shape[1]), jnp.float32)
+    start = (jnp.zeros(residuals.hidden.shape, jnp.float32), nothing, head_gradient)
+    d_hidden, d_last, head_gradient = _for_vocab(head, projection, dtype, over_vocab, start)
+    head_gradient = add(projection.vocab_chunks(head.shape[0]) - 1, d_last, head_gradient)
     if projection.tensor is not None:
         d_hidden = jax.lax.psum(d_hidden, projection.tensor)
     d_hidden = _unsort(order, d_hidden.astype(dtype), rows * (length - 1))
     return jnp.pad(d_hidden.reshape(rows, length - 1, -1), ((0, 0), (0, 1), (0, 0))), head_gradient
 
 
-def _for_vocab(head: Array, projection: Projection, body, carry):
-    """`body(chunk, carry)` for every chunk of the vocabulary."""
-    chunks = -(-head.shape[0] // projection.vocab_at_once(head.shape[0]))
-    if projection.unroll:
-        return functools.reduce(lambda carry, chunk: body(chunk, carry), range(chunks), carry)
-    return jax.lax.fori_loop(0, chunks, body, carry)
+def _for_vocab(head: Array, projection: Projection, dtype: DTypeLike, body, carry):
+    """`body(chunk, kernel, carry)` for every chunk of the vocabulary, with the head's rows for it, in `dtype`.
+
+    The rows of the next chunk are gathered while `body` computes with those of this one.
+    """
+    last = projection.vocab_chunks(head.shape[0]) - 1
+
+    def turn(chunk, carried):
+        kernel, carry = carried
+        following = _kernel(head, chunk + 1, projection, dtype)
+        return following, body(chunk, kernel, carry)
+
+    kernel, carry = jax.lax.fori_loop(0, last, turn, (_kernel(head, 0, projection, dtype), carry))
+    return body(last, kernel, carry)
 
 
 def _for_tokens(residuals: Residuals, size: int, projection: Projection, body, carry):
     """`body(turn, carry)` for every chunk of `size` tokens that has a target."""
-    if projection.unroll:
-        return functools.reduce(lambda carry, turn: body(turn, carry), range(residuals.order.size // size), carry)
     return jax.lax.fori_loop(0, (residuals.targets_first + size - 1) // size, body, carry)
 
 
-def _vocab_chunk(head: Array, chunk, projection: Projection, dtype: DTypeLike) -> tuple[Array, Array, Bool[Array, "W"]]:
-    """One chunk of the vocabulary: its first id, the head's rows for it, and which of them count: that is, are ids
-    that no earlier chunk has.
+def _kernel(head: Array, chunk, projection: Projection, dtype: DTypeLike) -> Array:
+    """The head's rows for one chunk of the vocabulary, with all of their channels."""
+    start, fresh = _vocab_ids(head, chunk, projection)
+    kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, fresh.size), dtype).astype(dtype)
+    if projection.fsdp is not None:
+        kernel = jax.lax.all_gather(kernel, projection.fsdp, axis=1, tiled=True)
+    return kernel
+
+
+def _vocab_ids(head: Array, chunk, projection: Projection) -> tuple[Array, Bool[Array, "W"]]:
+    """One chunk of the vocabulary: its first id, and which of its ids count: those that no earlier chunk has.
 
     The last chunk reaches back into the one before it where the vocabulary is not a multiple of the chunk.
     """
     size = projection.vocab_at_once(head.shape[0])
     start = jnp.minimum(chunk * size, head.shape[0] - size)
-    kernel = as_stored(jax.lax.dynamic_slice_in_dim(head, start, size), dtype).astype(dtype)
-    if projection.fsdp is not None:
-        kernel = jax.lax.all_gather(kernel, projection.fsdp, axis=1, tiled=True)
     ids = start + jnp.arange(size)
     fresh = ids >= chunk * size
     if projection.vocab_size is not None:
         fresh &= _first_id(head, projection) + ids < projection.vocab_size
-    return start, kernel, fresh
+    return start, fresh
 
 
 def _first_id(head: Array, projection: Projection) -> int | Int[Array, ""]:

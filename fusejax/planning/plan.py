@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +13,15 @@ import jax.numpy as jnp
 
 from fusejax.common.cli import note
 from fusejax.config import TrainConfig
+from fusejax.distributed.compiled import uncached
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder.config import DecoderConfig
-from fusejax.planning import estimate
-from fusejax.planning.compile import Cost, DoesNotFit, Memory, cost, memory, tree_bytes, uncached
+from fusejax.objectives.logprobs import Projection
+from fusejax.planning import schedule
+from fusejax.planning.attention_kernels import attention_flops
+from fusejax.planning.compile import Memory, compiled, tree_bytes
+from fusejax.planning.links import Links
+from fusejax.planning.schedule import Schedule, Traffic
 from fusejax.planning.topology import Topology
 from fusejax.planning.workload import Workload
 from fusejax.training.programs import Programs
@@ -65,8 +69,21 @@ class Speed:
     step_seconds: float
     mfu: float
     """`model_flops` divided by what all chips can compute in `step_seconds` at their peak."""
-    estimate: str
-    """`compiler` or `roofline`; see `estimate.seconds`."""
+    traffic: dict[str, Traffic]
+    """What each device sends, by the kind of collective."""
+
+    @property
+    def communication(self) -> Traffic:
+        return sum(self.traffic.values(), Traffic())
+
+    def as_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        del values["traffic"]
+        kinds = {kind: dataclasses.asdict(traffic) for kind, traffic in self.traffic.items()}
+        return values | {"communication": {**dataclasses.asdict(self.communication), "by_kind": kinds}}
+
+
+_UNKNOWN = dict.fromkeys(("flops", "model_flops", "step_seconds", "mfu", "communication"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +95,7 @@ class TaskPlan:
     """Per step."""
     chips: int
     speed: Speed | None
-    """None if the task does not fit, or its time cannot be estimated."""
+    """None if the task does not fit."""
 
     @property
     def total_seconds(self) -> float | None:
@@ -89,13 +106,10 @@ class TaskPlan:
         return None if self.total_seconds is None else self.total_seconds * self.chips / 3600
 
     def as_json(self) -> dict[str, Any]:
-        speed = (
-            dataclasses.asdict(self.speed) if self.speed else dict.fromkeys(f.name for f in dataclasses.fields(Speed))
-        )
         return {
             "hbm": self.hbm.as_json(),
             "fits": self.fits,
-            **speed,
+            **(self.speed.as_json() if self.speed else _UNKNOWN),
             "microbatches": self.microbatches,
             "steps": self.steps,
             "total_seconds": self.total_seconds,
@@ -117,7 +131,7 @@ class Planner:
         # Cached: a search and the plan after it ask for the same programs.
         self.hbm = functools.cache(self._hbm)
         self.speed = functools.cache(self._speed)
-        self._memory = functools.cache(self._compiled_memory)
+        self._compiled = functools.cache(self._compile)
 
     def plan(self, config: TrainConfig) -> dict[str, TaskPlan]:
         """The plan of each task: of `sft`, or of `reference` and `dpo`."""
@@ -125,15 +139,14 @@ class Planner:
 
     def rows_per_microbatch(self, config: TrainConfig) -> int:
         """Rows of a microbatch, over all devices."""
-        return self._programs(config, self.model).rows_per_microbatch
+        return self._programs(config).rows_per_microbatch
 
     def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
         """What `task` takes of each chip's HBM, and whether it fits."""
-        programs = self._programs(config, self.model)
+        programs = self._programs(config)
         arguments = _arguments(config, programs, task)
-        note(f"{task}: compiling {', '.join(arguments)} for {self.topology.name}")
         # One after the other: libtpu was seen to crash where two threads compiled at once.
-        found = [self._memory(_all_that_matters(config, name), task, name) for name in arguments]
+        found = [self._program(config, task, name).memory for name in arguments]
         # The microbatch is the only argument of a program that does not stay in memory between steps.
         microbatch = tree_bytes(programs.microbatch)
         extra = [each.temporary + (name != "apply") * microbatch for name, each in zip(arguments, found, strict=True)]
@@ -151,40 +164,52 @@ class Planner:
         )
         return hbm, all(each.fits for each in found) and hbm.total <= hbm.limit
 
-    def _compiled_memory(self, config: TrainConfig, task: str, name: str) -> Memory:
-        programs = self._programs(config, self.model)
+    def _program(self, config: TrainConfig, task: str, name: str) -> "_Program":
+        return self._compiled(_all_that_matters(config, name), task, name)
+
+    def _compile(self, config: TrainConfig, task: str, name: str) -> "_Program":
+        note(f"{task}: compiling {name} for {self.topology.name}")
+        programs = self._programs(config)
         with uncached():
-            return memory(getattr(programs, name), *_arguments(config, programs, task)[name])
+            memory, text = compiled(getattr(programs, name), *_arguments(config, programs, task)[name])
+        if text is None:
+            return _Program(memory, None)
+        links = Links.of(self.topology, list(programs.mesh.devices.flat))
+        # Every token of a row counts as a target.
+        turns = Projection().turns(config.packing.rows_per_device * (config.attention_length - 1))
+        flops = functools.partial(attention_flops, model=self.model)
+        return _Program(memory, schedule.read(text, links, kernel_flops=flops, turns=turns))
 
     def _speed(self, config: TrainConfig, task: str) -> Speed | None:
-        """How long a step of `task` takes; None if its programs do not fit with their loops unrolled."""
-        programs = self._programs(config, self.model)
-        names = ["reference"] if task == "reference" else ["accumulate", "apply"]
-        try:
-            costs = self._costs(config, task, names)
-        except DoesNotFit:
-            note(f"{task}: no room to write the loops out, so the time is not known")
-            return None
-        microbatches = 1 if task == "reference" else self.work.microbatches(programs.rows_per_microbatch)
-        counts = [microbatches, 1][: len(costs)]
-        each, how = estimate.seconds(costs, self.topology.chip)
-        seconds = sum(count * value for count, value in zip(counts, each, strict=True))
-        chips = self.topology.chips
-        flops = chips * sum(n * (cost.flops + cost.attention) for n, cost in zip(counts, costs, strict=True))
+        """How long a step of `task` takes; None if one of its programs does not fit."""
+        programs = self._programs(config)
+        reference = task == "reference"
+        runs = {"reference": 1} if reference else {"accumulate": self._microbatches(programs), "apply": 1}
+        found = {name: self._program(config, task, name).schedule for name in runs}
+        step = Schedule()
+        for name, times in runs.items():
+            each = found[name]
+            if each is None:
+                return None
+            step += each * times
         examples: float = self.work.batch_size
-        if task == "reference":
+        if reference:
             examples = self.work.examples / self.work.passes(programs.rows_per_microbatch)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
-        a_token = model_flops(self.model, parameters, config.attention_length, training=task != "reference")
+        a_token = model_flops(self.model, parameters, config.attention_length, training=not reference)
         # The shared prefix of a pair counts once.
         useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
+        devices = len(self._devices)
         return Speed(
-            flops=flops,
+            flops=devices * step.flops,
             model_flops=useful,
-            step_seconds=seconds,
-            mfu=useful / (seconds * self.topology.chip.flops * chips),
-            estimate=how,
+            step_seconds=step.seconds,
+            mfu=useful / (step.seconds * self.topology.chip.flops * devices),
+            traffic=step.traffic,
         )
+
+    def _microbatches(self, programs: Programs) -> int:
+        return self.work.microbatches(programs.rows_per_microbatch)
 
     def _task(self, config: TrainConfig, task: str) -> TaskPlan:
         hbm, fits = self.hbm(config, task)
@@ -199,32 +224,21 @@ class Planner:
             speed=self.speed(config, task) if fits else None,
         )
 
-    def _costs(self, config: TrainConfig, task: str, names: Sequence[str]) -> list[Cost]:
-        """The cost of one run of each program."""
-        depths = estimate.shallow_depths(self.model)
-        note(
-            f"{task}: compiling {', '.join(names)} of {' and '.join(map(str, depths))} layers, unrolled, for their time"
-        )
-
-        def one(name: str, depth: int) -> Cost:
-            shallow = estimate.with_layers(self.model, depth)
-            programs = self._programs(config, shallow, unroll=True)
-            return cost(
-                getattr(programs, name),
-                *_arguments(config, programs, task)[name],
-                attention=lambda text: estimate.attention_flops(text, shallow),
-            )
-
-        with uncached():
-            found = {(name, depth): one(name, depth) for name in names for depth in depths}
-        return [estimate.extrapolate([found[name, depth] for depth in depths], self.model) for name in names]
-
-    def _programs(self, config: TrainConfig, model: DecoderConfig, *, unroll: bool = False) -> Programs:
-        return Programs(config, model, make_mesh(config.mesh, self._devices), num_steps=self.work.steps, unroll=unroll)
+    def _programs(self, config: TrainConfig) -> Programs:
+        return Programs(config, self.model, make_mesh(config.mesh, self._devices), num_steps=self.work.steps)
 
     def _layer_inputs(self, config: TrainConfig) -> int:
         tokens = config.packing.rows_per_device * config.row_length
         return self.model.num_layers * tokens * self.model.hidden_size * jnp.dtype(config.dtype.compute).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """A compiled program."""
+
+    memory: Memory
+    schedule: Schedule | None
+    """None if it does not fit."""
 
 
 def tasks(config: TrainConfig) -> list[str]:

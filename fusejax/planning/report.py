@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusejax.config import TrainConfig
-from fusejax.planning.plan import Planner, TaskPlan
+from fusejax.planning.links import KINDS
+from fusejax.planning.plan import Planner, Speed, TaskPlan
 from fusejax.planning.search import SearchResult
 
 GB = 1e9
@@ -69,11 +70,22 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     row("steps", lambda plan: f"{plan.steps:,}")
     row("PFLOPs per step, all chips", _speed(lambda speed: f"{speed.flops / 1e15:.3g}"))
     row("seconds per step, estimated", _speed(lambda speed: f"{speed.step_seconds:.3g}"))
-    row("  by", _speed(lambda speed: speed.estimate))
     row("MFU at that", _speed(lambda speed: f"{speed.mfu:.1%}"))
     row("hours in all", lambda plan: "-" if plan.total_seconds is None else f"{plan.total_seconds / 3600:.3g}")
     row("chip-hours", lambda plan: "-" if plan.chip_hours is None else f"{plan.chip_hours:.3g}")
+    lines += ["", "communication per chip and step"]
+    found = [plan.speed.traffic for plan in plans.values() if plan.speed]
+    for kind in KINDS:
+        if any(kind in traffic for traffic in found):
+            row(f"  {kind}, GB", _speed(lambda speed, kind=kind: f"{_sent(speed, kind) / GB:.3g}"))
+    row("seconds on the links", _speed(lambda speed: f"{speed.communication.seconds:.3g}"))
+    row("  of it not hidden", _speed(lambda speed: f"{speed.communication.exposed_seconds:.3g}"))
+    row("share of the step", _speed(lambda speed: f"{speed.communication.exposed_seconds / speed.step_seconds:.1%}"))
     return "\n".join(lines)
+
+
+def _sent(speed: Speed, kind: str) -> float:
+    return speed.traffic[kind].bytes if kind in speed.traffic else 0.0
 
 
 def search_table(result: SearchResult, limit: int) -> str:

@@ -40,9 +40,8 @@ class Chip:
     """Of HBM, in bytes/s."""
     hbm: int
     """Bytes that a program may use: what the compiler takes to be available, a little less than the chip has."""
-    knows_seconds: bool
-    """Whether the compiler's estimate of a program's time can be used. For some chips it counts an operation that it
-    cannot estimate as -1 second."""
+    clock: float
+    """Cycles a second of its cores: the peak, divided by what the matrix units compute in a cycle."""
     link_bandwidth: float
     """Of one link to a neighbouring chip, in bytes/s in each direction. A chip has two links along each axis."""
     dcn_bandwidth: float
@@ -76,7 +75,7 @@ CHIPS = {
             flops=PEAK_FLOPS["TPU v5 lite"],
             bandwidth=819e9,
             hbm=int(15.75 * GIB),
-            knows_seconds=False,
+            clock=1.5e9,
             link_bandwidth=45e9,
             dcn_bandwidth=3.125e9,
             cores=1,
@@ -87,7 +86,7 @@ CHIPS = {
             flops=PEAK_FLOPS["TPU v5"],
             bandwidth=2765e9,
             hbm=int(95.74 * GIB),
-            knows_seconds=True,
+            clock=1.75e9,
             link_bandwidth=90e9,
             dcn_bandwidth=6.25e9,
             cores=2,
@@ -98,7 +97,7 @@ CHIPS = {
             flops=PEAK_FLOPS["TPU v6 lite"],
             bandwidth=1638e9,
             hbm=int(31.25 * GIB),
-            knows_seconds=False,
+            clock=1.75e9,
             link_bandwidth=90e9,
             dcn_bandwidth=12.5e9,
             cores=1,

@@ -86,7 +86,7 @@ class Network:
       remat: what the backward pass recomputes of each layer. `none`: nothing; `dots`: all but matrix products with
         parameters and attention (on GPUs attention too, as its kernels name no residuals to save); `full`: everything.
       kernel: of the attention.
-      unroll: unroll loops and treat every token as a target, for the compiler's cost analysis.
+      exchanges: how gradients are summed along `fsdp`, as of `collectives.scatter_sum`.
     """
 
     def __init__(
@@ -99,17 +99,16 @@ class Network:
         compute_dtype: DTypeLike,
         remat: Remat,
         kernel: Kernel = "xla",
-        unroll: bool = False,
+        exchanges: bool = False,
     ):
         _check_heads(config, mesh)
-        self.config, self.mesh, self.loss, self.compute_dtype, self.unroll = config, mesh, loss, compute_dtype, unroll
+        self.config, self.mesh, self.loss, self.compute_dtype = config, mesh, loss, compute_dtype
+        self.exchanges = exchanges
         self.fsdp = "fsdp" if mesh.shape["fsdp"] > 1 else None
         self.tensor = "tensor" if mesh.shape["tensor"] > 1 else None
-        # Unrolled loops get few large chunks, which cost the same.
-        chunks = {"chunk_tokens": 2**16, "chunk_vocab": 2**16} if unroll else {}
         vocab_size = config.vocab_size if config.vocab_size % mesh.shape["tensor"] else None
         self.projection = Projection(
-            config.logits_softcap, self.fsdp, self.tensor, **chunks, vocab_size=vocab_size, unroll=unroll
+            config.logits_softcap, self.fsdp, self.tensor, vocab_size=vocab_size, exchanges=exchanges
         )
         _, shapes = abstract_decoder(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
         self._params = parameter_specs(shapes, mesh)
@@ -120,7 +119,7 @@ class Network:
         layers = [self._layer(window, specs[position], kernel) for position, window in enumerate(config.pattern)]
         checkpoint = functools.partial(jax.checkpoint, policy=policy)
         # `prevent_cse` only outside of loops: a scan's body is compiled apart, so recomputation cannot be merged back.
-        self._layers = [checkpoint(layer, prevent_cse=unroll) for layer in layers]
+        self._layers = [checkpoint(layer, prevent_cse=False) for layer in layers]
         self._tail = [checkpoint(layer, prevent_cse=True) for layer in layers[: len(config.tail)]]
 
     def _layer(self, window: int | None, specs: Any, kernel: Kernel):
@@ -141,7 +140,7 @@ class Network:
             params: Params, x: Float[Array, "R C D"], placement: Placement, rotary: Any, shared: SharedPrefixes | None
         ) -> Float[Array, "R C D"]:
             if self.fsdp is not None:
-                params = gather_layer(params, specs, self.fsdp, self.compute_dtype)
+                params = gather_layer(params, specs, self.fsdp, self.compute_dtype, exchanges=self.exchanges)
             if self.tensor is not None:
                 # A norm of heads, say, is replicated, but each device applies it to its own heads.
                 parts = {name: sum_unsplit(params[name], specs[name], self.tensor) for name in Layer.PARTS}
@@ -229,7 +228,7 @@ class Network:
 
         whole = self.config.num_blocks
         scanned = functools.partial(block, layers=self._layers)
-        x, layers = jax.lax.scan(scanned, x, jnp.arange(whole), unroll=self.unroll)
+        x, layers = jax.lax.scan(scanned, x, jnp.arange(whole))
         x, tail = block(x, whole, self._tail)
         hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _shared(microbatch)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
@@ -257,7 +256,6 @@ class Network:
             carry,
             (jnp.arange(whole), trace.layers),
             reverse=True,
-            unroll=self.unroll,
         )
         return gradients, dx
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from fusejax.config import TrainConfig
 from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
+from fusejax.distributed.overlap import overlap
 from fusejax.distributed.sharding import batch_sharding, laid_out, replicated, with_replicas
 from fusejax.models.attention.dispatch import kernel_for
 from fusejax.models.decoder.config import DecoderConfig
@@ -40,7 +41,7 @@ class Programs:
       reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
     """
 
-    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int, unroll: bool = False):
+    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int):
         self.mesh, self.model = mesh, model
         self.rows_per_microbatch = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
@@ -49,7 +50,8 @@ class Programs:
         optimizer, moments = make_optimizer(config.optimizer, num_steps), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
         loss = make_loss(config.preference)
-        network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, unroll=unroll)
+        hiding = overlap(mesh)
+        network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, exchanges=hiding.exchanges)
 
         self.params = laid_out(shapes, mesh)
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
@@ -65,13 +67,15 @@ class Programs:
         def shardings(tree: Any) -> Any:
             return jax.tree.map(lambda x: x.sharding, tree)
 
+        # The programs that gather parameters; the others have next to nothing to hide.
+        compiled = functools.partial(jax.jit, compiler_options=hiding.compiler_options)
         # Outputs have the inputs' shardings, so that the programs compiled for the first step serve all steps.
         state, accumulator, everywhere = shardings(self.state), shardings(self.accumulator), replicated(mesh)
         self.init_state = jax.jit(initializer(optimizer, moments=moments), out_shardings=state, donate_argnums=0)
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
-        self.accumulate = jax.jit(network.accumulate, donate_argnums=1, out_shardings=accumulator)
+        self.accumulate = compiled(network.accumulate, donate_argnums=1, out_shardings=accumulator)
         self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
         # A separate program: as a part of `apply`, the zeros would get new memory, and the sums would be copied.
         self.zeroed = jax.jit(
@@ -80,9 +84,9 @@ class Programs:
             keep_unused=True,
             out_shardings=accumulator,
         )
-        self.evaluate = jax.jit(network.evaluate, out_shardings=everywhere)
+        self.evaluate = compiled(network.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.
-        self.reference = jax.jit(network.pair_logprobs, out_shardings=everywhere)
+        self.reference = compiled(network.pair_logprobs, out_shardings=everywhere)
 
     def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.mesh, with_replicas(x.sharding.spec))

@@ -37,11 +37,10 @@ def case(seed, rows, length, width=16, vocabulary=37, share=0.5):
     chunk_vocab=st.integers(1, 50),
     share=st.sampled_from([0.0, 0.3, 1.0]),
     softcap=st.sampled_from([None, 3.0]),
-    unroll=st.booleans(),
     padding=st.integers(0, 12),
 )
 def test_values_and_gradients_equal_the_dense_computation(
-    seed, rows, length, chunk_tokens, chunk_vocab, share, softcap, unroll, padding
+    seed, rows, length, chunk_tokens, chunk_vocab, share, softcap, padding
 ):
     """Also where the vocabulary, or the tokens, are not a multiple of their chunk; gradients are added to others.
 
@@ -53,10 +52,8 @@ def test_values_and_gradients_equal_the_dense_computation(
     padded = np.concatenate([head, 9 * rng.normal(size=(padding, head.shape[1])).astype(np.float32)])
     before = rng.normal(size=padded.shape).astype(np.float32)
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    if unroll:  # every turn is written out: keep the program small
-        chunk_tokens, chunk_vocab = max(chunk_tokens, 15), max(chunk_vocab, 10)
     chunks = {"chunk_tokens": chunk_tokens, "chunk_vocab": chunk_vocab}
-    projection = Projection(softcap, **chunks, vocab_size=len(head) if padding else None, unroll=unroll)
+    projection = Projection(softcap, **chunks, vocab_size=len(head) if padding else None)
 
     @jax.jit
     def ours(hidden, head):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fusejax.planning.compile import Cost, Memory
+from fusejax.planning.compile import Memory
 from fusejax.planning.plan import Planner
+from fusejax.planning.schedule import Schedule, Traffic
 from fusejax.planning.search import choose
 from fusejax.planning.topology import parse_topology
 from fusejax.planning.workload import workload
@@ -75,19 +76,29 @@ def test_json_of_sft(tmp_path):
     assert 0 < sft["mfu"] < 1
     assert sft["total_seconds"] == pytest.approx(16 * sft["step_seconds"])
     assert sft["chip_hours"] == pytest.approx(sft["total_seconds"] * 4 / 3600)
-    assert sft["estimate"] == "compiler"
+    # Each microbatch, parameters are gathered for both passes, in two bytes each, and gradients scattered; not those of
+    # the embedding.
+    sent = 3 / 4 * 2 * (PARAMETERS - 1024 * 256)
+    communication = sft["communication"]
+    assert communication["by_kind"]["reduce-scatter"]["bytes"] == pytest.approx(6 * sent, rel=0.2)
+    assert communication["by_kind"]["all-gather"]["bytes"] == pytest.approx(6 * 2 * sent, rel=0.2)
+    assert communication["bytes"] == sum(kind["bytes"] for kind in communication["by_kind"].values())
+    assert 0 < communication["exposed_seconds"] <= communication["seconds"]
+    assert communication["exposed_seconds"] < sft["step_seconds"]
 
 
 @needs_libtpu
 def test_table_of_dpo(tmp_path):
     done = plan(tmp_path, "2xv6e-4", "dpo", dtype={"compute": "bfloat16"})
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("compiling") == 4  # for memory and for time, of two tasks
+    assert done.stderr.count("compiling") == 3  # the reference pass; a microbatch and an update
     lines = {line[:34].strip(): line[34:].split() for line in done.stdout.splitlines()}
     assert lines["HBM per chip, in GB"] == ["reference", "dpo"]
     assert lines["optimizer's moments"][0] == "0.00"  # the pass comes before training
     assert lines["fits"] == ["yes", "yes"]
-    assert lines["by"] == ["roofline", "roofline"]
+    # Between the slices, each chip exchanges its fourth of the gradients, in float32.
+    assert float(lines["all-reduce, GB"][1]) == pytest.approx(4 * PARAMETERS / 4 / 1e9, rel=0.1)
+    assert float(lines["of it not hidden"][1]) <= float(lines["seconds on the links"][1])
     assert lines["limit"] == ["33.55", "33.55"]
     assert "64,128 examples" in done.stdout
     assert "(assumed: examples, tokens_per_example)" in done.stdout
@@ -141,7 +152,7 @@ def test_programs_do_not_grow_with_depth(planner, shape):
     sizes = []
     for layers in (8, 80):  # two more than whole blocks of three
         made, config = planner(layers, **shape)
-        programs = made._programs(config, made.model)
+        programs = made._programs(config)
         lowered = programs.accumulate.lower(programs.params, programs.accumulator, programs.microbatch)
         sizes.append(len(lowered.as_text()))
     # Only digits of sizes differ.
@@ -153,15 +164,16 @@ def test_times_add_up(planner, monkeypatch):
     """A step is as many microbatches as it needs, and one update."""
     made, config = planner(6)
 
-    constant = Cost(flops=459e12, attention=0, bytes=0, seconds=2.0)
-    monkeypatch.setattr("fusejax.planning.plan.cost", lambda *_, attention: constant)
-    monkeypatch.setattr("fusejax.planning.plan.memory", lambda *_: Memory(10**9, 10**6, fits=True))
+    constant = Schedule(459e12, 1.5, {"all-gather": Traffic(10**9, 0.75, 0.5)})
+    monkeypatch.setattr("fusejax.planning.plan.schedule.read", lambda *_, **__: constant)
+    monkeypatch.setattr("fusejax.planning.plan.compiled", lambda *_: (Memory(10**9, 10**6, fits=True), "text"))
     found = made.plan(config)["sft"]
     microbatches = made.work.microbatches(2 * 4)
     assert found.microbatches == microbatches
     assert found.speed is not None
     assert found.speed.step_seconds == pytest.approx(2.0 * (microbatches + 1))
     assert found.speed.flops == pytest.approx(4 * 459e12 * (microbatches + 1))
+    assert found.speed.communication == Traffic(10**9, 0.75, 0.5) * (microbatches + 1)
     assert found.hbm.temporary >= 10**9 + 3 * 10**6  # three programs
     assert found.fits
 
@@ -171,7 +183,7 @@ def test_too_much_for_all_programs_together_does_not_fit(planner, monkeypatch):
     """The compiler looks at one program at a time, and knows of no moments while gradients are computed."""
     made, config = planner(6)
     limit = made.topology.chip.hbm
-    monkeypatch.setattr("fusejax.planning.plan.memory", lambda *_: Memory(limit - 10**6, 0, fits=True))
+    monkeypatch.setattr("fusejax.planning.plan.compiled", lambda *_: (Memory(limit - 10**6, 0, fits=True), None))
     hbm, fits = made.hbm(config, "sft")
     assert hbm.total > limit
     assert not fits
@@ -181,19 +193,19 @@ def test_too_much_for_all_programs_together_does_not_fit(planner, monkeypatch):
 def test_a_program_is_compiled_once(planner, monkeypatch):
     """Neither rematerialisation nor the rows of a microbatch are anything to the update."""
     made, config = planner(6)
-    compiled = []
+    calls = []
 
-    def memory(program, *arguments):
-        compiled.append(arguments)
-        return Memory(10**9, 0, fits=True)
+    def compiled(program, *arguments):
+        calls.append(arguments)
+        return Memory(10**9, 0, fits=True), None
 
-    monkeypatch.setattr("fusejax.planning.plan.memory", memory)
+    monkeypatch.setattr("fusejax.planning.plan.compiled", compiled)
     rows = config.packing.rows_per_device
     made.hbm(choose(config, "full", rows), "sft")
-    assert len(compiled) == 3  # accumulate, apply, evaluate
+    assert len(calls) == 3  # accumulate, apply, evaluate
     made.hbm(choose(config, "dots", rows), "sft")
-    assert len(compiled) == 4  # accumulate
+    assert len(calls) == 4  # accumulate
     made.hbm(choose(config, "dots", rows + 1), "sft")
-    assert len(compiled) == 6  # accumulate, evaluate
+    assert len(calls) == 6  # accumulate, evaluate
     made.hbm(choose(config, "full", rows), "sft")
-    assert len(compiled) == 6
+    assert len(calls) == 6

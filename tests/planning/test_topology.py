@@ -10,8 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fusejax.common.cli import UserError
 from fusejax.config import MeshConfig
+from fusejax.distributed.compiled import uncached
 from fusejax.distributed.mesh import make_mesh
-from fusejax.planning.compile import memory, uncached
+from fusejax.planning.compile import compiled
 from fusejax.planning.topology import CHIPS, parse_topology
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -113,6 +114,6 @@ def test_the_limit_is_the_compilers_own(name):
         jax.jit(lambda x: 2 * x).lower(shape).compile()
     [limit] = re.findall(r"available HBM \(([\d.]+)G\)", str(raised.value))
     assert topology.chip.hbm == int(float(limit) * 2**30)
-    found = memory(jax.jit(lambda x: 2 * x), shape)
+    found, _ = compiled(jax.jit(lambda x: 2 * x), shape)
     assert not found.fits
     assert found.temporary >= 2**40  # the result, beside the argument

@@ -54,8 +54,8 @@ def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> li
 
     Args:
       hf_config: of a decoder, as its `config.json` has it. Its parameters are all random: norms and biases, too.
-      meshes: sizes of the axes; besides, `remat` and `unroll` as `Network` takes them, and whether to `forget` the sums
-        of gradients in attention and MLP.
+      meshes: sizes of the axes; besides, `remat` and `exchanges` as `Network` takes them, and whether to `forget` the
+        sums of gradients in attention and MLP.
     """
     config = DecoderConfig.from_hf(hf_config)
     rows, loss = batch(config.vocab_size), make_loss(None)
@@ -75,7 +75,7 @@ def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> li
     for mesh_options in meshes:
         options = dict(mesh_options)
         summing = (lambda params, specs, axis: params) if options.pop("forget", False) else sum_unsplit
-        layout = {"remat": options.pop("remat"), "unroll": options.pop("unroll", False)}
+        layout = {"remat": options.pop("remat"), "exchanges": options.pop("exchanges", False)}
         where = ", ".join(f"{axis}={size}" for axis, size in options.items())
         mesh = make_mesh(MeshConfig(**{"fsdp": 1, **options}), jax.devices()[: np.prod(list(options.values()))])
         with mock.patch.object(networks, "sum_unsplit", summing):

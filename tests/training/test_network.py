@@ -21,10 +21,10 @@ def test_gradients_of_every_parameter_are_those_of_one_device(family):
     assert not faults, "\n".join(faults)
 
 
-def test_many_parts_and_loops_that_are_written_out():
+def test_many_parts_and_sums_by_exchange():
     faults = faults_in_process(
         hf_config("gemma3"),
-        [{"data": 2, "fsdp": 4, "remat": "none", "unroll": True}, {"fsdp": 8, "remat": "full"}],
+        [{"data": 2, "fsdp": 4, "remat": "none", "exchanges": True}, {"fsdp": 8, "remat": "full"}],
     )
     assert not faults, "\n".join(faults)
 

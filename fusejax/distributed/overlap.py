@@ -1,0 +1,86 @@
+"""How communication is hidden behind computing on each kind of device: options for the compiler, and a way to sum.
+
+A program that gathers parameters and scatters gradients layer by layer lets the compiler do both while the layers
+compute. By default XLA's compiler for TPUs does little of it: most collectives make the core wait, and a reduce-scatter
+over several axes of a slice becomes an all-reduce, which sends twice as much. These options change that;
+`fusejax plan` shows what they leave exposed (docs/tpu.md).
+
+v5p, v6e and TPU7x have SparseCores beside the core, which can run collectives: all-gathers, and reduce-scatters as
+such. On others, the core's products carry all-gathers along; a sum is an all-to-all, which is asynchronous and sends
+half as much as an all-reduce, and additions on the device.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+from fusejax.common.cli import note
+from fusejax.distributed.compiled import uncached
+
+_SPARSE_CORES = (
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather",
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter",
+    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter",
+    # Over many chips, the compiler would make all-reduces of all-gathers.
+    "xla_tpu_prefer_async_allgather_to_allreduce",
+)
+_CORES_ALONE = (
+    "xla_enable_async_all_gather",
+    "xla_tpu_enable_async_collective_fusion",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps",
+    "xla_tpu_overlap_compute_collective_tc",
+    "xla_tpu_enable_async_all_to_all",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """What suits a kind of device."""
+
+    options: tuple[str, ...] = ()
+    """The compiler's, to be set to true."""
+    exchanges: bool = False
+    """Whether sums are all-to-alls with additions, rather than reduce-scatters; see `collectives.scatter_sum`."""
+    compiler_options: dict[str, bool] | None = None
+    """`options` as `jax.jit` takes them."""
+
+
+BY_KIND = {
+    "TPU v4": Overlap(_CORES_ALONE, exchanges=True),
+    "TPU v5 lite": Overlap(_CORES_ALONE, exchanges=True),
+    "TPU v5": Overlap(_SPARSE_CORES),
+    "TPU v6 lite": Overlap(_SPARSE_CORES),
+    "TPU7x": Overlap(_SPARSE_CORES),
+}
+"""By `jax.Device.device_kind`."""
+
+
+def overlap(mesh: Mesh) -> Overlap:
+    """What suits the devices of a mesh, with those options that their compiler knows; for one device alone, nothing."""
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    found = BY_KIND.get(local[0].device_kind, Overlap())
+    if mesh.size == 1:
+        return Overlap()
+    known = [option for option in found.options if _knows(local[0], option)]
+    return dataclasses.replace(found, compiler_options=dict.fromkeys(known, True) or None)
+
+
+@functools.cache
+def _knows(device: jax.Device, option: str) -> bool:
+    """Compilers refuse names that they do not know, and versions of libtpu differ in what they know."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    nothing = jax.jit(lambda: 0, out_shardings=sharding, compiler_options={option: True})
+    try:
+        with uncached():
+            nothing.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if option not in str(error):
+            raise
+        note(f"note: this TPU compiler does not know {option}; communication may take longer")
+        return False
+    return True
