@@ -40,6 +40,8 @@ class Instruction:
     """What is in its parentheses."""
     attributes: str
     """What follows them."""
+    is_root: bool
+    """Whether it is the result of its computation."""
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _instruction(line: str) -> Instruction | None:
     if opcode is None:
         return None
     after = _closing(line, opcode.end() - 1)
-    return Instruction(start[2], line[at:end], opcode[1], line[opcode.end() : after], line[after + 1 :])
+    return Instruction(start[2], line[at:end], opcode[1], line[opcode.end() : after], line[after + 1 :], bool(start[1]))
 
 
 def _closing(line: str, at: int) -> int:

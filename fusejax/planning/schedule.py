@@ -197,24 +197,19 @@ class _Reader:
         return Schedule()
 
     def _turns(self, loop: Instruction) -> int:
-        """From what the compiler says, or from a condition that compares a counter from 0 with a constant."""
+        """What the compiler says, or how often a counter from 0 can be increased until it reaches a limit."""
         if known := _TRIPS.search(loop.attributes):
             return int(known[1])
         condition = self.program.computations[loop.attribute("condition") or ""]
-        constants = [
-            int(each.arguments)
-            for each in condition.values()
-            if each.opcode == "constant" and each.arguments.isdecimal()
-        ]
-        compares = [
-            each for each in condition.values() if each.opcode == "compare" and "direction=LT" in each.attributes
-        ]
-        if (
-            len(constants) == 1
-            and compares
-            and any(condition[name].opcode == "constant" for name in compares[0].operands)
-        ):
-            return constants[0]
+        body = self.program.computations[loop.attribute("body") or ""]
+        less = _root(condition)
+        counter, limit = (condition[name] for name in less.operands)
+        if less.opcode == "compare" and "direction=LT" in less.attributes and limit.opcode == "constant":
+            carried = _root(body).operands[int(counter.attribute("index") or 0)]
+            added = [body[name] for name in body[carried].operands]
+            steps = [int(each.arguments) for each in added if each.opcode == "constant"]
+            if body[carried].opcode == "add" and len(steps) == 1:
+                return -(-int(limit.arguments) // steps[0])
         if self.turns is None:
             raise ValueError(f"the loop {loop.name} has a number of turns that depends on data")
         return self.turns
@@ -285,6 +280,10 @@ class _Reader:
                     if chain := _CHAIN.search(inner.attributes):
                         return f"chain {chain[1]}"
         return instruction.name if instruction.opcode.endswith("-start") else instruction.operands[0]
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(each for each in computation.values() if each.is_root)
 
 
 def _ends(instruction: Instruction) -> bool:

@@ -148,13 +148,17 @@ def test_an_all_reduce_of_which_each_chip_keeps_a_part_is_a_reduce_scatter():
     assert found.traffic["reduce-scatter"].exposed_seconds == pytest.approx(SECONDS)
 
 
-def loop(attributes: str = "", bound: str = "%limit = s32[] constant(32)") -> tuple[str, str]:
+def loop(attributes: str = "", bound: str = "%limit = s32[] constant(32)", step: int = 1) -> tuple[str, str]:
     """A loop that gathers in every turn, and the computations that it names."""
     inner = f"""%body (s: (s32[], bf16[1,1048576])) -> (s32[], bf16[1,1048576]) {{
   %s = (s32[], bf16[1,1048576]) parameter(0)
   %p = bf16[1,1048576] get-tuple-element(%s), index=1
   {GATHER}
   {compute("product", 100)}
+  %turn = s32[] get-tuple-element(%s), index=0
+  %step = s32[] constant({step})
+  %next = s32[] add(%turn, %step)
+  ROOT %carried = (s32[], bf16[1,1048576]) tuple(%next, %p)
 }}
 %condition (s: (s32[], bf16[1,1048576])) -> pred[] {{
   %s = (s32[], bf16[1,1048576]) parameter(0)
@@ -167,15 +171,16 @@ def loop(attributes: str = "", bound: str = "%limit = s32[] constant(32)") -> tu
 
 
 @pytest.mark.parametrize(
-    ("attributes", "bound", "options", "turns"),
+    ("attributes", "bound", "step", "options", "turns"),
     [
-        ("", "%limit = s32[] constant(32)", {}, 32),
-        (', backend_config={"known_trip_count":{"n":"7"}}', "%limit = s32[] constant(32)", {}, 7),
-        ("", "%limit = s32[] get-tuple-element(%s), index=0", {"turns": 5}, 5),
+        ("", "%limit = s32[] constant(32)", 1, {}, 32),
+        ("", "%limit = s32[] constant(32)", 3, {"turns": 5}, 11),
+        (', backend_config={"known_trip_count":{"n":"7"}}', "%limit = s32[] constant(32)", 1, {}, 7),
+        ("", "%limit = s32[] get-tuple-element(%s), index=0", 1, {"turns": 5}, 5),
     ],
 )
-def test_loops(attributes, bound, options, turns):
-    line, inner = loop(attributes, bound)
+def test_loops(attributes, bound, step, options, turns):
+    line, inner = loop(attributes, bound, step)
     found = schedule(line, others=inner, **options)
     assert found.compute_seconds == pytest.approx(turns * 100e-6)
     assert found.communication.bytes == turns * SENT
