@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,29 @@ def main() -> None:
     prepare(arguments.answers, OUTPUT / "judged.jsonl.gz")
     _command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
     folder = OUTPUT / f"seed-{arguments.seed}"
-    models = {"base": base}
-    for task, start in (("sft", base), ("dpo", folder / "sft")):
-        overrides = (f"model={start}", f"output_dir={folder / task}", f"seed={arguments.seed}")
-        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *overrides)
-        models[task] = folder / "export" / task
-        if not models[task].exists():
-            to = ("--output", str(models[task]), "--dtype", "float32")
-            _command("fusejax.export", "--checkpoint", str(folder / task), *to)
-
+    models = train(base, folder, seed=arguments.seed)
     results = _measured(models, folder / "results.json")
     answers = _answers(models, folder / "answers.json")
     report = write_report(folder, results, answers)
     print(table(results))
     note(f"{folder}/results.json and {report} hold the whole story. {time.monotonic() - started:.0f} seconds.")
+
+
+def train(base: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> dict[str, Path]:
+    """The models `base`, `sft` and `dpo`, exported in float32: the last two are made in `folder` if need be.
+
+    Args:
+      overrides: of both runs' configurations.
+    """
+    models = {"base": base}
+    for task, start in (("sft", base), ("dpo", folder / "sft")):
+        own = (f"model={start}", f"output_dir={folder / task}", f"seed={seed}")
+        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *own, *overrides)
+        models[task] = folder / "export" / task
+        if not models[task].exists():
+            to = ("--output", str(models[task]), "--dtype", "float32")
+            _command("fusejax.export", "--checkpoint", str(folder / task), *to)
+    return models
 
 
 def _measured(models: dict[str, Path], path: Path) -> dict[str, Any]:
