@@ -3,8 +3,8 @@
     make gpu-bundle ANSWERS=judged.jsonl.gz
 
 Each part can be sent beside the repository without more than `--limit` MiB at once; the session puts them together.
-Part 1 holds wheels for Python 3.12 on x86-64 Linux, which are what a machine with JAX, Flax, Orbax, PyTorch and
-transformers lacks; the answers; and the example's shards, made of them. The pretrained weights fill up all parts.
+Part 1 holds wheels for Python 3.12 on x86-64 Linux that a machine with JAX, PyTorch and transformers lacks, or may have
+too old; the answers; and the example's shards, made of them. The pretrained weights fill up all parts.
 
 ANSWERS are as `python -m examples.smollm2 --answers` takes them.
 """
@@ -27,18 +27,25 @@ PINNED = (
     "annotated-types",
     "argcomplete",
     "array_record",
+    "etils",
+    "fsspec",
     "gguf",
     "google-crc32c",
     "grain",
+    "jaxtyping",
+    "optax",
+    "orbax-checkpoint",
     "portpicker",
     "pydantic",
     "pydantic_core",
     "tensorboardX",
     "typing-inspection",
+    "typing_extensions",
+    "wadler_lindig",
 )
-"""In the versions of constraints.txt."""
-KERNELS = ("einshape==1.0", "immutabledict==4.3.1", "qwix==0.1.8", "tokamax==0.0.17")
-"""Tokamax, and what it needs."""
+"""In the versions of constraints.txt. Some of them the machine may have, but older than is needed."""
+FOR_JAX_0_11 = ("einshape==1.0", "flax==0.12.12", "immutabledict==4.3.1", "qwix==0.1.8", "tokamax==0.0.17")
+"""Tokamax, what it needs, and Flax."""
 UNUSED = "xprof/cli/tools/get_kernel_stats_tool.py"
 """Tokamax imports it for tuning, which nothing here does. An empty module in place of 32 MB and ten packages."""
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17, 12, 5)] + ["manylinux2014_x86_64"]
@@ -73,7 +80,7 @@ def requirements() -> list[str]:
     pinned = dict(
         line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     )
-    return [f"{name}=={pinned[name]}" for name in PINNED] + [*KERNELS]
+    return [f"{name}=={pinned[name]}" for name in PINNED] + [*FOR_JAX_0_11]
 
 
 def download(packages: list[str], folder: Path) -> None:

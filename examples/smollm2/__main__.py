@@ -7,10 +7,7 @@ none was trained on. Every command is printed. What is complete is not done agai
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,12 @@ import yaml
 from examples.pretrained import pretrained
 from examples.smollm2 import heldout
 from examples.smollm2.answers import prepare
-from examples.smollm2.report import table, write_report
-from fusejax.common.cli import UserError, note, run
+from examples.smollm2.report import write_report
+from examples.smollm2.results import table
+from examples.smollm2.training import CONFIGS, OUTPUT, command, train
+from fusejax.common.cli import note, run
 from fusejax.common.files import write_text
 
-OUTPUT = Path("runs/smollm2")
-CONFIGS = Path("examples/smollm2")
 SHOWN = 20
 """Held-out prompts whose answers the report shows."""
 NEW_TOKENS = 256
@@ -41,7 +38,7 @@ def main() -> None:
     base = pretrained("SmolLM2-135M-Instruct")
 
     prepare(arguments.answers, OUTPUT / "judged.jsonl.gz")
-    _command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
+    command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
     folder = OUTPUT / f"seed-{arguments.seed}"
     models = train(base, folder, seed=arguments.seed)
     results = _measured(models, folder / "results.json")
@@ -49,23 +46,6 @@ def main() -> None:
     report = write_report(folder, results, answers)
     print(table(results))
     note(f"{folder}/results.json and {report} hold the whole story. {time.monotonic() - started:.0f} seconds.")
-
-
-def train(base: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> dict[str, Path]:
-    """The models `base`, `sft` and `dpo`, exported in float32: the last two are made in `folder` if need be.
-
-    Args:
-      overrides: of both runs' configurations.
-    """
-    models = {"base": base}
-    for task, start in (("sft", base), ("dpo", folder / "sft")):
-        own = (f"model={start}", f"output_dir={folder / task}", f"seed={seed}")
-        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *own, *overrides)
-        models[task] = folder / "export" / task
-        if not models[task].exists():
-            to = ("--output", str(models[task]), "--dtype", "float32")
-            _command("fusejax.export", "--checkpoint", str(folder / task), *to)
-    return models
 
 
 def _measured(models: dict[str, Path], path: Path) -> dict[str, Any]:
@@ -98,18 +78,6 @@ def _answers(models: dict[str, Path], path: Path) -> list[dict[str, str]]:
                 row[name] = text
         write_text(path, json.dumps(shown, indent=2, ensure_ascii=False))
     return json.loads(path.read_text())
-
-
-def _command(module: str, *arguments: str) -> None:
-    """Runs `python -m module arguments`.
-
-    Raises:
-      UserError: it failed; its own output is above.
-    """
-    note(" ".join(("$ python -m", module, *arguments)))
-    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
-    if status:
-        raise UserError(f"python -m {module} failed with status {status}")
 
 
 if __name__ == "__main__":
