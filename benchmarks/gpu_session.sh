@@ -42,6 +42,12 @@ done
 # A GPU, or nothing: JAX would else take the CPU and say so in a warning.
 if [ -n "$tiny" ]; then export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; fi
 
+# Pallas compiles with what is in there; else it looks among the packages, and in /usr/local/cuda.
+if [ -z "${CUDA_ROOT:-}" ] && nvcc=$(command -v nvcc); then
+    root=$(dirname "$(dirname "$(realpath "$nvcc")")")
+    [ ! -f "$root/nvvm/libdevice/libdevice.10.bc" ] || export CUDA_ROOT=$root
+fi
+
 # within SECONDS COMMAND ...: no longer than that, nor than what is left of LIMIT.
 within() {
     local left=$((LIMIT - SECONDS)) seconds=$1
@@ -70,6 +76,7 @@ install_wheels() {
 
 versions() {
     local status=0
+    echo "nvcc: $(command -v nvcc), ptxas: $(command -v ptxas), CUDA_ROOT: ${CUDA_ROOT:-}"
     if [ -z "$tiny" ]; then within 30 nvidia-smi || status=1; fi
     within 100 "$PYTHON" -m benchmarks.gpu_versions || status=1
     return "$status"
