@@ -5,7 +5,7 @@ VLLM := .venv-vllm/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test test-slow test-real test-vllm lint types docs
+.PHONY: help setup quickstart test test-slow test-real test-vllm lint types docs gpu-bundle
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-real    run the tests on two pretrained models, which are downloaded once (330 MB); needs .venv-vllm, too"
 	@echo "make test-vllm    run the tests of sampling with vLLM, in an environment of its own, .venv-vllm (2.5 GB)"
 	@echo "make lint types   what CI checks besides"
+	@echo "make gpu-bundle   pack what benchmarks/gpu_session.sh needs on a machine without a network; ANSWERS=FILE"
 	@echo "make docs         build the documentation into build/site; a broken link fails"
 
 setup: .venv/installed
@@ -65,3 +66,6 @@ types: setup
 
 docs: setup
 	$(BIN)/zensical build --clean --strict
+
+gpu-bundle: setup
+	$(BIN)/python -m benchmarks.gpu_bundle --answers $(ANSWERS)

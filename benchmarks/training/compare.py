@@ -36,6 +36,8 @@ class Trainer:
     script: str
     environment: str | None = None
     """One of `REQUIREMENTS`; None for our own."""
+    python: Path | None = None
+    """Of an environment that is there already, in place of the one to be made."""
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
@@ -90,7 +92,8 @@ def run(trainer: Trainer, case: Path) -> dict[str, Any] | None:
     if trainer.environment is None:
         command = [sys.executable, "-m", f"benchmarks.training.{trainer.script}", str(case), *trainer.overrides]
     else:
-        command = [str(interpreter(trainer.environment)), str(HERE / f"{trainer.script}.py"), str(case)]
+        python = trainer.python or interpreter(trainer.environment)
+        command = [str(python), str(HERE / f"{trainer.script}.py"), str(case)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **trainer.variables}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
     if process.returncode == -signal.SIGKILL and trainer.environment is not None:

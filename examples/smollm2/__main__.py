@@ -7,8 +7,6 @@ none was trained on. Every command is printed. What is complete is not done agai
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,12 @@ import yaml
 from examples.pretrained import pretrained
 from examples.smollm2 import heldout
 from examples.smollm2.answers import prepare
-from examples.smollm2.report import table, write_report
-from fusejax.common.cli import UserError, note, run
+from examples.smollm2.report import write_report
+from examples.smollm2.results import table
+from examples.smollm2.training import CONFIGS, OUTPUT, command, train
+from fusejax.common.cli import note, run
 from fusejax.common.files import write_text
 
-OUTPUT = Path("runs/smollm2")
-CONFIGS = Path("examples/smollm2")
 SHOWN = 20
 """Held-out prompts whose answers the report shows."""
 NEW_TOKENS = 256
@@ -40,17 +38,9 @@ def main() -> None:
     base = pretrained("SmolLM2-135M-Instruct")
 
     prepare(arguments.answers, OUTPUT / "judged.jsonl.gz")
-    _command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
+    command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
     folder = OUTPUT / f"seed-{arguments.seed}"
-    models = {"base": base}
-    for task, start in (("sft", base), ("dpo", folder / "sft")):
-        overrides = (f"model={start}", f"output_dir={folder / task}", f"seed={arguments.seed}")
-        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *overrides)
-        models[task] = folder / "export" / task
-        if not models[task].exists():
-            to = ("--output", str(models[task]), "--dtype", "float32")
-            _command("fusejax.export", "--checkpoint", str(folder / task), *to)
-
+    models = train(base, folder, seed=arguments.seed)
     results = _measured(models, folder / "results.json")
     answers = _answers(models, folder / "answers.json")
     report = write_report(folder, results, answers)
@@ -88,18 +78,6 @@ def _answers(models: dict[str, Path], path: Path) -> list[dict[str, str]]:
                 row[name] = text
         write_text(path, json.dumps(shown, indent=2, ensure_ascii=False))
     return json.loads(path.read_text())
-
-
-def _command(module: str, *arguments: str) -> None:
-    """Runs `python -m module arguments`.
-
-    Raises:
-      UserError: it failed; its own output is above.
-    """
-    note(" ".join(("$ python -m", module, *arguments)))
-    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
-    if status:
-        raise UserError(f"python -m {module} failed with status {status}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def read(data: Path) -> HeldOut:
 def mean_logprobs(directory: Path, conversations: list[list[Any]], *, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean log-probability of the answer's tokens, and how many there are, float64 [N]: tokens as in training.
 
+    In float32, on a GPU if torch has one.
+
     Args:
       directory: a Hugging Face checkpoint.
       max_length: conversations are cut there, as in training.
@@ -48,12 +50,14 @@ def mean_logprobs(directory: Path, conversations: list[list[Any]], *, max_length
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to(device)
     encoded = [encode_conversation(tokenizer, messages, first=len(messages) - 1) for messages in conversations]
     sums, counts = np.zeros(len(encoded)), np.zeros(len(encoded))
     with torch.no_grad():
         for index, (tokens, mask, _) in enumerate(encoded):
-            ids, targets = torch.tensor(tokens[:max_length]).long(), torch.tensor(mask[1:max_length])
+            ids = torch.tensor(tokens[:max_length], device=device).long()
+            targets = torch.tensor(mask[1:max_length], device=device)
             logits = model(ids[None]).logits[0, :-1][targets]
             found = logits.log_softmax(1).gather(1, ids[1:][targets][:, None])
             sums[index], counts[index] = float(found.double().sum()), len(found)

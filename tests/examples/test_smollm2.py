@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from data_pipeline.config import PipelineConfig
 from examples.smollm2 import answers, heldout
-from examples.smollm2.report import rows, table, write_report
+from examples.smollm2.report import write_report
+from examples.smollm2.results import rows, table
 from fusejax.common.cli import UserError, load_config
 from fusejax.config import TrainConfig
 from fusejax.data.chat import encode_conversation, load_tokenizer

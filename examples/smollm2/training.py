@@ -1,0 +1,40 @@
+"""SFT, DPO and their exports, by the public commands."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusejax.common.cli import UserError, note
+
+OUTPUT = Path("runs/smollm2")
+CONFIGS = Path("examples/smollm2")
+
+
+def train(base: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> dict[str, Path]:
+    """The models `base`, `sft` and `dpo`, exported in float32: the last two are made in `folder` if need be.
+
+    Args:
+      overrides: of both runs' configurations.
+    """
+    models = {"base": base}
+    for task, start in (("sft", base), ("dpo", folder / "sft")):
+        own = (f"model={start}", f"output_dir={folder / task}", f"seed={seed}")
+        command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *own, *overrides)
+        models[task] = folder / "export" / task
+        if not models[task].exists():
+            to = ("--output", str(models[task]), "--dtype", "float32")
+            command("fusejax.export", "--checkpoint", str(folder / task), *to)
+    return models
+
+
+def command(module: str, *arguments: str) -> None:
+    """Runs `python -m module arguments`.
+
+    Raises:
+      UserError: it failed; its own output is above.
+    """
+    note(" ".join(("$ python -m", module, *arguments)))
+    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
+    if status:
+        raise UserError(f"python -m {module} failed with status {status}")
