@@ -26,7 +26,7 @@ from fusejax.training.throughput import model_flops
 
 @dataclasses.dataclass(frozen=True)
 class HBM:
-    """Bytes on each chip."""
+    """Bytes on each device: on each chip, or on each half of a TPU7x chip."""
 
     parameters: int
     moments: int
@@ -169,8 +169,8 @@ class Planner:
         counts = [microbatches, 1][: len(costs)]
         each, how = estimate.seconds(costs, self.topology.chip)
         seconds = sum(count * value for count, value in zip(counts, each, strict=True))
-        chips = self.topology.chips
-        flops = chips * sum(n * (cost.flops + cost.attention) for n, cost in zip(counts, costs, strict=True))
+        devices = self.topology.num_devices
+        flops = devices * sum(n * (cost.flops + cost.attention) for n, cost in zip(counts, costs, strict=True))
         examples: float = self.work.batch_size
         if task == "reference":
             examples = self.work.examples / self.work.passes(programs.rows_per_microbatch)
@@ -182,7 +182,7 @@ class Planner:
             flops=flops,
             model_flops=useful,
             step_seconds=seconds,
-            mfu=useful / (seconds * self.topology.chip.flops * chips),
+            mfu=useful / (seconds * self.topology.chip.flops * devices),
             estimate=how,
         )
 
