@@ -26,7 +26,7 @@ example:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser, TrainConfig)
-    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e-16, v5p-128, 2xv6e-256")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e-8, 2xv5p-128, ct6e-standard-8t")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--search", action="store_true", help="find the fastest remat and rows_per_device that fit")
     parser.add_argument("--examples", type=_positive, metavar="N", help="in data.train, if that is not there to look")

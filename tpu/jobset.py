@@ -14,7 +14,13 @@ from fusejax.common.cli import run
 from fusejax.planning.topology import Topology, parse_topology
 
 # GKE's names, from cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (read in 2026).
-ACCELERATORS = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
+ACCELERATORS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+    "tpu7x": "tpu7x",
+}
 
 
 def chips_of_a_host(topology: Topology) -> int:

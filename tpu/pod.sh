@@ -12,7 +12,7 @@
 # save first. With --keep the slice stays (and its costs). When the terminal goes away, training goes on: use tmux.
 #
 # Settings, from the environment:
-#   TOPOLOGY         as in `python -m fusejax.plan --topology`: v5p-16, v5e-16, v6e-64, 2xv5p-128 (two slices)
+#   TOPOLOGY         an accelerator type: v4-8, v5p-16, v5e-16 or v5litepod-16, v6e-64, 2xv5p-128 (two slices)
 #   ZONE             must offer that TPU; best in the bucket's region
 #   PROJECT          default: gcloud's current project
 #   NAME             default: fusejax
@@ -269,12 +269,14 @@ if [[ ${1:-} == --keep ]]; then keep=yes; shift; fi
 : "${PROJECT:=$(gcloud config get-value project 2>/dev/null)}"
 [[ $PROJECT ]] || die "PROJECT is not set"
 : "${ZONE:?is not set, for example us-east5-a}" "${TOPOLOGY:?is not set, for example v5p-16}"
-[[ $TOPOLOGY =~ ^(([0-9]+)x)?(v5e|v5p|v6e)-([0-9]+)$ ]] ||
-  die "TOPOLOGY must look like v5p-16 or 2xv5p-128, not $TOPOLOGY"
+[[ ${TOPOLOGY,,} != *7x-* ]] || die "TPU7x has no queued resources, only machines on GKE: tpu/jobset.py"
+[[ ${TOPOLOGY,,} =~ ^(([1-9][0-9]*)x)?(v4|v5e|v5litepod|v5p|v6e)-([1-9][0-9]*)$ ]] ||
+  die "TOPOLOGY must look like v5p-16 or 2xv5p-128 (v4, v5e, v5p, v6e), not $TOPOLOGY"
 slices=${BASH_REMATCH[2]:-1}
 accelerator=${BASH_REMATCH[3]/v5e/v5litepod}-${BASH_REMATCH[4]}
 case ${BASH_REMATCH[3]} in
-  v5e) : "${RUNTIME:=v2-alpha-tpuv5-lite}" ;;
+  v4) : "${RUNTIME:=tpu-ubuntu2204-base}" ;;
+  v5e | v5litepod) : "${RUNTIME:=v2-alpha-tpuv5-lite}" ;;
   v5p) : "${RUNTIME:=v2-alpha-tpuv5}" ;;
   v6e) : "${RUNTIME:=v2-alpha-tpuv6e}" ;;
 esac

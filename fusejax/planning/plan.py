@@ -30,7 +30,7 @@ from fusejax.training.throughput import model_flops
 
 @dataclasses.dataclass(frozen=True)
 class HBM:
-    """Bytes on each chip."""
+    """Bytes on each device: on each chip, or on each half of a TPU7x chip."""
 
     parameters: int
     moments: int
@@ -199,7 +199,7 @@ class Planner:
         a_token = model_flops(self.model, parameters, config.attention_length, training=not reference)
         # The shared prefix of a pair counts once.
         useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
-        devices = len(self._devices)
+        devices = self.topology.num_devices
         return Speed(
             flops=devices * step.flops,
             model_flops=useful,

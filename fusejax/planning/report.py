@@ -15,11 +15,12 @@ GB = 1e9
 def plan_json(
     planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPlan], source: str, search: SearchResult | None
 ) -> dict[str, Any]:
-    """All figures, sizes in bytes per chip; speeds are `null` if a task does not fit. Arguments as of `plan_table`."""
+    """All figures, sizes in bytes per device; speeds are `null` if a task does not fit. Arguments: `plan_table`'s."""
     work = planner.work
     values = {
         "topology": planner.topology.name,
         "chips": planner.topology.chips,
+        "devices": planner.topology.num_devices,
         "model": source,
         "remat": config.remat,
         "rows_per_device": config.packing.rows_per_device,
@@ -39,6 +40,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     """
     topology, work = planner.topology, planner.work
     slices = f"{topology.slices} slices of " if topology.slices > 1 else ""
+    device = "chip" if topology.chip.devices_per_chip == 1 else "half chip"
     assumed = f" (assumed: {', '.join(work.assumed)})" if work.assumed else ""
     lines = [
         f"{topology.name}: {topology.chips} chips, {slices}{topology.shape}; {source}",
@@ -54,7 +56,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     def gigabytes(name: str, size: Callable[[TaskPlan], int]) -> None:
         row(name, lambda plan: f"{size(plan) / GB:.2f}")
 
-    lines.append(f"{'HBM per chip, in GB':<34}" + "".join(f"{task:>14}" for task in plans))
+    lines.append(f"{f'HBM per {device}, in GB':<34}" + "".join(f"{task:>14}" for task in plans))
     gigabytes("  parameters", lambda plan: plan.hbm.parameters)
     gigabytes("  optimizer's moments", lambda plan: plan.hbm.moments)
     gigabytes("  gradient accumulator", lambda plan: plan.hbm.accumulator)

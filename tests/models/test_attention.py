@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fusejax.models.attention import block_attention, splash
 from fusejax.models.attention.dispatch import Placement, attention, dense_attention, kernel_for
+from fusejax.planning.topology import parse_topology
 from tests.models.attention_cases import Shape, arrays, check_same, packed
 
 ROWS = [[70, 1, 257], [384 - 20], [5, 300, 79]]
@@ -143,20 +144,18 @@ def _both(query, key, value, tokens, window):
 @pytest.mark.parametrize(
     ("topology", "shape", "rows", "length"),
     [
-        pytest.param("v5e:4x4", Shape(16, 8, 256, window=2048, softcap=50.0), 2, 4096, id="Gemma-2-9B on v5e"),
-        pytest.param("v5e:4x4", Shape(32, 8, 64), 2, 2048, id="Llama-3.2-1B on v5e"),
-        pytest.param("v5p:2x2x2", Shape(32, 8, 128), 4, 2048, id="Llama-3.1-8B on v5p"),
-        pytest.param("v6e:4x4", Shape(28, 4, 128), 2, 4096, id="Qwen2.5-7B on v6e"),
+        pytest.param("v4-16", Shape(16, 8, 256, window=2048, softcap=50.0), 2, 4096, id="Gemma-2-9B on v4"),
+        pytest.param("v5e-16", Shape(16, 8, 256, window=2048, softcap=50.0), 2, 4096, id="Gemma-2-9B on v5e"),
+        pytest.param("v5e-16", Shape(32, 8, 64), 2, 2048, id="Llama-3.2-1B on v5e"),
+        pytest.param("v5p-16", Shape(32, 8, 128), 4, 2048, id="Llama-3.1-8B on v5p"),
+        pytest.param("v6e-16", Shape(28, 4, 128), 2, 4096, id="Qwen2.5-7B on v6e"),
+        pytest.param("tpu7x-8", Shape(16, 8, 256, window=2048, softcap=50.0), 2, 4096, id="Gemma-2-9B on TPU7x"),
     ],
 )
-def test_splash_compiles_for_tpus_without_whole_scores(monkeypatch, topology, shape, rows, length):
+def test_splash_compiles_for_tpus_without_whole_scores(topology, shape, rows, length):
     """As in training: under `shard_map`, in a scan's rematerialised body, with the gradient."""
     pytest.importorskip("libtpu")
-    topologies = pytest.importorskip("jax.experimental.topologies")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    # Other processes may be compiling as well.
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    devices = parse_topology(topology).devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     over_rows = PartitionSpec("data")
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -47,10 +48,11 @@ def plan(tmp_path: Path, topology: str, task: str, *arguments: str, **changes: A
 
 
 @needs_libtpu
-def test_json_of_sft(tmp_path):
+@pytest.mark.parametrize(("topology", "devices"), [("v5p-8", 4), ("v4-8", 4), ("tpu7x-8", 8)])
+def test_json_of_sft(tmp_path, topology, devices):
     done = plan(
         tmp_path,
-        "v5p-8",
+        topology,
         "sft",
         "--json",
         *("--examples", "1000", "--tokens-per-example", "40", "batch_size=128"),
@@ -59,29 +61,32 @@ def test_json_of_sft(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr  # libtpu is quiet
     found = json.loads(done.stdout)
-    assert (found["topology"], found["chips"], found["assumed"]) == ("v5p-8", 4, [])
+    assert (found["topology"], found["chips"], found["devices"], found["assumed"]) == (topology, 4, devices, [])
     assert list(found["tasks"]) == ["sft"]
     sft = found["tasks"]["sft"]
     hbm = sft["hbm"]
-    assert hbm["parameters"] == pytest.approx(PARAMETERS * 4 / 4, rel=0.01)  # float32, over four chips
+    assert hbm["parameters"] == pytest.approx(PARAMETERS * 4 / devices, rel=0.01)  # float32
     assert hbm["moments"] == pytest.approx(2 * hbm["parameters"], rel=0.01)
     assert hbm["accumulator"] == pytest.approx(hbm["parameters"], rel=0.01)
     assert hbm["state"] == hbm["parameters"] + hbm["moments"] + hbm["accumulator"]
     assert hbm["total"] == hbm["state"] + hbm["temporary"] <= hbm["limit"]
     assert hbm["temporary"] >= hbm["activations"] + hbm["code"] > 0
     assert sft["fits"] is True
-    # 128 examples of 40 tokens fill 40 rows of 128; a microbatch has 2 x 4 of them. 1000 examples, 2 epochs.
-    assert (sft["microbatches"], sft["steps"]) == (6, 16)
+    # 128 examples of 40 tokens fill 40 rows of 128; a microbatch has 2 of them on each device. 1000 examples, 2 epochs.
+    assert (sft["microbatches"], sft["steps"]) == (math.ceil(40.2 / (2 * devices)), 16)
     assert sft["flops"] > sft["model_flops"] > 6 * 128 * 40 * (PARAMETERS - 1024 * 256)
+    peak = 4 * {"v5p-8": 459e12, "v4-8": 275e12, "tpu7x-8": 2307e12}[topology]
+    assert sft["mfu"] == pytest.approx(sft["model_flops"] / sft["step_seconds"] / peak)
     assert 0 < sft["mfu"] < 1
     assert sft["total_seconds"] == pytest.approx(16 * sft["step_seconds"])
     assert sft["chip_hours"] == pytest.approx(sft["total_seconds"] * 4 / 3600)
     # Each microbatch, parameters are gathered for both passes, in two bytes each, and gradients scattered; not those of
-    # the embedding.
-    sent = 3 / 4 * 2 * (PARAMETERS - 1024 * 256)
+    # the embedding, whose channels and gradients are exchanged.
+    sent = sft["microbatches"] * (1 - 1 / found["devices"]) * 2 * (PARAMETERS - 1024 * 256)
     communication = sft["communication"]
-    assert communication["by_kind"]["reduce-scatter"]["bytes"] == pytest.approx(6 * sent, rel=0.2)
-    assert communication["by_kind"]["all-gather"]["bytes"] == pytest.approx(6 * 2 * sent, rel=0.2)
+    scatter = "all-to-all" if topology.startswith("v4") else "reduce-scatter"
+    assert communication["by_kind"][scatter]["bytes"] == pytest.approx(sent, rel=0.2)
+    assert communication["by_kind"]["all-gather"]["bytes"] == pytest.approx(2 * sent, rel=0.2)
     assert communication["bytes"] == sum(kind["bytes"] for kind in communication["by_kind"].values())
     assert 0 < communication["exposed_seconds"] <= communication["seconds"]
     assert communication["exposed_seconds"] < sft["step_seconds"]
@@ -105,6 +110,16 @@ def test_table_of_dpo(tmp_path):
 
 
 @needs_libtpu
+def test_the_table_counts_chips_but_memory_by_device(tmp_path):
+    done = plan(tmp_path, "tpu7x-2", "sft", dtype={"compute": "bfloat16"})
+    assert done.returncode == 0, done.stderr
+    lines = {line[:34].strip(): line[34:].split() for line in done.stdout.splitlines()}
+    assert done.stdout.startswith("tpu7x-2: 1 chips, 1x1x1; ")
+    assert lines["HBM per half chip, in GB"] == ["sft"]
+    assert lines["limit"] == ["101.74"]
+
+
+@needs_libtpu
 def test_what_does_not_fit_is_a_plan_too(tmp_path):
     big = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
     done = plan(tmp_path, "v5e-1", "sft", "--json", shape=big)
@@ -119,7 +134,7 @@ def test_what_does_not_fit_is_a_plan_too(tmp_path):
 @pytest.mark.parametrize(
     ("topology", "arguments", "message"),
     [
-        ("v9-16", (), "error: --topology v9-16: unknown; there are v5e-"),
+        ("v9-16", (), "error: --topology v9-16: unknown; there are v4-"),
         ("v5p-8", ("mesh.fsdp=3",), "error: mesh: data x fsdp x tensor = 1 x 3 x 1 does not fill 4 devices"),
     ],
 )

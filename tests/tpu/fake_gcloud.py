@@ -104,7 +104,7 @@ def end_workers(resource):
 def create(state, arguments):
     if state["resource"]:
         error("queued-resources", "create", "ALREADY_EXISTS", f"Resource '{arguments.name}' already exists")
-    if not arguments.accelerator_type.startswith(("v5p-", "v5litepod-", "v6e-")):
+    if not arguments.accelerator_type.startswith(("v4-", "v5p-", "v5litepod-", "v6e-")):
         error("queued-resources", "create", "INVALID_ARGUMENT", "Accelerator type is not found in zone")
     if bool(arguments.node_id) == bool(arguments.node_count):
         fail(2, "ERROR: Exactly one of (--node-id | --node-count --node-prefix) must be specified")

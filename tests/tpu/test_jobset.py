@@ -19,7 +19,7 @@ import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 from fusejax.distributed.hosts import HOST_LOST, STOPPED
-from fusejax.planning.topology import parse_topology
+from fusejax.planning.topology import CHIPS, parse_topology
 from tests.tpu.conftest import REPOSITORY
 
 Manifest = dict[str, Any]
@@ -30,7 +30,21 @@ assert spec.loader is not None
 jobset = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(jobset)
 
-TOPOLOGIES = ["v5e-1", "v5e-8", "v5e-16", "v5p-8", "v5p-16", "v6e-256", "2xv5p-128", "4xv6e-64"]
+TOPOLOGIES = [
+    "v4-8",
+    "v4-32",
+    "tpu7x-2",
+    "tpu7x-16",
+    "2xtpu7x-128",
+    "v5e-1",
+    "v5e-8",
+    "v5e-16",
+    "v5p-8",
+    "v5p-16",
+    "v6e-256",
+    "2xv5p-128",
+    "4xv6e-64",
+]
 
 
 def render(topology: str = "2xv5p-128", **options: Any) -> Manifest:
@@ -96,6 +110,12 @@ def test_the_check_finds_mistakes(spoil: Any) -> None:
 @pytest.mark.parametrize(
     ("topology", "slices", "hosts", "chips", "selector"),
     [
+        ("v4-8", 1, 1, 4, ("tpu-v4-podslice", "2x2x1")),
+        ("2xv4-32", 2, 4, 4, ("tpu-v4-podslice", "2x2x4")),
+        ("tpu7x-2", 1, 1, 1, ("tpu7x", "1x1x1")),
+        ("tpu7x-8", 1, 1, 4, ("tpu7x", "2x2x1")),
+        ("tpu7x-128", 1, 16, 4, ("tpu7x", "4x4x4")),
+        ("ct6e-standard-8t", 1, 1, 8, ("tpu-v6e-slice", "2x4")),
         ("v5e-16", 1, 4, 4, ("tpu-v5-lite-podslice", "4x4")),
         ("v5e-8", 1, 1, 8, ("tpu-v5-lite-podslice", "2x4")),
         ("v5p-8", 1, 1, 4, ("tpu-v5p-slice", "2x2x1")),
@@ -116,6 +136,10 @@ def test_one_pod_a_host_and_one_job_a_slice(
     labels = ("cloud.google.com/gke-tpu-accelerator", "cloud.google.com/gke-tpu-topology")
     assert tuple(pod["nodeSelector"][label] for label in labels) == selector
     assert slices * hosts * chips == parse_topology(topology).chips
+
+
+def test_every_chip_has_a_name_on_gke() -> None:
+    assert set(jobset.ACCELERATORS) == set(CHIPS)
 
 
 def decision(manifest: Manifest, exit_code: int, disrupted: bool = False) -> str:

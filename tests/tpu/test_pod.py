@@ -61,6 +61,11 @@ def test_train_does_everything_and_leaves_nothing(pod: Pod) -> None:
             {"TOPOLOGY": "v5e-16", "WAIT_HOURS": "3"},
             ["--valid-until-duration=3h", "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"],
         ),
+        ({"TOPOLOGY": "v4-32"}, ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base"]),
+        (
+            {"TOPOLOGY": "V5LitePod-8"},
+            ["--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite"],
+        ),
         ({"TOPOLOGY": "v6e-64", "CAPACITY": "reserved"}, ["--runtime-version=v2-alpha-tpuv6e", "--reserved"]),
         (
             {"TOPOLOGY": "2xv5p-16", "NAME": "n", "RUNTIME": "other", "SERVICE_ACCOUNT": "a@b"},
@@ -441,7 +446,8 @@ def test_without_gcloud_it_says_so(pod: Pod) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "status", "message"),
     [
-        (("train", "a.yaml"), {"TOPOLOGY": "v4-8"}, 1, "TOPOLOGY must look like v5p-16 or 2xv5p-128, not v4-8"),
+        (("train", "a.yaml"), {"TOPOLOGY": "v3-8"}, 1, "TOPOLOGY must look like v5p-16 or 2xv5p-128 (v4, v5e, v5p"),
+        (("train", "a.yaml"), {"TOPOLOGY": "tpu7x-8"}, 1, "TPU7x has no queued resources, only machines on GKE"),
         (("train", "a.yaml"), {"CAPACITY": "cheap"}, 1, "CAPACITY must be spot, on-demand or reserved, not cheap"),
         (("train", "a.yaml"), {"ZONE": ""}, 1, "ZONE: is not set"),
         (("train", "typo.yaml"), {}, 1, "typo.yaml is not committed: workers would not get it"),

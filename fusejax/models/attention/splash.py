@@ -29,7 +29,7 @@ def whole_blocks(length: int) -> int:
 
 
 def block_sizes(length: int) -> splash.BlockSizes:
-    """Blocks that divide a row and fit the scoped memory of every TPU from v5e on, at up to 256 channels per head.
+    """Blocks that divide a row and fit the scoped memory of every TPU from v4 on, at up to 256 channels per head.
 
     Two blocks of keys are fetched at once where that halves the steps of the grid. One fused backward kernel computes
     the gradients of queries, keys and values: two separate kernels would compute scores and their gradients twice
