@@ -1,9 +1,11 @@
-"""Plans every training configuration on its slice, and writes the result into the configuration's comment.
+"""Plans the training configurations on the slices that docs/tpu.md names, and writes the results there.
 
     python benchmarks/plan_configs.py [--check] [configs/fusechat3/llama3.1-8b-sft.yaml ...]
 
-The comment names the slice: `# Fits v5p-16: 18.4 of 102.8 GB a chip (python -m fusejax.plan).` is planned on v5p-16,
-and its figures are replaced. With `--check`, nothing is written and a figure that is off ends in exit status 1.
+A row of the guide's table names a configuration, a slice and overrides, if any; its figures are replaced (a new row
+begins with 0.0). Each configuration also says in its first lines which slice it fits as it is, in the figures of the
+guide's row: `# Fits v5p-16: 18.4 of 102.8 GB a chip (python -m fusejax.plan).` With `--check`, nothing is written and a
+figure that is off ends in exit status 1.
 """
 
 import argparse
@@ -21,7 +23,14 @@ from fusejax.planning.plan import Planner, tasks
 from fusejax.planning.topology import parse_topology
 from fusejax.planning.workload import workload
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "fusechat3"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "fusechat3"
+GUIDE = ROOT / "docs" / "tpu.md"
+ROW = re.compile(
+    r"^\| `(?P<config>[\w.-]+\.yaml)` \| (?P<topology>\S+) \| (?P<overrides>[^|\n]*?) ?"
+    r"\| (?P<total>[\d.]+) \| (?P<limit>[\d.]+) \|$",
+    re.MULTILINE,
+)
 COMMENT = re.compile(r"^# Fits (?P<topology>\S+): .* \(python -m fusejax\.plan\)\.$", re.MULTILINE)
 
 
@@ -30,33 +39,38 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", type=Path)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    wanted = {file.name for file in arguments.configs}
     wrong = False
-    for file in arguments.configs or sorted(CONFIGS.glob("*-*.yaml")):
-        text = file.read_text()
-        match = COMMENT.search(text)
-        if match is None:
-            sys.exit(f"{file}: no comment names a slice to plan it on")
-        comment = planned(file, match["topology"])
-        print(f"{file.stem:<20} {comment}", flush=True)
-        if comment != match[0]:
-            wrong = True
+    for row in ROW.finditer(GUIDE.read_text()):
+        if wanted and row["config"] not in wanted:
+            continue
+        file, overrides = CONFIGS / row["config"], row["overrides"].replace("`", "").split()
+        total, limit = planned(file, row["topology"], overrides)
+        written = f"| {total} | {limit} |".join(row[0].rsplit(f"| {row['total']} | {row['limit']} |", 1))
+        print(written, flush=True)
+        changes = [(GUIDE, row[0], written)]
+        comment = COMMENT.search(file.read_text())
+        if comment and comment["topology"] == row["topology"] and not overrides:
+            text = f"# Fits {row['topology']}: {total} of {limit} GB a chip (python -m fusejax.plan)."
+            changes.append((file, comment[0], text))
+        for path, old, new in changes:
+            wrong |= old != new
             if not arguments.check:
-                file.write_text(text.replace(match[0], comment))
+                path.write_text(path.read_text().replace(old, new))
     sys.exit(int(wrong and arguments.check))
 
 
-def planned(file: Path, topology_name: str) -> str:
-    """The comment that belongs into `file`: memory alone, which is compiled far sooner than what tells the time."""
-    config = load_config(TrainConfig, file, [])
+def planned(file: Path, topology: str, overrides: list[str]) -> tuple[str, str]:
+    """GB that a run takes on each device and what there is: memory alone, which compiles far sooner than the time."""
+    config = load_config(TrainConfig, file, overrides)
     model, _ = find_architecture(config.model, file)
-    topology = parse_topology(topology_name)
-    planner = Planner(topology, model, workload(config, examples=None, tokens_per_example=None))
+    planner = Planner(parse_topology(topology), model, workload(config, examples=None, tokens_per_example=None))
     found = [planner.hbm(config, task) for task in tasks(config)]
     most = max((hbm for hbm, _ in found), key=lambda hbm: hbm.total)
-    total, limit = most.total / 1e9, most.limit / 1e9
+    total, limit = f"{most.total / 1e9:.1f}", f"{most.limit / 1e9:.1f}"
     if not all(fits for _, fits in found):
-        sys.exit(f"{file}: does not fit {topology_name}: {total:.1f} of {limit:.1f} GB a chip")
-    return f"# Fits {topology_name}: {total:.1f} of {limit:.1f} GB a chip (python -m fusejax.plan)."
+        sys.exit(f"{file} {' '.join(overrides)}: does not fit {topology}: {total} of {limit} GB")
+    return total, limit
 
 
 if __name__ == "__main__":
