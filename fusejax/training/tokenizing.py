@@ -48,7 +48,8 @@ def missing(config: TrainConfig, identity: dict[str, str], *, resumes: bool) -> 
       UserError: the run `resumes`, and its tokens are damaged: new ones might be others.
     """
     folder = epath.Path(config.output_dir) / "tokens"
-    _delete_parts(folder)
+    for part in folder.glob("*-of-*") if folder.exists() else ():
+        part.unlink(missing_ok=True)
     found = []
     for split, path in config.data:
         try:
@@ -92,33 +93,24 @@ def tokenize(config: TrainConfig, splits: list[str], identity: dict[str, str], s
             date=config.chat.date,
             drop_unordered_pairs=config.drop_unordered_pairs,
         )
-        whole = _gather(output_dir / "tokens" / f"{split}.npz", identity, mine, hosts)
-        if whole is not None:
+        path = output_dir / "tokens" / f"{split}.npz"
+        others = [path.with_name(f"{split}-{i:05d}-of-{hosts.count:05d}.npz") for i in range(1, hosts.count)]
+        if hosts.index > 0:
+            tokens.save(others[hosts.index - 1], identity, mine)
+        hosts.meet()
+        if hosts.index == 0:
+            whole = joined([mine, *(_read_part(output_dir, i, other, identity) for i, other in enumerate(others, 1))])
             check_any_kept(whole, records.name)
-            tokens.save(output_dir / "tokens" / f"{split}.npz", identity, whole)
-            _delete_parts(output_dir / "tokens")
+            tokens.save(path, identity, whole)
+            for other in others:  # and no more: the other hosts may have written parts of the next split
+                other.unlink()
 
 
-def _gather(path: epath.Path, identity: dict[str, str], mine: Tokenized, hosts: Hosts) -> Tokenized | None:
-    """On host 0, the parts of all hosts as one; None on the others."""
-    others = [path.with_name(f"{path.stem}-{i:05d}-of-{hosts.count:05d}.npz") for i in range(1, hosts.count)]
-    if hosts.index > 0:
-        tokens.save(others[hosts.index - 1], identity, mine)
-    hosts.meet()
-    if hosts.index > 0:
-        return None
-    found = [mine]
-    for i, other in enumerate(others, start=1):
-        part = tokens.load(other, identity)
-        if part is None:
-            raise not_shared(path.parent.parent, 0, i)
-        found.append(part)
-    return joined(found)
-
-
-def _delete_parts(folder: epath.Path) -> None:
-    for path in folder.glob("*-of-*") if folder.exists() else ():
-        path.unlink(missing_ok=True)
+def _read_part(output_dir: epath.Path, writer: int, path: epath.Path, identity: dict[str, str]) -> Tokenized:
+    part = tokens.load(path, identity)
+    if part is None:
+        raise not_shared(output_dir, 0, writer)
+    return part
 
 
 def not_shared(output_dir: epath.Path, host: int, writer: int) -> UserError:

@@ -65,9 +65,9 @@ def alone(world, data, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_the_number_of_hosts_changes_no_byte(world, data, alone, tmp_path, count):
-    with start(world, tmp_path / "run", data, count) as hosts:
+@pytest.mark.parametrize(("count", "scene"), [(2, "late"), (3, None), (4, None)])
+def test_the_number_of_hosts_changes_no_byte(world, data, alone, tmp_path, count, scene):
+    with start(world, tmp_path / "run", data, count, *([scene] if scene else [])) as hosts:
         assert hosts.wait() == [0] * count, [hosts.output(i) for i in range(count)]
         assert "train: 36 examples, " in hosts.output(0) and "examples" not in hosts.output(1)
     assert files(tmp_path / "run") == alone

@@ -1,11 +1,14 @@
 """Where the wall time of a run goes."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from fusejax.training import goodput
 from fusejax.training.goodput import Clock
+from fusejax.training.loop import train
+from tests.tiny_runs import run_config
 
 
 @pytest.fixture
@@ -41,3 +44,13 @@ def test_a_phase_that_goes_on_counts(now):
         now.value += 5
     now.value += 30
     assert clock.goodput() == 0.25
+
+
+def test_a_run_says_where_its_time_went(world, tmp_path, capsys):
+    train(run_config(world, tmp_path / "run", "dpo", max_steps=1))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("goodput")]
+    head, *phases = line.split(": ")
+    assert re.fullmatch(r"goodput \d+\.\d% of [\d,]+\.\d s", head)
+    found = {phase.split()[0] for phase in phases[0].split(", ")}
+    assert {"starting", "reference", "evaluation"} <= found
+    assert found <= {"starting", "tokens", "loading", "compiling", "reference", "steps", "evaluation", "checkpoints"}
