@@ -5,6 +5,7 @@ On several hosts the same command runs on each. Those of a TPU pod find each oth
 """
 
 import argparse
+import time
 
 from fusejax.common.cli import add_config_options, add_host_options, command_parser, load_config, run
 from fusejax.config import TrainConfig
@@ -28,16 +29,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m fusejax.train") -> None:
+    began = time.monotonic()
     parser = command_parser(program, DESCRIPTION, EXAMPLE)
     add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     config = load_config(TrainConfig, options.config, options.overrides)
     # After the configuration is known to be good: JAX takes seconds to import.
     from fusejax.distributed.hosts import join
+    from fusejax.training.goodput import Clock
     from fusejax.training.loop import train
 
     with join(options.coordinator, options.num_hosts, options.host_index) as hosts:
-        train(config, hosts)
+        train(config, hosts, Clock(began))
 
 
 if __name__ == "__main__":

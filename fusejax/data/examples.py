@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -50,6 +50,7 @@ class Tokenized:
     ids: list[str]
     """Of the kept examples."""
     rejected: list[Rejection]
+    """In the order of the source, too."""
     changes: dict[str, list[str]]
     """What happened to kept examples (a key of `fusejax.data.chat.CHANGES`) -> their ids."""
 
@@ -108,47 +109,71 @@ class Tokenized:
         return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {changed}{rejected}"
 
 
+def parts(records: range, count: int) -> list[range]:
+    """The records in `count` parts, one behind the other, as even as can be; of few records, some parts are empty.
+
+    >>> parts(range(10, 15), 2), parts(range(1), 3)
+    ([range(10, 12), range(12, 15)], [range(0, 0), range(0, 0), range(0, 1)])
+    """
+    bounds = [len(records) * i // count for i in range(count + 1)]
+    return [records[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def joined(tokenized: Sequence[Tokenized]) -> Tokenized:
+    """The whole of consecutive parts, as if it had been tokenised at once."""
+    lengths = [np.diff(each.offsets) for each in tokenized]
+    return Tokenized(
+        kind=tokenized[0].kind,
+        tokens=np.concatenate([each.tokens for each in tokenized]),
+        loss_mask=np.concatenate([each.loss_mask for each in tokenized]),
+        offsets=np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64),
+        ids=[name for each in tokenized for name in each.ids],
+        rejected=[rejection for each in tokenized for rejection in each.rejected],
+        changes=_without_empty(
+            {change: [name for each in tokenized for name in each.changes.get(change, [])] for change in CHANGES}
+        ),
+    )
+
+
 def tokenize(
     source: Shards,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    records: range | None = None,
     max_length: int,
     max_prompt_length: int | None = None,
     stop_ids: Collection[int] = (),
     date: datetime.date = DEFAULT_DATE,
     drop_unordered_pairs: bool = False,
 ) -> Tokenized:
-    """Tokenises a data set with the tokenizer's own chat template.
+    """Tokenises a data set, or a part of it, with the tokenizer's own chat template.
 
     Args:
       source: the examples.
       tokenizer: from `fusejax.data.chat.load_tokenizer`.
+      records: indices of the examples, without a gap; by default all.
       max_length: tokens per sequence; a longer one is cut at the end, and counted.
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
       stop_ids: tokens that stop generation, as of `fusejax.data.chat.encode_conversation`.
       date: today's, as far as the template is told.
       drop_unordered_pairs: reject pairs whose chosen response is not scored above the rejected one.
-
-    Raises:
-      UserError: not one example can be kept.
     """
     prompt_limit = max_length - 1 if max_prompt_length is None else max_prompt_length
     ids: list[str] = []
     sequences: list[Encoded] = []
     rejected: list[Rejection] = []
     changes: dict[str, list[str]] = {change: [] for change in CHANGES}
-    for start in range(0, len(source), CHUNK):
-        records: list[Record] = []
-        for index in range(start, min(start + CHUNK, len(source))):
-            record = _read(source, index, ordered=drop_unordered_pairs)
+    indices = range(len(source)) if records is None else records
+    for start in range(0, len(indices), CHUNK):
+        read = [_read(source, index, ordered=drop_unordered_pairs) for index in indices[start : start + CHUNK]]
+        chunk = [record for record in read if not isinstance(record, Rejection)]
+        conversations = [turns for record in chunk for turns in _conversations(record)]
+        first = [_first_target(record) for record in chunk for _ in _conversations(record)]
+        encoded = iter(encode_conversations(tokenizer, conversations, first=first, stop_ids=stop_ids, date=date))
+        for record in read:
             if isinstance(record, Rejection):
                 rejected.append(record)
-            else:
-                records.append(record)
-        conversations = [turns for record in records for turns in _conversations(record)]
-        first = [_first_target(record) for record in records for _ in _conversations(record)]
-        encoded = iter(encode_conversations(tokenizer, conversations, first=first, stop_ids=stop_ids, date=date))
-        for record in records:
+                continue
             whole = [next(encoded) for _ in _conversations(record)]
             fitted = _fit(record, whole, max_length, prompt_limit)
             if isinstance(fitted, Rejection):
@@ -159,17 +184,26 @@ def tokenize(
             found = frozenset[Change]().union(*(sequence.changes for sequence in fitted))
             for change in found | ({"unordered"} if _is_unordered(record) else frozenset()):
                 changes[change].append(record.id)
-    if not ids:
-        raise UserError(f"data {source.name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
     return Tokenized(
         kind=source.kind,
-        tokens=np.concatenate([sequence.tokens for sequence in sequences]),
-        loss_mask=np.concatenate([sequence.loss_mask for sequence in sequences]),
+        tokens=np.concatenate([np.empty(0, np.int32), *(sequence.tokens for sequence in sequences)]),
+        loss_mask=np.concatenate([np.empty(0, bool), *(sequence.loss_mask for sequence in sequences)]),
         offsets=np.cumsum([0, *(len(sequence.tokens) for sequence in sequences)], dtype=np.int64),
         ids=ids,
         rejected=rejected,
-        changes={change: changed for change, changed in changes.items() if changed},
+        changes=_without_empty(changes),
     )
+
+
+def check_any_kept(tokenized: Tokenized, name: str) -> None:
+    """Raises `UserError` where all examples of the data `name` are rejected."""
+    rejected = tokenized.rejected
+    if not tokenized.ids:
+        raise UserError(f"data {name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
+
+
+def _without_empty(changes: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {change: names for change, names in changes.items() if names}
 
 
 def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:

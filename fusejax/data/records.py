@@ -10,9 +10,11 @@ came from and a SHA-256 for each shard, and reading checks it. Imports neither J
     examples[17].messages
 """
 
+import bisect
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -244,7 +246,7 @@ class _Reader(Protocol):
 
 
 class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would read a record, maybe a bad one
-    """The examples of one split, read and decoded when asked for. Threads may share it.
+    """The examples of one split, read and decoded when asked for. Threads may share it, and processes get it pickled.
 
     Indexing raises `RecordError` for a record that is whole on disk but malformed.
     """
@@ -256,10 +258,10 @@ class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would
         self.fingerprint = fingerprint
         """A hash of the contents of all shards: the key of everything cached from this data set."""
         self._readers = readers
-        self._locations = [(reader, i) for reader in readers for i in range(len(reader))]
+        self._ends = list(itertools.accumulate(map(len, readers)))
 
     def __len__(self) -> int:
-        return len(self._locations)
+        return self._ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -268,8 +270,10 @@ class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        reader, position = self._locations[index]
-        return decode(reader[position], self.kind)
+        index = range(len(self))[index]
+        which = bisect.bisect_right(self._ends, index)
+        before = self._ends[which - 1] if which else 0
+        return decode(self._readers[which][index - before], self.kind)
 
 
 def open_shards(source: PathLike) -> Shards:

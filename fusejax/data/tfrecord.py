@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
@@ -35,6 +36,7 @@ class Reader:
 
     def __init__(self, path: Path):
         # Kept open and read by position, so that threads share it without a lock.
+        self._path = path
         self._file = path.open("rb")
         self._spans: list[tuple[int, int]] = []
         header = _LENGTH.size + _CHECKSUM.size
@@ -52,6 +54,12 @@ class Reader:
                 raise CorruptError(f"{where}: checksum does not match")
             self._spans.append((position + header, length))
             position += header + length + _CHECKSUM.size
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_spans": self._spans}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _file=state["_path"].open("rb"))
 
     def __len__(self) -> int:
         return len(self._spans)

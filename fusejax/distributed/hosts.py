@@ -73,7 +73,9 @@ class Hosts:
     def __init__(self, client: Any = None, index: int = 0, count: int = 1):
         self.index, self.count = index, count
         self._client = client
-        self._leads = 0
+        self.is_busy: Callable[[], bool] = lambda: False
+        """Whether threads are at work that Python would wait for at its end, so that the process must end at once."""
+        self._leads = self._meetings = 0
         self._sigterm = threading.Event()
         self._saves_steps = False
         self._asked = False
@@ -94,6 +96,12 @@ class Hosts:
             self._set(key, json.dumps(result))
             return result
         return json.loads(self._client.blocking_key_value_get(_ROOT + key, _FOREVER))
+
+    def meet(self) -> None:
+        """Waits until all hosts are here."""
+        if self._client is not None:
+            self._meetings += 1
+            self._client.wait_at_barrier(f"{_ROOT}meet/{self._meetings}", _FOREVER)
 
     def same(self, what: str, value: str) -> None:
         """Makes sure that the hosts agree.
@@ -215,7 +223,8 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
       index: which of them this is, from 0; given together with `coordinator`, or not at all.
 
     Raises:
-      UserError: some arguments are missing; the hosts do not find each other. On a single host, also the block's.
+      UserError: some arguments are missing; the hosts do not find each other. On a single host that is not busy, also
+        the block's.
     """
     listener = _Listener()  # before the wait for the others
     hosts = Hosts(*_connect(coordinator, count, index))
@@ -227,11 +236,11 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     except Stopped as stopped:
         note(str(stopped))
         hosts.close()
-        sys.exit(STOPPED)
+        _exit(STOPPED)
     except KeyboardInterrupt:
         hosts.leave(INTERRUPTED, "interrupted")
     except Exception as error:
-        if hosts.count == 1:
+        if hosts.count == 1 and not hosts.is_busy():
             raise
         if not isinstance(error, UserError):
             traceback.print_exc()

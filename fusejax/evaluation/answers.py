@@ -15,7 +15,7 @@ from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.mesh import one_device_mesh
 from fusejax.models.decoder.generate import generate
 from fusejax.models.huggingface.generation_config import named_ends, stop_ids
-from fusejax.training.start import StartingModel
+from fusejax.training.start import StartingModel, check_tokens
 
 PROMPT_COLUMNS = ("id", "dataset", "domain", "messages", "answer", "tests")
 
@@ -86,7 +86,7 @@ def answer(
         note(f"{name}: of {len(prompts)} prompts {', '.join(f'{n} {change}' for change, n in sorted(changes.items()))}")
     tokens = [prompt.tokens for prompt in encoded]
     asked = [each for each in tokens if each]
-    model.check_tokens(max((max(each) for each in asked), default=0))
+    check_tokens(model.source, model.config.vocab_size, max((max(each) for each in asked), default=0))
     graph, _ = model.graph(param_dtype=dtype, compute_dtype=dtype)
     decoder = nnx.merge(graph, model.load(one_device_mesh(), dtype=dtype))
     answered = iter(generate(decoder, asked, max_new_tokens=max_new_tokens, stop_ids=stops, batch_size=batch_size))

@@ -258,12 +258,6 @@ def _all_that_matters(config: TrainConfig, name: str) -> TrainConfig:
 
 def _arguments(config: TrainConfig, programs: Programs, task: str) -> dict[str, tuple[Any, ...]]:
     """The programs that a task runs, each with the shapes of its arguments."""
-    if task == "reference":
-        return {"reference": (programs.params, programs.reference_microbatch)}
-    arguments: dict[str, tuple[Any, ...]] = {
-        "accumulate": (programs.params, programs.accumulator, programs.microbatch),
-        "apply": (programs.state, programs.accumulator),
-    }
-    if config.data.eval is not None:
-        arguments["evaluate"] = (programs.params, programs.microbatch)
-    return arguments
+    evaluates = ["evaluate"] if config.data.eval is not None else []
+    names = ["reference"] if task == "reference" else ["accumulate", "apply", *evaluates]
+    return {name: programs.arguments(name) for name in names}

@@ -24,6 +24,7 @@ from etils.epath.typing import PathLike
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import absolute, is_remote
 from fusejax.distributed.sharding import VOCABULARY
+from fusejax.training.goodput import Clock
 from fusejax.training.state import Params, TrainState
 
 _CHUNK_BYTES = 2**26
@@ -45,15 +46,21 @@ class Checkpoints:
       keep: how many to keep; None opens them for reading only, and leaves alone what the run may be writing.
       regular: the steps whose checkpoints count in `keep`. One of another step, where a run was stopped, is kept only
         until the next one is complete, so that in the end a stop leaves no trace.
+      clock: gets the time that saving takes from the caller as `checkpoints`.
 
     Raises:
       UserError: the metrics of a checkpoint are damaged.
     """
 
     def __init__(
-        self, output_dir: PathLike, *, keep: int | None = None, regular: Callable[[int], bool] = lambda step: True
+        self,
+        output_dir: PathLike,
+        *,
+        keep: int | None = None,
+        regular: Callable[[int], bool] = lambda step: True,
+        clock: Clock | None = None,
     ):
-        self.directory = absolute(output_dir) / "checkpoints"
+        self.directory, self._clock = absolute(output_dir) / "checkpoints", clock or Clock()
         if is_remote(self.directory):
             from fusejax.common import gcs
 
@@ -228,7 +235,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         try:
-            yield
+            with self._clock.phase("checkpoints"):
+                yield
         except UserError:
             raise
         except Exception as error:  # of many types, from Orbax, tensorstore and the file system

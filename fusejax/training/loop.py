@@ -5,7 +5,6 @@ uninterrupted run, because the data order depends on the step number alone and e
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,10 +21,9 @@ from fusejax.common.files import absolute, check_writable, copy, is_remote, writ
 from fusejax.config import TrainConfig
 from fusejax.data.batch import Microbatch
 from fusejax.data.chat import load_tokenizer, turn_end
-from fusejax.data.examples import Tokenized, tokenize
+from fusejax.data.examples import Tokenized
 from fusejax.data.loader import StepBatch
 from fusejax.data.packing import num_steps
-from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
@@ -33,9 +31,10 @@ from fusejax.models.attention.splash import whole_blocks
 from fusejax.models.decoder.config import language_model
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.models.huggingface.generation_config import named_ends
-from fusejax.training import tokens
+from fusejax.training.ahead import Ahead
 from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
+from fusejax.training.goodput import Clock
 from fusejax.training.identity import claim, data_identity
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.network import check_divides
@@ -48,29 +47,55 @@ from fusejax.training.start import StartingModel, fingerprint
 from fusejax.training.state import Params, TrainState
 from fusejax.training.step import means
 from fusejax.training.throughput import Throughput, model_flops
+from fusejax.training.tokenizing import missing, not_shared, open_data, read, tell, tokenize
 
 
-def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
+def train(config: TrainConfig, hosts: Hosts | None = None, clock: Clock | None = None) -> None:
     """Runs `config` to its end, from wherever an earlier attempt stopped.
 
     Args:
       config: of the run, the same on all hosts.
       hosts: from `fusejax.distributed.hosts.join`; by default this host is alone.
+      clock: says when this attempt began; by default now.
 
     Raises:
       UserError: the model, the data or `output_dir` cannot be what the configuration says; a checkpoint cannot be
         saved; or the run diverged.
       Stopped: SIGTERM came, and a checkpoint was saved.
     """
-    hosts = hosts or Hosts()
+    hosts, clock = hosts or Hosts(), clock or Clock()
     hosts.same("the configuration", config.model_dump_json())
-    keep_compiled(epath.Path(config.output_dir))
+    output_dir = epath.Path(config.output_dir)
+    keep_compiled(output_dir)
     mesh = make_mesh(config.mesh)
     # Host 0 puts into the run's folder what all hosts then read there.
-    identity = hosts.lead(lambda: _prepare(config, mesh))
-    output_dir = epath.Path(config.output_dir)
-    data = {split: _read_tokens(output_dir, split, identity, hosts) for split, path in config.data if path is not None}
+    prepared = hosts.lead(lambda: _prepare(config, mesh))
+    if not (output_dir / "run.yaml").exists():
+        raise not_shared(output_dir, hosts.index, 0)
     model = huggingface.read_config(output_dir / "model")
+    programs = Programs(config, model, mesh)
+    with Ahead(programs, clock) as ahead:
+        hosts.is_busy = ahead.is_busy
+        with clock.phase("tokens"):
+            if prepared["splits"]:
+                ahead.compile(*_large_programs(config))
+                tokenize(config, hosts=hosts, **prepared)
+            data = read(config, prepared["identity"], hosts)
+            hosts.lead(lambda: tell(config, data, vocab_size=model.vocab_size))
+        _train(config, prepared["identity"], data, programs, ahead, hosts, clock)
+
+
+def _train(
+    config: TrainConfig,
+    identity: dict[str, str],
+    data: dict[str, Tokenized],
+    programs: Programs,
+    ahead: Ahead,
+    hosts: Hosts,
+    clock: Clock,
+) -> None:
+    """The run, once the data are tokens."""
+    output_dir, mesh, vocab_size = epath.Path(config.output_dir), programs.mesh, programs.model.vocab_size
     steps = num_steps(len(data["train"]), config.batch_size, config.epochs)
     steps = min(steps, config.max_steps or steps)
     if config.profile and config.profile.start_step > steps:
@@ -79,29 +104,52 @@ def train(config: TrainConfig, hosts: Hosts | None = None) -> None:
     def is_regular(step: int) -> bool:
         return step % config.checkpoint.every_steps == 0 or step == steps
 
-    with Checkpoints(output_dir, keep=config.checkpoint.keep, regular=is_regular) as checkpoints:
+    def load_start() -> Params:
+        with clock.phase("loading"):
+            return _load_start(config, mesh, hosts)
+
+    with Checkpoints(output_dir, keep=config.checkpoint.keep, regular=is_regular, clock=clock) as checkpoints:
         hosts.same("which checkpoints there are", str(checkpoints.steps()))
         first_step = max(checkpoints.steps(), default=0)
         if first_step == steps:
             hosts.note(f"{output_dir} is complete: {steps} steps")
             return
-        programs = Programs(config, model, mesh, num_steps=steps)
+        programs.set_steps(steps)
+        ahead.compile(*_large_programs(config), "apply", *(["evaluate"] if config.data.eval else []))
         batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch)
         if first_step:
             hosts.note(f"going on after step {first_step} of {steps}")
             # If the reference pass has to be repeated, the starting model is freed before the checkpoint is read.
-            found = _references(
-                config, identity, programs, lambda: _load_start(config, mesh, hosts), batches, data, hosts
-            )
-            state = checkpoints.restore(programs.state, vocab_size=model.vocab_size)
+            with clock.phase("reference"):
+                found = _references(config, identity, programs, load_start, batches, data, hosts)
+            with clock.phase("loading"):
+                state = checkpoints.restore(programs.state, vocab_size=vocab_size)
         else:
             _note_shared(config, data["train"], hosts)
-            params = _load_start(config, mesh, hosts)
-            found = _references(config, identity, programs, lambda: params, batches, data, hosts)
+            params = load_start()
+            with clock.phase("reference"):
+                found = _references(config, identity, programs, lambda: params, batches, data, hosts)
             state = programs.init_state(params)
-        run_steps(state, config, programs, batches, found, checkpoints, hosts, steps, is_regular)
-        checkpoints.wait()
+        try:
+            with clock.phase("steps"):
+                run_steps(state, config, programs, batches, found, checkpoints, hosts, steps, is_regular, clock)
+            checkpoints.wait()
+        except Stopped:
+            hosts.note(clock.summary())
+            raise
+        hosts.note(clock.summary())
         hosts.note(f"{output_dir}: {steps} steps done, best checkpoint {checkpoints.best_step()}")
+
+
+def _large_programs(config: TrainConfig) -> list[str]:
+    """Those that do not depend on the number of steps and are used whatever the data, in the order of their use."""
+    return [*(["reference"] if config.needs_reference and not _sidecar(config).exists() else []), "accumulate"]
+
+
+def _sidecar(config: TrainConfig) -> epath.Path:
+    """Where a run that needs a reference keeps it."""
+    kept = config.preference and config.preference.reference
+    return epath.Path(kept) if kept else epath.Path(config.output_dir) / "reference.npz"
 
 
 def run_steps(
@@ -114,6 +162,7 @@ def run_steps(
     hosts: Hosts,
     last_step: int,
     is_regular: Callable[[int], bool],
+    clock: Clock,
 ) -> None:
     """Trains from the step of `state` to `last_step`; logs every step, and saves where `is_regular` says so.
 
@@ -131,7 +180,7 @@ def run_steps(
     accumulator = programs.zeros()
     first_step = int(state.step)
     profile = Profile(config.profile, epath.Path(config.output_dir))
-    with _open_log(config, programs, hosts, first_step, last_step) as log, profile:
+    with _open_log(config, programs, hosts, first_step, last_step, clock) as log, profile:
         pending: tuple[StepBatch, Any] | None = None
 
         def write(batch: StepBatch, metrics: Any, scores: Mapping[str, float] | None = None) -> None:
@@ -160,7 +209,8 @@ def run_steps(
             if stops or is_regular(step):
                 # A stop between regular steps evaluates nothing: time may be short, and scores would stay in the log.
                 evaluates = is_regular(step) and config.data.eval is not None
-                scores = _evaluate(programs, state.params, put("eval", batches.once("eval"))) if evaluates else {}
+                with clock.phase("evaluation"):
+                    scores = _evaluate(programs, state.params, put("eval", batches.once("eval"))) if evaluates else {}
                 write(*pending, scores)
                 pending = None
                 if log is not None:
@@ -172,7 +222,7 @@ def run_steps(
 
 
 def _open_log(
-    config: TrainConfig, programs: Programs, hosts: Hosts, first_step: int, last_step: int
+    config: TrainConfig, programs: Programs, hosts: Hosts, first_step: int, last_step: int, clock: Clock
 ) -> contextlib.AbstractContextManager[MetricsLog | None]:
     """The log of a run, which host 0 writes."""
     if hosts.index > 0:
@@ -183,6 +233,7 @@ def _open_log(
         num_steps=last_step,
         title=config.preference.loss if config.preference else config.task,
         throughput=_throughput(config, programs),
+        clock=clock,
         texts=_texts(config),
     )
 
@@ -221,12 +272,16 @@ def _texts(config: TrainConfig) -> dict[str, str]:
     return {"configuration": f"```yaml\n{values}```", "versions": found}
 
 
-def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
-    """Makes the run's folder: configuration, architecture and tokenizer, tokens; returns what the tokens came from."""
+def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """Makes the run's folder, with configuration, architecture and tokenizer.
+
+    Returns:
+      Arguments of `tokenize`: `splits` that have no tokens yet, `identity` of all, `stops`.
+    """
     output_dir = epath.Path(config.output_dir)
     _check_folders(config)
     # Before the model, which may have to be downloaded.
-    shards = {split: _open(config, split, path) for split, path in config.data if path is not None}
+    shards = open_data(config)
     resumes = bool(complete_steps(output_dir))
     # A resumed run uses its own copy of architecture and tokenizer, even if the starting model has changed.
     model = StartingModel(str(absolute(output_dir) / "model") if resumes else config.model)
@@ -240,25 +295,7 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
     _note_long(config, model)
     stops = named_ends(model.directory, tokenizer)
     _note_end(tokenizer, stops)
-    data = {
-        split: _tokenize(config, split, records, tokenizer, stops, identity, resumes=resumes)
-        for split, records in shards.items()
-    }
-    model.check_tokens(max(int(tokenized.tokens.max()) for tokenized in data.values()))
-    _write_rejected(output_dir / "rejected.jsonl", data)
-    _write_changed(output_dir / "changed.jsonl", data)
-    return identity
-
-
-def _read_tokens(output_dir: epath.Path, split: str, identity: dict[str, str], hosts: Hosts) -> Tokenized:
-    tokenized = tokens.load(output_dir / "tokens" / f"{split}.npz", identity)
-    if tokenized is None:
-        raise UserError(
-            f"output_dir {output_dir}: host {hosts.index} does not find what host 0 wrote there; "
-            "it must be in a place that all hosts share"
-        )
-    hosts.same(f"{output_dir / 'tokens'}, {split}", tokenized.fingerprint)
-    return tokenized
+    return {"identity": identity, "stops": sorted(stops), "splits": missing(config, identity, resumes=resumes)}
 
 
 def _check_folders(config: TrainConfig) -> None:
@@ -266,13 +303,6 @@ def _check_folders(config: TrainConfig) -> None:
     check_writable(epath.Path(config.output_dir), "output_dir")
     if config.preference and config.preference.reference and not epath.Path(config.preference.reference).exists():
         check_writable(epath.Path(config.preference.reference).parent, "preference.reference: the folder")
-
-
-def _open(config: TrainConfig, split: str, path: str) -> Shards:
-    records = open_shards(path)
-    if records.kind != config.record_kind:
-        raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}")
-    return records
 
 
 def _note_long(config: TrainConfig, model: StartingModel) -> None:
@@ -333,10 +363,9 @@ def _references(
     hosts: Hosts,
 ) -> dict[str, Reference]:
     """The reference pass, or its sidecar; nothing for a loss that needs no reference."""
-    if config.preference is None or not config.needs_reference:
+    if not config.needs_reference:
         return {}
-    output_dir = epath.Path(config.output_dir)
-    path = epath.Path(config.preference.reference or output_dir / "reference.npz")
+    output_dir, path = epath.Path(config.output_dir), _sidecar(config)
     hosts.same(f"whether there is {path}", str(path.exists()))
     made_from = {
         "model": (output_dir / "model" / "fingerprint").read_text(),
@@ -346,61 +375,6 @@ def _references(
     }
     sizes = {split: len(tokenized) for split, tokenized in data.items()}
     return references(path, made_from, programs, load_start, batches, sizes)
-
-
-def _tokenize(
-    config: TrainConfig,
-    split: str,
-    records: Shards,
-    tokenizer: PreTrainedTokenizerBase,
-    stops: set[int],
-    identity: dict[str, str],
-    *,
-    resumes: bool,
-) -> Tokenized:
-    """The tokens of an earlier attempt at this run, or new ones."""
-    path = epath.Path(config.output_dir) / "tokens" / f"{split}.npz"
-    try:
-        tokenized = tokens.load(path, identity)
-    except UserError:
-        if resumes:  # new tokens might be others
-            raise
-        tokenized = None
-    if tokenized is None:
-        note(f"tokenizing {records.name}")
-        tokenized = tokenize(
-            records,
-            tokenizer,
-            max_length=config.max_length,
-            max_prompt_length=config.prompt_limit,
-            stop_ids=stops,
-            date=config.chat.date,
-            drop_unordered_pairs=config.drop_unordered_pairs,
-        )
-        tokens.save(path, identity, tokenized)
-    note(f"{split}: {tokenized.summary()}")
-    return tokenized
-
-
-def _write_rejected(path: epath.Path, data: Mapping[str, Tokenized]) -> None:
-    """The examples that are not trained on, as JSON lines with their reasons."""
-    lines = [
-        json.dumps({"split": split, "id": each.id, "reason": each.reason, "detail": each.detail}, ensure_ascii=False)
-        for split, tokenized in data.items()
-        for each in tokenized.rejected
-    ]
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _write_changed(path: epath.Path, data: Mapping[str, Tokenized]) -> None:
-    """The examples that are trained on with a change, as JSON lines; `fusejax.data.chat.CHANGES` says what it means."""
-    lines = [
-        json.dumps({"split": split, "id": name, "change": change}, ensure_ascii=False)
-        for split, tokenized in data.items()
-        for change, names in tokenized.changes.items()
-        for name in names
-    ]
-    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _keep_model_files(model: StartingModel, target: epath.Path) -> None:

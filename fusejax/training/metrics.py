@@ -14,10 +14,11 @@ from tensorboardX import SummaryWriter
 from fusejax.common.cli import UserError
 from fusejax.common.files import is_remote, write_text
 from fusejax.common.progress import Progress
+from fusejax.training.goodput import Clock
 from fusejax.training.mirror import Mirror
 from fusejax.training.throughput import Throughput
 
-MEASURED = frozenset({"step_time", "tokens_per_second", "mfu", "hbm_peak_bytes", "seconds_left"})
+MEASURED = frozenset({"step_time", "tokens_per_second", "mfu", "hbm_peak_bytes", "goodput", "seconds_left"})
 """Metrics that depend on the machine: they differ between attempts at a run, while all others are the same."""
 
 
@@ -28,6 +29,7 @@ class MetricsLog:
       start_step: the last step that is already logged.
       title: of the progress.
       throughput: adds its metrics; by default, these are left out.
+      clock: adds `goodput`, so far; by default, this is left out.
       texts: name -> Markdown, for TensorBoard.
     """
 
@@ -39,6 +41,7 @@ class MetricsLog:
         num_steps: int,
         title: str,
         throughput: Throughput | None = None,
+        clock: Clock | None = None,
         texts: Mapping[str, str] | None = None,
     ):
         target = epath.Path(output_dir)
@@ -49,7 +52,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         for name, text in (texts or {}).items():
             self._board.add_text(name, text, start_step)
-        self._throughput = throughput
+        self._throughput, self._clock = throughput, clock
         self._num_steps, self._first = num_steps, start_step + 1
         self._progress = Progress(title, num_steps, "step", done=start_step)
         self._first_write = self._last_write = time.perf_counter()
@@ -76,6 +79,8 @@ class MetricsLog:
         metrics = {**metrics, "step_time": now - self._last_write}
         if self._throughput is not None:
             metrics |= self._throughput.measured(metrics["tokens"], metrics["step_time"])
+        if self._clock is not None:
+            metrics["goodput"] = self._clock.goodput()
         if metrics["step"] > self._first:
             mean = (now - self._first_write) / (metrics["step"] - self._first)
             metrics["seconds_left"] = mean * (self._num_steps - metrics["step"])

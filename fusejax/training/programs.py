@@ -29,6 +29,9 @@ from fusejax.training.step import apply
 class Programs:
     """The programs of a run, each a `jax.jit` of arrays with the shapes and shardings given here.
 
+    Args:
+      num_steps: of the whole run. Only `apply` depends on it, by its schedule; None: `set_steps` follows.
+
     Attributes:
       params, state, accumulator, microbatch: their shapes, dtypes and shardings.
       reference_microbatch: as `microbatch`, but without the reference's log-probabilities.
@@ -41,13 +44,13 @@ class Programs:
       reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
     """
 
-    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int):
+    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int | None = None):
         self.mesh, self.model = mesh, model
         self.rows_per_microbatch = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
         dtypes = {"param_dtype": jnp.dtype(config.dtype.params), "compute_dtype": jnp.dtype(config.dtype.compute)}
         _, shapes = abstract_decoder(model, **dtypes)
-        optimizer, moments = make_optimizer(config.optimizer, num_steps), jnp.dtype(config.optimizer.moments)
+        optimizer, moments = make_optimizer(config.optimizer, num_steps or 1), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
         loss = make_loss(config.preference)
         hiding = overlap(mesh)
@@ -76,7 +79,9 @@ class Programs:
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
         self.accumulate = compiled(network.accumulate, donate_argnums=1, out_shardings=accumulator)
-        self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
+        self._optimizer = config.optimizer
+        self._jit_apply = functools.partial(jax.jit, donate_argnums=0, out_shardings=(state, everywhere))
+        self.apply = self._jit_apply(functools.partial(apply, optimizer))
         # A separate program: as a part of `apply`, the zeros would get new memory, and the sums would be copied.
         self.zeroed = jax.jit(
             lambda sums: jax.tree.map(jnp.zeros_like, sums),
@@ -87,6 +92,19 @@ class Programs:
         self.evaluate = compiled(network.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.
         self.reference = compiled(network.pair_logprobs, out_shardings=everywhere)
+
+    def set_steps(self, num_steps: int) -> None:
+        """Makes `apply` that of a run of so many steps."""
+        self.apply = self._jit_apply(functools.partial(apply, make_optimizer(self._optimizer, num_steps)))
+
+    def arguments(self, name: str) -> tuple[Any, ...]:
+        """Shapes, dtypes and shardings of what one of the large programs is called with."""
+        return {
+            "reference": (self.params, self.reference_microbatch),
+            "accumulate": (self.params, self.accumulator, self.microbatch),
+            "apply": (self.state, self.accumulator),
+            "evaluate": (self.params, self.microbatch),
+        }[name]
 
     def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.mesh, with_replicas(x.sharding.spec))

@@ -68,17 +68,18 @@ class StartingModel:
                 raise UserError(f"{self.source}: {parameter_name(path)} of step {step} has NaN or infinite weights")
         return params
 
-    def check_tokens(self, highest: int) -> None:
-        """Refuses token ids that the model has no embedding for, which would otherwise be read as other tokens.
 
-        Raises:
-          UserError: `highest` is such an id.
-        """
-        if highest >= self.config.vocab_size:
-            raise UserError(
-                f"model {self.source}: its tokenizer gives the token id {highest}, but vocab_size in config.json is "
-                f"{self.config.vocab_size}: they do not belong together"
-            )
+def check_tokens(source: str, vocab_size: int, highest: int) -> None:
+    """Refuses token ids that a model has no embedding for, which would otherwise be read as other tokens.
+
+    Raises:
+      UserError: `highest` is such an id.
+    """
+    if highest >= vocab_size:
+        raise UserError(
+            f"model {source}: its tokenizer gives the token id {highest}, but vocab_size in config.json is "
+            f"{vocab_size}: they do not belong together"
+        )
 
 
 def fingerprint(params: Params, vocab_size: int) -> str:

@@ -1,14 +1,17 @@
 """What of a data set is kept, what is cut, and what is rejected for which reason."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fusejax.common.cli import UserError
 from fusejax.data import examples
 from fusejax.data.chat import encode_conversation
-from fusejax.data.examples import Rejection, tokenize
+from fusejax.data.examples import Rejection, check_any_kept, joined, parts, tokenize
 from fusejax.data.records import PreferencePair, SFTExample, Shards, encode, open_shards, write_shards
 from tests.data.families import make_tokenizer
 
@@ -170,7 +173,7 @@ def test_all_rejected(tokenizer):
     records = [sft("a", turn("user", "Hi")), sft("b", turn("user", "Hi")), sft("c", turn("assistant", ""))]
     message = r"data data/train: all 3 examples are rejected, as empty_mask \(2\), for example 'a': no assistant turn"
     with pytest.raises(UserError, match=message):
-        tokenize(shards(*records), tokenizer, max_length=80)
+        check_any_kept(tokenize(shards(*records), tokenizer, max_length=80), "data/train")
 
 
 def test_fingerprint(tokenizer, monkeypatch):
@@ -189,3 +192,50 @@ def test_from_files(tokenizer, tmp_path):
     write_shards(tmp_path, "train", records, kind="dpo", format="tfrecord", num_shards=3, manifest={})
     tokenized = tokenize(open_shards(tmp_path / "train"), tokenizer, max_length=80)
     assert tokenized.ids == [record.id for record in records]
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**4), st.integers(1, 300))
+def test_parts_are_the_whole_and_even(start, size, count):
+    records = range(start, start + size)
+    found = parts(records, count)
+    assert len(found) == count
+    assert [i for part in found for i in part] == list(records)
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+@given(count=st.integers(1, 16))
+def test_parts_join_to_what_is_tokenised_at_once(count):
+    """With more parts than records, too, and parts in which nothing is kept."""
+    tokenizer = make_tokenizer("chatml")
+    records = [
+        pair("unordered", scores=(0.5, 0.5)),
+        pair("same", chosen="yes", rejected="yes"),
+        b"garbage",
+        pair("cut", rejected="a" + " b" * 100),
+        pair("nan", scores=(math.nan, 0.0)),
+        pair("spelled", chosen="<|im_end|>"),
+        pair("good"),
+        pair("last", scores=(0.1, 0.9)),
+    ]
+    source, whole = shards(*records), range(len(records))
+    expected = tokenize(source, tokenizer, max_length=80)
+    found = joined([tokenize(source, tokenizer, records=part, max_length=80) for part in parts(whole, count)])
+    assert found.fingerprint == expected.fingerprint
+    assert (found.ids, found.rejected) == (expected.ids, expected.rejected)
+    assert list(found.changes.items()) == list(expected.changes.items())
+    assert {name: getattr(found, name).dtype for name in ("tokens", "loss_mask", "offsets")} == {
+        "tokens": np.int32,
+        "loss_mask": bool,
+        "offsets": np.int64,
+    }
+
+
+@pytest.mark.parametrize("format", ["arrayrecord", "tfrecord"])
+def test_another_process_reads_the_same_records(tmp_path, format):
+    """Also from the second file on, and past an empty one."""
+    write_shards(tmp_path, "train", map(sft, "abcde"), kind="sft", format=format, num_shards=7, manifest={})
+    source = pickle.loads(pickle.dumps(open_shards(tmp_path / "train")))
+    assert [source[i].id for i in range(5)] == [record.id for record in source] == list("abcde")
+    assert (source[-1].id, [record.id for record in source[1:3]]) == ("e", ["b", "c"])
+    with pytest.raises(IndexError):
+        source[5]

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fusejax import train
 from fusejax.common import cli
 from fusejax.common.cli import UserError
+from fusejax.config import TrainConfig
 from fusejax.data.chat import load_tokenizer
 from fusejax.models.huggingface.checkpoint_files import check_files
+from fusejax.training.loop import train
 from tests.tiny_runs import settings
 
 Spoil = Callable[[Path], None]
@@ -226,7 +227,8 @@ def stderr_of_a_run(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     capfd.readouterr()
     with seconds(60), pytest.raises(SystemExit) as ended:
-        cli.run(lambda: train.main(["--config", str(tmp_path / "run.yaml")]))
+        # Not the command, which would end this process while another thread compiles.
+        cli.run(lambda: train(cli.load_config(TrainConfig, tmp_path / "run.yaml", [])))
     assert ended.value.code == 2
     return capfd.readouterr().err.splitlines()
 

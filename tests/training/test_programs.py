@@ -29,7 +29,7 @@ MODEL = DecoderConfig(
 )
 
 
-def programs(devices=None, model=MODEL, **settings) -> Programs:
+def programs(devices=None, model=MODEL, num_steps: int | None = 2, **settings) -> Programs:
     values = {
         "task": "sft",
         "model": "none",
@@ -40,7 +40,7 @@ def programs(devices=None, model=MODEL, **settings) -> Programs:
         "optimizer": OptimizerConfig(learning_rate=1e-4),
     }
     config = TrainConfig.model_validate(values | settings)
-    return Programs(config, model, make_mesh(config.mesh, devices), num_steps=2)
+    return Programs(config, model, make_mesh(config.mesh, devices), num_steps=num_steps)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ def test_metrics_hold_every_step(runs):
             "target_tokens",
             "step_time",
             "tokens_per_second",
+            "goodput",
         } <= line.keys()
+        assert 0 <= line["goodput"] < 1
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["epoch"] == 2.0
     assert [line["step"] for line in lines if "eval_loss" in line] == [4, 8, 12]
