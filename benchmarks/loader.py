@@ -7,7 +7,7 @@ the longest and another make a pair. They are repeated up to `--examples` and wr
 a training run with the recipe's limit of 2048 and 128 examples a step: open and verify, tokenise (with the tokenizer
 of `packing_fill.py`), keep the tokens, load them, plan, pack. What a host has in front of it:
 
-- *Start*: seconds once a run, host 0's alone.
+- *Start*: seconds once a run, in one process and in one for each core.
 - *Plan*: seconds to the first step, then milliseconds a step, for data sets of several sizes with these lengths; and
   seconds to plan the pass of evaluation and reference, which holds every example.
 - *Steps*: a host of four chips, one row each, alone or one of several (all plan all rows, each makes its own). First
@@ -37,6 +37,7 @@ from benchmarks.process import about, alone, forget_peak
 from benchmarks.training.worker import peak_of_process
 from fusejax.data.batch import max_examples_per_row
 from fusejax.data.chat import load_tokenizer
+from fusejax.data.cores import tokenize_on_all_cores
 from fusejax.data.examples import Tokenized, tokenize
 from fusejax.data.loader import StepBatch, eval_batches, train_batches
 from fusejax.data.packing import PackingPlan, num_steps, plan_eval
@@ -132,7 +133,7 @@ def tokens_a_second_a_chip(name: str, mfu: float) -> dict[tuple[str, int], float
 
 
 def start(folder: str, kind: Kind) -> None:
-    """What host 0 does before the first step."""
+    """What a host that is alone does before the first step."""
     tokenizer = load_tokenizer(f"{folder}/tokenizer")
     before = forget_peak()
     laps = [time.perf_counter()]
@@ -142,9 +143,13 @@ def start(folder: str, kind: Kind) -> None:
     laps.append(time.perf_counter())
     tokens.save(epath.Path(f"{folder}/{kind}.npz"), {}, tokenized)
     laps.append(time.perf_counter())
-    opened, made, kept = np.diff(laps)
+    again = tokenize_on_all_cores(shards, tokenizer, records=range(len(shards)), max_length=MAX_LENGTH)
+    laps.append(time.perf_counter())
+    assert again.fingerprint == tokenized.fingerprint
+    opened, made, kept, spread = np.diff(laps)
     count = tokenized.lengths.sum()
     print(f"  start: open {opened:.2f} s, tokenise {made:.1f} s ({count / made:,.0f} tokens/s), keep {kept:.2f} s")
+    print(f"  start: tokenise by a process for each core {spread:.1f} s ({count / spread:,.0f} tokens/s)")
     print(f"  start: memory {before / 1e9:.2f} GB before, peak {peak_of_process() / 1e9:.2f}; {tokenized.summary()}")
 
 

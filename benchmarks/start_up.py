@@ -56,7 +56,8 @@ def main() -> None:
 
 
 def environment(checkout: Path, cache: str) -> dict[str, str]:
-    chosen = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPATH": str(checkout)}
+    # Not this folder, which may be another checkout's.
+    chosen = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
     chosen.pop("JAX_COMPILATION_CACHE_DIR", None)
     return chosen
 

@@ -48,8 +48,9 @@ def missing(config: TrainConfig, identity: dict[str, str], *, resumes: bool) -> 
       UserError: the run `resumes`, and its tokens are damaged: new ones might be others.
     """
     folder = epath.Path(config.output_dir) / "tokens"
-    for part in folder.glob("*-of-*") if folder.exists() else ():
-        part.unlink(missing_ok=True)
+    for part in folder.iterdir() if folder.exists() else ():
+        if "-of-" in part.name:  # hidden, too, where an attempt was killed while it wrote one
+            part.unlink(missing_ok=True)
     found = []
     for split, path in config.data:
         try:
