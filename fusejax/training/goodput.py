@@ -45,7 +45,7 @@ class Clock:
         return seconds.get("steps", 0.0) / sum(seconds.values()) if sum(seconds.values()) else 0.0
 
     def summary(self) -> str:
-        """One line: the goodput, and the seconds of each phase that took any."""
+        """One line: the goodput, and the seconds of each phase."""
         seconds = self.seconds()
-        phases = ", ".join(f"{name} {value:,.1f}" for name, value in seconds.items() if value >= 0.05)
+        phases = ", ".join(f"{name} {value:,.1f}" for name, value in seconds.items())
         return f"goodput {self.goodput():.1%} of {sum(seconds.values()):,.1f} s: {phases}"

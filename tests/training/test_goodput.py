@@ -52,5 +52,5 @@ def test_a_run_says_where_its_time_went(world, tmp_path, capsys):
     head, *phases = line.split(": ")
     assert re.fullmatch(r"goodput \d+\.\d% of [\d,]+\.\d s", head)
     found = {phase.split()[0] for phase in phases[0].split(", ")}
-    assert {"starting", "reference", "evaluation"} <= found
+    assert {"starting", "reference", "evaluation", "steps"} <= found
     assert found <= {"starting", "tokens", "loading", "compiling", "reference", "steps", "evaluation", "checkpoints"}
