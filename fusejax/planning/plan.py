@@ -247,7 +247,7 @@ def _arguments(config: TrainConfig, programs: Programs, task: str) -> dict[str, 
     if task == "reference":
         return {"reference": (programs.params, programs.reference_microbatch)}
     arguments: dict[str, tuple[Any, ...]] = {
-        "accumulate": (programs.params, programs.accumulator, programs.microbatch),
+        "accumulate": (programs.params, *programs.accumulator, programs.microbatch),
         "apply": (programs.state, programs.accumulator),
     }
     if config.data.eval is not None:

@@ -33,8 +33,9 @@ class Programs:
       reference_microbatch: as `microbatch`, but without the reference's log-probabilities.
       init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
-      zeroed: accumulator -> zeros in its place.
-      accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
+      zeroed: gradients, sums (of an accumulator) -> an accumulator of zeros, with its gradients in their place.
+      accumulate: params, gradients, sums, microbatch -> accumulator, with the microbatch's gradients and sums added.
+        The sums are not overwritten: when they are ready, their microbatch is done.
       apply: state, accumulator -> state after the step, the step's metrics.
       evaluate: params, microbatch -> sums of the loss and of the other metrics.
       reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
@@ -71,11 +72,17 @@ class Programs:
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
-        self.accumulate = jax.jit(network.accumulate, donate_argnums=1, out_shardings=accumulator)
+        self.accumulate = jax.jit(
+            lambda params, gradients, sums, microbatch: network.accumulate(
+                params, Accumulator(gradients, sums), microbatch
+            ),
+            donate_argnums=1,
+            out_shardings=accumulator,
+        )
         self.apply = jax.jit(functools.partial(apply, optimizer), donate_argnums=0, out_shardings=(state, everywhere))
         # A separate program: as a part of `apply`, the zeros would get new memory, and the sums would be copied.
         self.zeroed = jax.jit(
-            lambda sums: jax.tree.map(jnp.zeros_like, sums),
+            lambda *accumulator: Accumulator(*jax.tree.map(jnp.zeros_like, accumulator)),
             donate_argnums=0,
             keep_unused=True,
             out_shardings=accumulator,
@@ -83,6 +90,13 @@ class Programs:
         self.evaluate = jax.jit(network.evaluate, out_shardings=everywhere)
         # On every device, so that every host has every pair.
         self.reference = jax.jit(network.pair_logprobs, out_shardings=everywhere)
+
+    def compile(self, *, evaluates: bool) -> None:
+        """Compiles what a step needs beside `accumulate`, ahead of the first: a stop need not wait for a compiler."""
+        self.apply.lower(self.state, self.accumulator).compile()
+        self.zeroed.lower(*self.accumulator).compile()
+        if evaluates:
+            self.evaluate.lower(self.params, self.microbatch).compile()
 
     def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.mesh, with_replicas(x.sharding.spec))

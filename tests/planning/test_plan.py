@@ -142,7 +142,7 @@ def test_programs_do_not_grow_with_depth(planner, shape):
     for layers in (8, 80):  # two more than whole blocks of three
         made, config = planner(layers, **shape)
         programs = made._programs(config, made.model)
-        lowered = programs.accumulate.lower(programs.params, programs.accumulator, programs.microbatch)
+        lowered = programs.accumulate.lower(programs.params, *programs.accumulator, programs.microbatch)
         sizes.append(len(lowered.as_text()))
     # Only digits of sizes differ.
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
