@@ -17,6 +17,7 @@ from fusejax.config import TrainConfig
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning import estimate
+from fusejax.planning.checkpoint import CheckpointPlan, checkpoint_plan
 from fusejax.planning.compile import Cost, DoesNotFit, Memory, cost, memory, tree_bytes, uncached
 from fusejax.planning.topology import Topology
 from fusejax.planning.workload import Workload
@@ -126,6 +127,9 @@ class Planner:
     def rows_per_microbatch(self, config: TrainConfig) -> int:
         """Rows of a microbatch, over all devices."""
         return self._programs(config, self.model).rows_per_microbatch
+
+    def checkpoint(self, config: TrainConfig) -> CheckpointPlan:
+        return checkpoint_plan(self._programs(config, self.model).state, self._devices)
 
     def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
         """What `task` takes of each chip's HBM, and whether it fits."""

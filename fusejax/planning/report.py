@@ -26,6 +26,7 @@ def plan_json(
         "tokens_per_example": work.tokens_per_example,
         "assumed": list(work.assumed),
         "tasks": {task: plan.as_json() for task, plan in plans.items()},
+        "checkpoint": planner.checkpoint(config).as_json(),
     }
     return values | ({"search": dataclasses.asdict(search)} if search else {})
 
@@ -73,6 +74,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     row("MFU at that", _speed(lambda speed: f"{speed.mfu:.1%}"))
     row("hours in all", lambda plan: "-" if plan.total_seconds is None else f"{plan.total_seconds / 3600:.3g}")
     row("chip-hours", lambda plan: "-" if plan.chip_hours is None else f"{plan.chip_hours:.3g}")
+    lines += ["", str(planner.checkpoint(config))]
     return "\n".join(lines)
 
 

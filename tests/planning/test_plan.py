@@ -76,6 +76,9 @@ def test_json_of_sft(tmp_path):
     assert sft["total_seconds"] == pytest.approx(16 * sft["step_seconds"])
     assert sft["chip_hours"] == pytest.approx(sft["total_seconds"] * 4 / 3600)
     assert sft["estimate"] == "compiler"
+    # float32 parameters and two moments, and counters of steps; one host has all four chips.
+    assert found["checkpoint"]["bytes"] == pytest.approx(12 * PARAMETERS, abs=32)
+    assert (found["checkpoint"]["hosts"], found["checkpoint"]["in_time"]) == (1, True)
 
 
 @needs_libtpu
