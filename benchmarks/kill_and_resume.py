@@ -89,7 +89,7 @@ class Bench:
         resumed = max(complete_steps(output), default=0)
         with self._start(output, task, hosts) as processes:
             assert processes.wait() == [0] * hosts, processes.output(0)
-        identical = _same(output, unbroken)
+        identical = same(output, unbroken, STEPS)
         signals = {-signal.SIGKILL: "KILL", -signal.SIGTERM: "TERM"}
         exits = ",".join(signals.get(status, str(status)) for status in statuses)
         name = signal.Signals(number_sent).name
@@ -118,13 +118,14 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _same(one: Path, other: Path) -> bool:
+def same(one: Path, other: Path, steps: int) -> bool:
+    """Whether two finished runs have the same arrays, checkpoints and log, which has a line for each step."""
     ours, theirs = final_arrays(one), final_arrays(other)
     return (
         ours.keys() == theirs.keys()
         and all(np.array_equal(ours[name], theirs[name]) for name in ours)
         and logged(one) == logged(other)
-        and len(logged(one)) == STEPS
+        and len(logged(one)) == steps
         and complete_steps(one) == complete_steps(other)
     )
 

@@ -50,7 +50,7 @@ def measure(task: str, words: int, rows: int, overrides: list[str]) -> tuple[flo
         peak = run(ours(*overrides), Path(folder))["peak"]
         config = load_config(TrainConfig, f"{folder}/train.yaml", overrides)
         programs = Programs(config, StartingModel(config.model).config, make_mesh(config.mesh), num_steps=2)
-    compiled = programs.accumulate.lower(programs.params, programs.accumulator, programs.microbatch).compile()
+    compiled = programs.accumulate.lower(programs.params, *programs.accumulator, programs.microbatch).compile()
     parameters = sum(x.size for x in jax.tree.leaves(programs.params))
     return peak, 16 * parameters, compiled.memory_analysis().temp_size_in_bytes
 

@@ -109,9 +109,9 @@ def trained(folder: str, steps: int, overrides: list[str]) -> tuple[float, Weigh
         turn = turns[step % len(turns)]
         [batch] = turn.train(0, 1)
         for rows in batch.microbatches:
-            accumulator = programs.accumulate(state.params, accumulator, turn.put(rows))
+            accumulator = programs.accumulate(state.params, *accumulator, turn.put(rows))
         state, metrics = programs.apply(state, accumulator)
-        accumulator = programs.zeroed(accumulator)
+        accumulator = programs.zeroed(*accumulator)
         losses.append(float(metrics["loss"]))
     held = jax.tree.leaves((state, accumulator.gradients))
     return sum(x.nbytes for x in held) / sum(x.size for x in start), start, weights(state.params), np.array(losses)

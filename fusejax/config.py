@@ -103,6 +103,9 @@ class PackingConfig(ConfigModel):
 class CheckpointConfig(ConfigModel):
     every_steps: PositiveInt = 100
     """Every so many steps, and at the end, the model is evaluated (if `data.eval` is given) and a checkpoint saved."""
+    every_minutes: PositiveFloat | None = None
+    """Also saves, without evaluation, after the step in which so many minutes have passed since the last checkpoint.
+    It is kept only until the next one is complete. Default: only `every_steps` counts."""
     keep: PositiveInt = 2
     """How many of the last checkpoints to keep."""
 

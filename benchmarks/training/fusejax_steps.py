@@ -47,9 +47,9 @@ def main() -> None:
         with jax.transfer_guard("disallow"):
             for rows in batch.microbatches:
                 extra = references[turn].at(rows["pair_ids"]) if references else {}
-                accumulator = programs.accumulate(state.params, accumulator, batches[turn].put({**rows, **extra}))
+                accumulator = programs.accumulate(state.params, *accumulator, batches[turn].put({**rows, **extra}))
             state, metrics = programs.apply(state, accumulator)
-            accumulator = programs.zeroed(accumulator)
+            accumulator = programs.zeroed(*accumulator)
         report.losses.append(float(jax.device_get(metrics["loss"])))
         report.seconds.append(report.lap())
     report.note = f"remat {config.remat}, {programs.rows_per_microbatch} rows of {config.row_length} at once"

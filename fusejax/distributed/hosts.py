@@ -11,7 +11,7 @@ report which one it was.
 | 2 | a mistake of the user's, found by any host | fails alike |
 | 1 | an exception on any host | probably fails alike |
 | `HOST_LOST` | another host died or cannot be reached | goes on from the last checkpoint |
-| `STOPPED` | SIGTERM; a checkpoint of the last step was saved | goes on as if nothing had happened |
+| `STOPPED` | SIGTERM; a checkpoint of the last whole step was saved | goes on as if nothing had happened |
 | 130 | Ctrl-C on any host; nothing was saved | goes on from the last checkpoint |
 """
 
@@ -33,6 +33,7 @@ from jax._src import cloud_tpu_init  # JAX has no public way to ask whether TPUs
 from jax._src import distributed as jax_distributed  # nor to the coordination service; Orbax uses the same
 
 from fusejax.common.cli import INTERRUPTED, UserError, note, one_line
+from fusejax.distributed.agreement import Agreement
 
 STOPPED = 75
 """Exit status of a run that SIGTERM ended: EX_TEMPFAIL of sysexits.h."""
@@ -68,6 +69,7 @@ class Hosts:
     Attributes:
       index: this host's, from 0; host 0 writes everything that is written once per run.
       count: how many there are.
+      agreement: on where they stop.
     """
 
     def __init__(self, client: Any = None, index: int = 0, count: int = 1):
@@ -76,14 +78,12 @@ class Hosts:
         self.is_busy: Callable[[], bool] = lambda: False
         """Whether threads are at work that Python would wait for at its end, so that the process must end at once."""
         self._leads = self._meetings = 0
-        self._sigterm = threading.Event()
-        self._saves_steps = False
-        self._asked = False
         self._closed = threading.Event()
         self._ending = threading.Lock()
         if client is not None:
             self._set(f"name/{index}", f"host {index} ({socket.gethostname()}, process {os.getpid()})")
             threading.Thread(target=self._watch, name="hosts", daemon=True).start()
+        self.agreement = Agreement(client and _Board(client), index, self._leave_without_saving)
 
     def lead(self, work: Callable[[], Result]) -> Result:
         """Calls `work` on host 0 only, while the others wait, and returns its result on all; it must be short JSON."""
@@ -121,22 +121,6 @@ class Hosts:
         if self.index == 0:
             note(text)
 
-    def stops_after(self, step: int) -> bool:
-        """Whether step `step` must be the last one because SIGTERM has reached any host; all hosts get the same answer.
-
-        To be called before each step is started, for every step in order, when step `step - 2` is complete on the
-        devices. This makes the answers agree: the host that got the signal announces, before its step s, that step
-        s + 2 is the last; and no host asks about that one before all have started step s.
-        """
-        self._saves_steps = True
-        if self._client is None:
-            return self._sigterm.is_set()
-        if self._sigterm.is_set() and not self._asked:
-            self._asked = True
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host got the signal, too, and was faster
-                self._set("stop/after", str(step + 2))
-        return self._all("stop/") == [(f"{_ROOT}stop/after", str(step))]
-
     # How a host ends.
 
     def close(self) -> None:
@@ -144,6 +128,7 @@ class Hosts:
         if self._client is not None:
             self._client.wait_at_barrier(_ROOT + "done", _FOREVER)
             self._closed.set()
+            self.agreement.close()
             jax.distributed.shutdown()
 
     def leave(self, status: int, text: str) -> NoReturn:
@@ -160,10 +145,11 @@ class Hosts:
 
     def sigterm(self) -> None:
         """What SIGTERM does, called by the thread that listens for it: the main thread may be busy."""
-        if self._saves_steps:
-            self._sigterm.set()
-        else:
-            self.leave(STOPPED, "stopped by SIGTERM before the first step; the same command starts again")
+        with contextlib.suppress(ConnectionError):  # host 0 is gone: the handler of `_on_abort` says so
+            self.agreement.ask("stop")
+
+    def _leave_without_saving(self) -> NoReturn:
+        self.leave(STOPPED, "stopped by SIGTERM before the first step; the same command starts again")
 
     def _watch(self) -> None:
         """Writes this host's heartbeat and checks those of the others."""
@@ -236,7 +222,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     except Stopped as stopped:
         note(str(stopped))
         hosts.close()
-        _exit(STOPPED)
+        _exit(STOPPED)  # not by an exception: devices may be busy with what nobody waits for any more
     except KeyboardInterrupt:
         hosts.leave(INTERRUPTED, "interrupted")
     except Exception as error:
@@ -250,6 +236,42 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
 
 
 _ROOT = "fusejax/"
+
+
+class _Board:
+    """JAX's coordination service as a `fusejax.distributed.agreement.Board`; ConnectionError: it is gone."""
+
+    def __init__(self, client: Any):
+        self._client = client
+
+    def post(self, key: str, value: str) -> bool:
+        try:
+            self._client.key_value_set(_ROOT + key, value)
+        except jax.errors.JaxRuntimeError as error:
+            if "ALREADY_EXISTS" in str(error):
+                return False
+            raise ConnectionError(one_line(error)) from error
+        return True
+
+    def read(self, key: str) -> str:
+        with _connected():
+            return self._client.blocking_key_value_get(_ROOT + key, _FOREVER)
+
+    def read_all(self, prefix: str) -> list[str]:
+        with _connected():
+            return [value for _, value in self._client.key_value_dir_get(_ROOT + prefix)]
+
+    def meet(self, name: str) -> None:
+        with _connected():
+            self._client.wait_at_barrier(_ROOT + name, _FOREVER)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(one_line(error)) from error
 
 
 class _Listener:

@@ -19,6 +19,7 @@ from fusejax.models.decoder.config import DecoderConfig
 from fusejax.objectives.logprobs import Projection
 from fusejax.planning import schedule
 from fusejax.planning.attention_kernels import attention_flops
+from fusejax.planning.checkpoint import CheckpointPlan, checkpoint_plan
 from fusejax.planning.compile import Memory, compiled, tree_bytes
 from fusejax.planning.links import Links
 from fusejax.planning.schedule import Schedule, Traffic
@@ -140,6 +141,9 @@ class Planner:
     def rows_per_microbatch(self, config: TrainConfig) -> int:
         """Rows of a microbatch, over all devices."""
         return self._programs(config).rows_per_microbatch
+
+    def checkpoint(self, config: TrainConfig) -> CheckpointPlan:
+        return checkpoint_plan(self._programs(config).state, self._devices)
 
     def _hbm(self, config: TrainConfig, task: str) -> tuple[HBM, bool]:
         """What `task` takes of each chip's HBM, and whether it fits."""

@@ -28,6 +28,7 @@ def plan_json(
         "tokens_per_example": work.tokens_per_example,
         "assumed": list(work.assumed),
         "tasks": {task: plan.as_json() for task, plan in plans.items()},
+        "checkpoint": planner.checkpoint(config).as_json(),
     }
     return values | ({"search": dataclasses.asdict(search)} if search else {})
 
@@ -83,6 +84,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     row("seconds on the links", _speed(lambda speed: f"{speed.communication.seconds:.3g}"))
     row("  of it not hidden", _speed(lambda speed: f"{speed.communication.exposed_seconds:.3g}"))
     row("share of the step", _speed(lambda speed: f"{speed.communication.exposed_seconds / speed.step_seconds:.1%}"))
+    lines += ["", str(planner.checkpoint(config))]
     return "\n".join(lines)
 
 

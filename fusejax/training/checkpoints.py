@@ -1,19 +1,24 @@
 """A run's checkpoints: Orbax saves them asynchronously, the last few are kept, and evaluation picks the best of these.
 
 Each checkpoint `checkpoints/STEP/` has three items: `params`, `optimizer` (moments and step) and `metrics` (what the
-evaluation at that step said; empty without evaluation data). They are separate so that an export reads `params` alone.
+evaluation at that step said; empty without evaluation data; the step's line of the log under `unevaluated`, where the
+run was stopped before the evaluation was done). They are separate so that an export reads `params` alone.
 A checkpoint counts only when it is complete, which Orbax marks on disk by its name and in `gs://` by a file in it; what
 a killed run left half-written is never seen.
 
-With several hosts, all of them make the same calls here; the directory must be shared.
+With several hosts, all of them make the same calls here; the directory must be shared. They wait for each other through
+the coordination service, not on their devices, which would first finish what they are at: a save that SIGTERM asks for
+begins at once. For the same reason, what all devices hold is divided among them, so that each saves a part, only from
+a size on at which that matters: devices cut it.
 """
 
 import contextlib
 import dataclasses
+import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +27,15 @@ from etils import epath
 from etils.epath.typing import PathLike
 
 from fusejax.common.cli import UserError, one_line
-from fusejax.common.files import absolute, is_remote
+from fusejax.common.files import absolute, is_remote, write_text
 from fusejax.distributed.sharding import VOCABULARY
 from fusejax.training.goodput import Clock
 from fusejax.training.state import Params, TrainState
 
 _CHUNK_BYTES = 2**26
+_MIN_SLICE_BYTES = 2**20
+"""An array that several devices hold is divided among them if each part is as large."""
+_UNEVALUATED = "unevaluated"
 _DELETED = "deleted"
 """Folder beside the checkpoints with those that are being deleted."""
 
@@ -66,10 +74,15 @@ class Checkpoints:
 
             gcs.check_bucket(self.directory)
         self._writes = keep is not None
+        _save_small_arrays_whole()
         if keep is None:
             options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
         else:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            hosts = set(range(jax.process_count()))
             options = ocp.CheckpointManagerOptions(
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=hosts),
                 preservation_policy=_LastRegular(keep, regular),
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
@@ -86,8 +99,15 @@ class Checkpoints:
                 f"{self.directory}: the metrics of a checkpoint are damaged ({one_line(error)}); delete that checkpoint"
             ) from error
 
-    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+    def save(
+        self, state: TrainState, metrics: dict[str, float], unevaluated: Mapping[str, float] | None = None
+    ) -> None:
         """Starts saving and returns once the arrays are copied; later failures are raised by `check` and `wait`.
+
+        Args:
+          state: after a step.
+          metrics: of its evaluation.
+          unevaluated: the step's line of the log, if the evaluation is yet to be done.
 
         Raises:
           UserError: this checkpoint, or the one before, cannot be saved.
@@ -99,9 +119,17 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params, save_args=_chunks(state.params)),
                     optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.optimizer}),
-                    metrics=ocp.args.JsonSave(metrics),
+                    metrics=ocp.args.JsonSave(metrics if unevaluated is None else {_UNEVALUATED: dict(unevaluated)}),
                 ),
             )
+
+    def unevaluated(self) -> dict[str, float]:
+        """The newest step's line of the log if it was saved without the evaluation that is due; otherwise empty."""
+        return self.metrics()[self.steps()[-1]].get(_UNEVALUATED, {}) if self.steps() else {}
+
+    def set_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Completes a checkpoint that was saved as `unevaluated`; to be called on host 0 only."""
+        write_text(self.directory / str(step) / "metrics" / "metrics", json.dumps(metrics))
 
     def check(self) -> None:
         """Quickly finds out whether the saving in the background has failed; to be called every step.
@@ -247,6 +275,13 @@ class Checkpoints:
         if self._writes and jax.process_index() == 0 and not is_remote(self.directory):
             for checkpoint in (self.directory / _DELETED).glob("*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _save_small_arrays_whole() -> None:
+    """Sets an option of Orbax's own handler of arrays, for which there is no public way; registering another warns."""
+    handler: Any = ocp.type_handlers.get_type_handler(jax.Array)
+    assert hasattr(handler, "_min_slice_bytes_for_replica_parallel")
+    handler._min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

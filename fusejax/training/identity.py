@@ -18,6 +18,7 @@ from fusejax.config import TrainConfig
 _FREE_KEYS = (
     "output_dir",
     "mesh",
+    "checkpoint.every_minutes",
     "checkpoint.keep",
     "packing.rows_per_device",
     "remat",

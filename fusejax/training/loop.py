@@ -2,10 +2,12 @@
 
 A run may be killed at any moment: the same command resumes from its last checkpoint and ends bit-identical to an
 uninterrupted run, because the data order depends on the step number alone and everything else is in the checkpoint.
+SIGTERM drops the step or the evaluation under way (`fusejax.distributed.agreement`); the next attempt takes it again.
 """
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import StepBatch
 from fusejax.data.packing import num_steps
+from fusejax.distributed.agreement import Halt, Pace
 from fusejax.distributed.compiled import keep_compiled
 from fusejax.distributed.hosts import Hosts, Stopped
 from fusejax.distributed.mesh import make_mesh
@@ -111,11 +114,11 @@ def _train(
     with Checkpoints(output_dir, keep=config.checkpoint.keep, regular=is_regular, clock=clock) as checkpoints:
         hosts.same("which checkpoints there are", str(checkpoints.steps()))
         first_step = max(checkpoints.steps(), default=0)
-        if first_step == steps:
+        if first_step == steps and not checkpoints.unevaluated():
             hosts.note(f"{output_dir} is complete: {steps} steps")
             return
         programs.set_steps(steps)
-        ahead.compile(*_large_programs(config), "apply", *(["evaluate"] if config.data.eval else []))
+        ahead.compile(*_large_programs(config), "apply", "zeroed", *(["evaluate"] if config.data.eval else []))
         batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch)
         if first_step:
             hosts.note(f"going on after step {first_step} of {steps}")
@@ -176,49 +179,85 @@ def run_steps(
             known = reference[split].at(microbatch["pair_ids"]) if reference else {}
             yield batches.put({**microbatch, **known})
 
+    def evaluate() -> dict[str, float]:
+        with clock.phase("evaluation"):
+            return _evaluate(programs, state.params, put("eval", batches.once("eval")), pace)
+
     learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, last_step))(jnp.arange(last_step)))
     accumulator = programs.zeros()
     first_step = int(state.step)
+    unevaluated = checkpoints.unevaluated()
+    agreement, pace = hosts.agreement, Pace(hosts.agreement)
     profile = Profile(config.profile, epath.Path(config.output_dir))
-    with _open_log(config, programs, hosts, first_step, last_step, clock) as log, profile:
+    logged = first_step - bool(unevaluated)
+    with (
+        _open_log(config, programs, hosts, logged, last_step, clock) as log,
+        profile,
+        _Reminder(config, hosts) as reminder,
+    ):
         pending: tuple[StepBatch, Any] | None = None
 
-        def write(batch: StepBatch, metrics: Any, scores: Mapping[str, float] | None = None) -> None:
-            """Waits for a step's metrics and logs them."""
+        def entry(batch: StepBatch, metrics: Any) -> dict[str, float]:
+            """Waits for a step's metrics."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if log is not None:
-                log.write({**_entry(batch, values, float(learning_rates[batch.step])), **(scores or {})})
+            return _entry(batch, values, float(learning_rates[batch.step]))
 
-        for batch in batches.train(first_step, last_step):
-            step = batch.step + 1
-            stops = hosts.stops_after(step)
-            checkpoints.check()
-            profile.before(step)
-            # Implicit transfers between host and devices raise; a profiler trace gets step numbers.
-            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
-                for microbatch in put("train", batch.microbatches):
-                    accumulator = programs.accumulate(state.params, accumulator, microbatch)
-                state, metrics = programs.apply(state, accumulator)
-                accumulator = programs.zeroed(accumulator)
-            profile.after(step, metrics)
-            # Metrics are fetched one step late, so that the devices work on the next step while the host waits. But
-            # not later: `stops_after(step)` relies on step - 2 being complete.
-            if pending:
-                write(*pending)
-            pending = batch, metrics
-            if stops or is_regular(step):
-                # A stop between regular steps evaluates nothing: time may be short, and scores would stay in the log.
+        def write(line: Mapping[str, float], scores: Mapping[str, float] | None = None) -> None:
+            if log is not None:
+                log.write({**line, **(scores or {})})
+
+        def flush() -> None:
+            if log is not None:
+                log.flush()
+
+        try:
+            if unevaluated:
+                scores = evaluate()
+                write(unevaluated, scores)
+                flush()
+                hosts.lead(lambda: checkpoints.set_metrics(first_step, scores))
+            for batch in batches.train(first_step, last_step):
+                step = batch.step + 1
+                checkpoints.check()
+                profile.before(step)
+                # Implicit transfers between host and devices raise; a profiler trace gets step numbers.
+                with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    for microbatch in put("train", batch.microbatches):
+                        pace.start()
+                        accumulator = programs.accumulate(state.params, *accumulator, microbatch)
+                        pace.started(accumulator.sums["count"])
+                    pace.start_update()
+                    state, metrics = programs.apply(state, accumulator)
+                    accumulator = programs.zeroed(*accumulator)
+                    pace.started(metrics["loss"])
+                profile.after(step, metrics)
+                # Metrics are fetched one step late, so that the devices work on the next step while the host waits.
+                if pending:
+                    write(entry(*pending))
+                pending = batch, metrics
+                due = agreement.save_is_due()
+                if due or is_regular(step):
+                    # What is saved between regular steps is not evaluated: scores would stay in the log.
+                    evaluates = is_regular(step) and config.data.eval is not None
+                    scores = evaluate() if evaluates else {}
+                    write(entry(*pending), scores)
+                    pending = None
+                    flush()
+                    reminder.restart()
+                    checkpoints.save(state, scores)
+        except Halt:
+            if pending:  # otherwise the last update is saved already
+                line = entry(*pending)
+                step = pending[0].step + 1
                 evaluates = is_regular(step) and config.data.eval is not None
-                with clock.phase("evaluation"):
-                    scores = _evaluate(programs, state.params, put("eval", batches.once("eval"))) if evaluates else {}
-                write(*pending, scores)
-                pending = None
-                if log is not None:
-                    log.flush()
-                checkpoints.save(state, scores)
-            if stops and step < last_step:
-                checkpoints.wait()
-                raise Stopped(f"stopped by SIGTERM after step {step} of {last_step}; the same command goes on")
+                if not evaluates:
+                    write(line)
+                flush()
+                checkpoints.save(state, {}, unevaluated=line if evaluates else None)
+            checkpoints.wait()
+            raise Stopped(
+                f"stopped by SIGTERM after step {int(state.step)} of {last_step}; the same command goes on"
+            ) from None
 
 
 def _open_log(
@@ -238,6 +277,35 @@ def _open_log(
     )
 
 
+class _Reminder:
+    """Asks all hosts to save `checkpoint.every_minutes` after the last checkpoint, by host 0's clock."""
+
+    def __init__(self, config: TrainConfig, hosts: Hosts):
+        self._minutes = config.checkpoint.every_minutes if hosts.index == 0 else None
+        self._agreement = hosts.agreement
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> "_Reminder":
+        self.restart()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def restart(self) -> None:
+        """To be called when a checkpoint is saved."""
+        self.__exit__()
+        if self._minutes is not None:
+            self._timer = threading.Timer(60 * self._minutes, self._ask)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _ask(self) -> None:
+        with contextlib.suppress(ConnectionError):  # host 0 is gone, as other threads say
+            self._agreement.ask("save")
+
+
 def _entry(batch: StepBatch, metrics: dict[str, float], learning_rate: float) -> dict[str, float]:
     """A step's line in the log."""
     return {
@@ -251,9 +319,18 @@ def _entry(batch: StepBatch, metrics: dict[str, float], learning_rate: float) ->
     }
 
 
-def _evaluate(programs: Programs, params: Params, microbatches: Iterable[Microbatch]) -> dict[str, float]:
-    """The means of the losses and rewards over the evaluation data, each named `eval_*`."""
-    sums = [programs.evaluate(params, microbatch) for microbatch in microbatches]
+def _evaluate(programs: Programs, params: Params, microbatches: Iterable[Microbatch], pace: Pace) -> dict[str, float]:
+    """The means of the losses and rewards over the evaluation data, each named `eval_*`.
+
+    Raises:
+      Halt: the hosts stop, and none has got the result.
+    """
+    sums = []
+    for microbatch in microbatches:
+        pace.start()
+        sums.append(programs.evaluate(params, microbatch))
+        pace.started(sums[-1]["count"])
+    pace.finish()
     totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
     return {f"eval_{name}": value for name, value in means(totals).items()}
 

@@ -37,8 +37,9 @@ class Programs:
       reference_microbatch: as `microbatch`, but without the reference's log-probabilities.
       init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
-      zeroed: accumulator -> zeros in its place.
-      accumulate: params, accumulator, microbatch -> accumulator, with the microbatch's gradients and sums added.
+      zeroed: gradients, sums (of an accumulator) -> an accumulator of zeros, with its gradients in their place.
+      accumulate: params, gradients, sums, microbatch -> accumulator, with the microbatch's gradients and sums added.
+        The sums are not overwritten: when they are ready, their microbatch is done.
       apply: state, accumulator -> state after the step, the step's metrics.
       evaluate: params, microbatch -> sums of the loss and of the other metrics.
       reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
@@ -78,13 +79,19 @@ class Programs:
         self.zeros = jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.accumulator), out_shardings=accumulator
         )
-        self.accumulate = compiled(network.accumulate, donate_argnums=1, out_shardings=accumulator)
+        self.accumulate = compiled(
+            lambda params, gradients, sums, microbatch: network.accumulate(
+                params, Accumulator(gradients, sums), microbatch
+            ),
+            donate_argnums=1,
+            out_shardings=accumulator,
+        )
         self._optimizer = config.optimizer
         self._jit_apply = functools.partial(jax.jit, donate_argnums=0, out_shardings=(state, everywhere))
         self.apply = self._jit_apply(functools.partial(apply, optimizer))
         # A separate program: as a part of `apply`, the zeros would get new memory, and the sums would be copied.
         self.zeroed = jax.jit(
-            lambda sums: jax.tree.map(jnp.zeros_like, sums),
+            lambda *accumulator: Accumulator(*jax.tree.map(jnp.zeros_like, accumulator)),
             donate_argnums=0,
             keep_unused=True,
             out_shardings=accumulator,
@@ -101,8 +108,9 @@ class Programs:
         """Shapes, dtypes and shardings of what one of the large programs is called with."""
         return {
             "reference": (self.params, self.reference_microbatch),
-            "accumulate": (self.params, self.accumulator, self.microbatch),
+            "accumulate": (self.params, *self.accumulator, self.microbatch),
             "apply": (self.state, self.accumulator),
+            "zeroed": (*self.accumulator,),
             "evaluate": (self.params, self.microbatch),
         }[name]
 

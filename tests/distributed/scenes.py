@@ -8,6 +8,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from fusejax.common.cli import UserError, run
 from fusejax.distributed import hosts as hosts_module
+from fusejax.distributed.agreement import Halt, Pace
 from fusejax.distributed.hosts import Hosts, Stopped, join
 
 
@@ -46,18 +47,22 @@ def meet(hosts: Hosts) -> None:
 
 
 def step_forever(hosts: Hosts) -> None:
-    """Steps that wait for each other, as a run's do; their results are fetched one step late."""
-    pending = None
-    for step in range(1, 10_000):
-        stops = hosts.stops_after(step)
-        if step == 5:
-            print("started", flush=True)
-        if pending is not None:
-            process_allgather(pending)
-        pending = np.int32(step)
-        time.sleep(0.01 * (hosts.index + 1))
-        if stops:
-            raise Stopped(f"stopped after step {step}")
+    """Steps of two microbatches and an update, all of which wait for those of the others."""
+    pace = Pace(hosts.agreement)
+    done = 0
+    try:
+        for step in range(1, 10_000):
+            for _ in range(2):
+                pace.start()
+                process_allgather(np.int32(step))
+                time.sleep(0.01 * (hosts.index + 1))
+            pace.start_update()
+            process_allgather(np.int32(step))
+            done = step
+            if step == 5:
+                print("started", flush=True)
+    except Halt:
+        raise Stopped(f"stopped after step {done}") from None
 
 
 def main() -> None:

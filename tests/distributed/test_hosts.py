@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusejax.common.cli import UserError
+from fusejax.distributed.agreement import Halt
 from fusejax.distributed.hosts import HOST_LOST, STOPPED, Hosts, join
 from tests.distributed.processes import Processes, free_port
 
@@ -135,4 +136,7 @@ def test_one_host_alone():
     hosts = Hosts()
     assert hosts.lead(lambda: "mine") == "mine"
     hosts.same("anything", "at all")
-    assert not hosts.stops_after(1)
+    hosts.agreement.start(update=True)
+    hosts.sigterm()
+    with pytest.raises(Halt):
+        hosts.agreement.start()

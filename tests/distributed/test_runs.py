@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import stop_in_time
 from benchmarks.kill_and_resume import Bench
+from benchmarks.stop_in_time import events, slowed
 from fusejax.distributed.hosts import STOPPED
 from fusejax.training.checkpoints import complete_steps
 from fusejax.training.metrics import MEASURED
@@ -62,8 +64,10 @@ def test_the_number_of_hosts_changes_nothing(world, alone, tmp_path, task, count
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_another_number_of_hosts(world, alone, tmp_path):
     run = tmp_path / "run"
-    with start(world, run, "sft", 2, 2) as hosts:
-        while hosts.running[1].poll() is None and not (run / "metrics.jsonl").exists():
+    # Slow enough that the signal comes before the end.
+    command = slowed(train_command(world, run, "sft", **SHORT), run, 0.5)
+    with Processes(on_hosts(command, 2), run.with_suffix(".output")) as hosts:
+        while hosts.running[1].poll() is None and len(events(run, 1, "update")) < 2:
             time.sleep(0.01)
         hosts.send(1, signal.SIGTERM)
         assert hosts.wait() == [STOPPED, STOPPED], [hosts.output(i) for i in range(2)]
@@ -81,6 +85,15 @@ def test_a_stopped_run_goes_on_with_another_number_of_hosts(world, alone, tmp_pa
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     assert Bench(tmp_path).run(1, "dpo", 2, random.Random(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", stop_in_time.MESHES)
+def test_a_stop_in_time(tmp_path, mesh):
+    """By the run's own microbatches, of two seconds and more."""
+    found = stop_in_time.Bench(tmp_path).run(0, mesh, random.Random(0))
+    assert found.identical
+    assert max(found.begins) <= 1
 
 
 @pytest.mark.slow

@@ -90,6 +90,9 @@ def test_json_of_sft(tmp_path, topology, devices):
     assert communication["bytes"] == sum(kind["bytes"] for kind in communication["by_kind"].values())
     assert 0 < communication["exposed_seconds"] <= communication["seconds"]
     assert communication["exposed_seconds"] < sft["step_seconds"]
+    # float32 parameters and two moments, and counters of steps; one host has all four chips.
+    assert found["checkpoint"]["bytes"] == pytest.approx(12 * PARAMETERS, abs=32)
+    assert (found["checkpoint"]["hosts"], found["checkpoint"]["in_time"]) == (1, True)
 
 
 @needs_libtpu
@@ -168,7 +171,7 @@ def test_programs_do_not_grow_with_depth(planner, shape):
     for layers in (8, 80):  # two more than whole blocks of three
         made, config = planner(layers, **shape)
         programs = made._programs(config)
-        lowered = programs.accumulate.lower(programs.params, programs.accumulator, programs.microbatch)
+        lowered = programs.accumulate.lower(*programs.arguments("accumulate"))
         sizes.append(len(lowered.as_text()))
     # Only digits of sizes differ.
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
