@@ -105,6 +105,7 @@ def tokenize(config: TrainConfig, splits: list[str], identity: dict[str, str], s
             tokens.save(path, identity, whole)
             for other in others:  # and no more: the other hosts may have written parts of the next split
                 other.unlink()
+    hosts.meet()  # not before host 0 has joined the last split
 
 
 def _read_part(output_dir: epath.Path, writer: int, path: epath.Path, identity: dict[str, str]) -> Tokenized:

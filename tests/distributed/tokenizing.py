@@ -1,6 +1,7 @@
 """What a host does in a test of tokenising: `python tokenizing.py [SCENE] OPTIONS`: a run up to its tokens.
 
-In the scene `waits` host 0 does not tokenise its part; in `late` it joins a split when parts of the next one are there.
+In the scene `waits` host 0 does not tokenise its part; in `late` it joins a split when parts of the next one are there,
+and the last after a while.
 """
 
 import sys
@@ -25,6 +26,8 @@ def wait_on_host_0(*arguments: Any, records: range, **rules: Any) -> Tokenized:
 def save_late(path: epath.Path, *arguments: Any) -> None:
     while path.name == "train.npz" and not list(path.parent.glob("eval-*")):
         time.sleep(0.05)
+    if path.name == "eval.npz":
+        time.sleep(5)
     save(path, *arguments)
 
 
