@@ -160,7 +160,9 @@ def visible_pairs(length: int, queries: int, keys: int) -> int:
 
 def own_flags(topology: Topology) -> str:
     """What MaxText's own script gives libtpu on this kind of chip."""
-    script = SCRIPTS[topology.chip.name]
+    script = SCRIPTS.get(topology.chip.name)
+    if script is None:
+        raise SystemExit(f"MaxText has no script for a 7B model on {topology.chip.name}: say --flags")
     packages = next((interpreter("maxtext").parents[1] / "lib").glob("python*/site-packages"))
     text = (packages / "maxtext" / "configs" / "tpu" / script).read_text()
     return next(iter(re.findall(r'LIBTPU_INIT_ARGS="([^"]*)"', text)))
