@@ -39,8 +39,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Request = Literal["stop", "save"]
 _CLOSED = "closed"
-_POLL_SECONDS = 0.001
-"""Devices do not wait meanwhile: one more program is queued."""
+_POLL_SECONDS = 0.01
+"""The longest between two looks at a device, which does not wait meanwhile: one more program is queued."""
 
 
 class Halt(Exception):
@@ -112,10 +112,12 @@ class Agreement:
         Raises:
           Halt: the hosts stop here, and will not use them.
         """
+        start = time.monotonic()
         while not ready():
             if self.stops_here:
                 raise Halt
-            time.sleep(_POLL_SECONDS)
+            # By a small part of a program too late, however short it is.
+            time.sleep(min(_POLL_SECONDS, 1e-4 + (time.monotonic() - start) / 10))
 
     def meet(self) -> None:
         """Waits for all other hosts; counts as a program.

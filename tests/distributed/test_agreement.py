@@ -265,7 +265,8 @@ class Run:
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
     """Waiting for a device gives way to others, as everything does."""
-    monkeypatch.setattr(agreement_module, "time", types.SimpleNamespace(sleep=lambda seconds: GIVE_WAY[-1]()))
+    clock = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: GIVE_WAY[-1]())
+    monkeypatch.setattr(agreement_module, "time", clock)
 
 
 GIVE_WAY: list[Callable[[], None]] = []
