@@ -15,6 +15,7 @@ while both work, and how chips wait for each other.
 """
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from fusejax.planning.links import KINDS, Links, sent_bytes
 
 _LIST = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[('[^\]]*)\] \{('\w+'(?:,'\w+')*)\}")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{} ]*\})\}")
 _NUMBERS = re.compile(r"\{([\d, ]+)\}")
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -169,7 +172,7 @@ class _Reader:
             busy = inner.communication.seconds
             ends = {start: (kind, end + busy * (end > clock)) for start, (kind, end) in ends.items()}
             free = max(free, clock) + busy if busy else free
-            seconds = self._seconds(instruction)
+            seconds = self._seconds(instruction, instructions)
             computed += inner.compute_seconds + seconds
             flops += inner.flops + self._flops(instruction, instructions)
             clock += inner.seconds + seconds
@@ -214,7 +217,7 @@ class _Reader:
             raise ValueError(f"the loop {loop.name} has a number of turns that depends on data")
         return self.turns
 
-    def _seconds(self, instruction: Instruction) -> float:
+    def _seconds(self, instruction: Instruction, others: Computation) -> float:
         """Of an operation on the core."""
         if cycles := instruction.attribute("estimated_cycles"):
             return int(cycles) / self.chip.clock
@@ -222,7 +225,9 @@ class _Reader:
             return self.kernel_flops(instruction) / self.chip.flops
         if instruction.opcode in _FREE or instruction.opcode in ("while", "conditional", "call"):
             return 0.0
-        return 2 * sum(array.bytes for array in instruction.arrays) / self.chip.bandwidth
+        # An update leaves the rest of its array where it is.
+        written = others[instruction.operands[1]] if instruction.opcode == "dynamic-update-slice" else instruction
+        return 2 * sum(array.bytes for array in written.arrays) / self.chip.bandwidth
 
     def _collective(self, instruction: Instruction, others: Computation) -> _Collective | None:
         """The collective that an instruction is, or starts."""
@@ -309,7 +314,15 @@ def _groups(collective: Instruction, devices: int) -> list[list[int]]:
         if order:
             numbers = numbers.transpose([int(axis) for axis in order.split(",")])
         return numbers.reshape(int(count), int(size)).tolist()
-    return [list(range(devices))]
+    if match := _MESH.search(collective.attributes):
+        names, sizes = zip(*_AXIS.findall(match[1]), strict=True)
+        along = [names.index(name.strip("'")) for name in match[2].split(",")]
+        numbers = np.arange(devices).reshape([int(size) for size in sizes])
+        numbers = np.moveaxis(numbers, along, range(-len(along), 0))
+        return numbers.reshape(-1, math.prod(int(sizes[axis]) for axis in along)).tolist()
+    if "replica_groups={}" in collective.attributes or "replica_groups" not in collective.attributes:
+        return [list(range(devices))]
+    raise ValueError(f"{collective.name} has groups of devices in an unknown form")
 
 
 def _numbers(pattern: re.Pattern[str], instruction: Instruction) -> list[str]:

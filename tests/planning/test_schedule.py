@@ -216,6 +216,33 @@ def test_what_is_not_understood_is_refused(change, message):
         read(change(text(compute("before", 1), START, DONE, others=OFFLOADED)), links("v5p-16"))
 
 
+def test_an_update_takes_the_time_of_what_it_writes():
+    given = "%new = f32[1,1048576] parameter(1)", "%stack = f32[32,1048576] parameter(2)"
+    found = schedule(*given, "%updated = f32[32,1048576] dynamic-update-slice(%stack, %new, %i, %j)")
+    assert found.compute_seconds == pytest.approx(2 * 4 * 2**20 / 2765e9)
+
+
+@pytest.mark.parametrize(
+    ("groups", "members"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("mesh['data'=2,'fsdp'=4] {'data'}", 2),
+        ("mesh['data'=2,'fsdp'=4] {'data','fsdp'}", 8),
+        ("{}", 8),
+    ],
+)
+def test_groups(groups, members):
+    reduced = f"%sum = f32[1048576] all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%f"
+    assert schedule(reduced).communication.bytes == pytest.approx(2 * 2 * 2**20 * (1 - 1 / members))
+
+
+def test_groups_in_an_unknown_form_are_refused():
+    with pytest.raises(ValueError, match="sum has groups of devices in an unknown form"):
+        schedule("%sum = f32[1048576] all-reduce(%p), replica_groups=mesh['a'=8] {'a':(1)2}, to_apply=%f")
+
+
 def test_products_are_counted_where_they_have_factors():
     """Also where a convolution's window has padding everywhere but in one place: so a product leaves heads apart."""
     plain = "%y = f32[512,256] convolution(%a, %b), dim_labels=bf_io->bf"

@@ -41,7 +41,7 @@ def test_the_same_bits():
         found = []
         for each in (made, late):
             params, microbatch = filled((each.params, each.microbatch))
-            sums = each.accumulate(params, filled(each.accumulator), microbatch)
+            sums = each.accumulate(params, *filled(each.accumulator), microbatch)
             state = each.init_state(filled(each.params))
             found.append((each.evaluate(params, microbatch), *each.apply(state, sums)))
     same = jax.tree.map(lambda a, b: bool((a == b).all()) and a.sharding == b.sharding, *found)
