@@ -208,11 +208,14 @@ class _Reader:
         less = _root(condition)
         counter, limit = (condition[name] for name in less.operands)
         if less.opcode == "compare" and "direction=LT" in less.attributes and limit.opcode == "constant":
-            carried = _root(body).operands[int(counter.attribute("index") or 0)]
-            added = [body[name] for name in body[carried].operands]
+            carried = body[_root(body).operands[int(counter.attribute("index") or 0)]]
+            while carried.opcode == "copy":
+                carried = body[carried.operands[0]]
+            added = [body[name] for name in carried.operands]
             steps = [int(each.arguments) for each in added if each.opcode == "constant"]
-            if body[carried].opcode == "add" and len(steps) == 1:
-                return -(-int(limit.arguments) // steps[0])
+            if carried.opcode != "add" or len(steps) != 1:
+                raise ValueError(f"the loop {loop.name} counts in an unknown way")
+            return -(-int(limit.arguments) // steps[0])
         if self.turns is None:
             raise ValueError(f"the loop {loop.name} has a number of turns that depends on data")
         return self.turns

@@ -51,9 +51,12 @@ class Accumulator(NamedTuple):
 _RECOMPUTED = ("all_gather", "all_gather_invariant", "convert_element_type", "transpose", "reshape", "name")
 
 
-def _all_but_parameters(primitive: Any, *_: Any, **__: Any) -> bool:
+def _all_but_parameters(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Saves what a layer computes, but not the gathered parameters, which would be the whole model on every device."""
-    return primitive.name not in _RECOMPUTED
+    # A function with a gradient of its own is one primitive; what it does is inside.
+    inside = parameters.get("call_jaxpr")
+    names = [equation.primitive.name for equation in inside.eqns] if inside else [primitive.name]
+    return not any(name in _RECOMPUTED for name in names)
 
 
 _POLICIES = {

@@ -157,7 +157,8 @@ def loop(attributes: str = "", bound: str = "%limit = s32[] constant(32)", step:
   {compute("product", 100)}
   %turn = s32[] get-tuple-element(%s), index=0
   %step = s32[] constant({step})
-  %next = s32[] add(%turn, %step)
+  %sum = s32[] add(%turn, %step)
+  %next = s32[] copy(%sum)
   ROOT %carried = (s32[], bf16[1,1048576]) tuple(%next, %p)
 }}
 %condition (s: (s32[], bf16[1,1048576])) -> pred[] {{
@@ -191,6 +192,12 @@ def test_a_loop_hides_what_runs_beside_it_but_shares_the_links():
     line, inner = loop()
     found = schedule(START, line, DONE, others=OFFLOADED + inner)
     assert found.communication.exposed_seconds == pytest.approx(32 * SECONDS)
+
+
+def test_a_loop_that_counts_in_another_way_is_not_guessed():
+    line, inner = loop()
+    with pytest.raises(ValueError, match="loop counts in an unknown way"):
+        schedule(line, others=inner.replace("add(", "multiply("), turns=5)
 
 
 def test_a_loop_whose_turns_depend_on_data_is_not_guessed():

@@ -1,7 +1,12 @@
 """The passes over a mesh, with their own backward pass, against JAX's gradient of the decoder on one device."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from fusejax.distributed.collectives import gather_layer
+from fusejax.training import network as networks
 from tests.models import tiny_checkpoints as tiny
 from tests.training.mesh_gradients import faults_in_process
 
@@ -49,3 +54,26 @@ def test_a_forgotten_sum_is_named():
 
 def hf_config(family: str) -> dict:
     return tiny.reference(family, num_hidden_layers=LAYERS.get(family, 2)).config.to_dict()
+
+
+@pytest.mark.parametrize("exchanges", [False, True])
+def test_nothing_keeps_gathered_parameters_for_the_backward_pass(exchanges):
+    """They would be the whole model on every device; `none` keeps all else."""
+    kept = []
+
+    def layer(weight, x):
+        specs = {"weight": PartitionSpec("fsdp")}
+        whole = gather_layer({"weight": weight}, specs, "fsdp", jnp.float32, exchanges=exchanges)["weight"]
+        return jnp.tanh(x @ whole.T)
+
+    def gradient(weight, x):
+        y, vjp = jax.vjp(jax.checkpoint(layer, policy=networks._POLICIES["none"]), weight, x)
+        kept.extend(residual.shape for residual in jax.tree.leaves(vjp))
+        return vjp(y)[0]
+
+    mesh = AbstractMesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+    rows = PartitionSpec("fsdp")
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False)
+    jax.eval_shape(mapped, jax.ShapeDtypeStruct((64, 8), jnp.float32), jax.ShapeDtypeStruct((12, 8), jnp.float32))
+    assert (3, 64) in kept  # a product
+    assert (64, 8) not in kept
