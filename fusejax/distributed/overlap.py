@@ -62,10 +62,10 @@ BY_KIND = {
 
 def overlap(mesh: Mesh) -> Overlap:
     """What suits the devices of a mesh, with those options that their compiler knows; for one device alone, nothing."""
-    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    found = BY_KIND.get(local[0].device_kind, Overlap())
     if mesh.size == 1:
         return Overlap()
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    found = BY_KIND.get(local[0].device_kind, Overlap())
     known = [option for option in found.options if _knows(local[0], option)]
     return dataclasses.replace(found, compiler_options=dict.fromkeys(known, True) or None)
 

@@ -76,7 +76,7 @@ def plan_table(planner: Planner, config: TrainConfig, plans: Mapping[str, TaskPl
     row("MFU at that", _speed(lambda speed: f"{speed.mfu:.1%}"))
     row("hours in all", lambda plan: "-" if plan.total_seconds is None else f"{plan.total_seconds / 3600:.3g}")
     row("chip-hours", lambda plan: "-" if plan.chip_hours is None else f"{plan.chip_hours:.3g}")
-    lines += ["", "communication per chip and step"]
+    lines += ["", f"communication per {device} and step"]
     found = [plan.speed.traffic for plan in plans.values() if plan.speed]
     for kind in KINDS:
         if any(kind in traffic for traffic in found):
