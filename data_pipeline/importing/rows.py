@@ -16,7 +16,7 @@ from data_pipeline.importing.funnel import Funnel
 from data_pipeline.prompts import reading
 from data_pipeline.prompts.adapters import Rejected
 from fusejax.common.cli import UserError, note
-from fusejax.data.records import Kind, Message, PreferencePair, Record, SFTExample
+from fusejax.data.records import Kind, Message, PreferencePair, SFTExample
 
 _SAMPLE = 100
 """Rows whose columns say what the format is; one row may lack some."""
@@ -27,7 +27,7 @@ class Found:
     """A record that has passed the checks of its own row."""
 
     where: str
-    record: Record
+    record: SFTExample | PreferencePair
     content: str
     """A hash of what it says."""
     prompt: str
@@ -43,7 +43,7 @@ class Found:
         return "\n".join(turn["content"] for turn in _said(self.record))
 
 
-def _said(record: Record) -> list[Message]:
+def _said(record: SFTExample | PreferencePair) -> list[Message]:
     if isinstance(record, SFTExample):
         return record.messages
     return [*record.prompt, *record.chosen, *record.rejected]
@@ -163,7 +163,7 @@ def _names(row: Mapping[str, Any], format: Format, entry: ImportDataConfig, data
     }
 
 
-def _record(content: Content, kind: Kind, names: Mapping[str, str]) -> Record:
+def _record(content: Content, kind: Kind, names: Mapping[str, Any]) -> SFTExample | PreferencePair:
     if kind == "sft":
         return SFTExample(**names, messages=content.chosen)
     return PreferencePair(

@@ -16,7 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from fusejax.common.chat_template import DEFAULT_DATE
 from fusejax.common.cli import UserError
 from fusejax.data.chat import CHANGES, Change, ChatError, Encoded, encode_conversations
-from fusejax.data.records import Kind, Message, PreferencePair, Record, RecordError, Shards
+from fusejax.data.records import (
+    AnswerDistributions,
+    Kind,
+    Message,
+    PreferencePair,
+    PreferenceTriple,
+    Record,
+    RecordError,
+    Shards,
+)
 
 CHUNK = 512
 """Examples tokenised at once: the tokenizer spreads a chunk over all cores."""
@@ -211,6 +220,7 @@ def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
         record = source[index]
     except RecordError as error:
         return Rejection(f"#{index}", "bad_record", str(error))
+    assert not isinstance(record, AnswerDistributions), "of shards of another kind than a task trains on"
     if isinstance(record, PreferencePair):
         scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
         for name, score in scores.items():
@@ -232,12 +242,14 @@ def _is_unordered(record: Record) -> bool:
 def _conversations(record: Record) -> list[list[Message]]:
     if isinstance(record, PreferencePair):
         return [record.prompt + record.chosen, record.prompt + record.rejected]
+    if isinstance(record, PreferenceTriple):
+        return [record.prompt + answer for answer in (record.source_chosen, record.target_chosen, record.rejected)]
     return [record.messages]
 
 
 def _first_target(record: Record) -> int:
-    """The first turn that can be a target: of a pair, all the assistant says after the prompt."""
-    return len(record.prompt) if isinstance(record, PreferencePair) else 0
+    """The first turn that can be a target: of pairs and triples, all the assistant says after the prompt."""
+    return len(record.prompt) if isinstance(record, PreferencePair | PreferenceTriple) else 0
 
 
 def _fit(

@@ -1,9 +1,10 @@
 """The data format between the data pipeline and the trainer: what an example is, and the shards that hold examples.
 
 A record is a `tf.train.Example` whose features are named after the fields: text as UTF-8 bytes, message lists as JSON
-bytes, scores as floats. There are no token ids, so one data set serves every target model. Shards are ArrayRecord or
-TFRecord files `{split}-00000-of-00008.{arrayrecord,tfrecord}`; `manifest.json` beside them holds counts, where the data
-came from and a SHA-256 for each shard, and reading checks it. Imports neither JAX nor torch.
+bytes, scores as floats, arrays as little-endian bytes. There are no token ids of the target model, so one data set
+serves every target. Shards are ArrayRecord or TFRecord files `{split}-00000-of-00008.{arrayrecord,tfrecord}`;
+`manifest.json` beside them holds counts, where the data came from and a SHA-256 for each shard, and reading checks it.
+Imports neither JAX nor torch.
 
     write_shards("data/sft", "train", examples, kind="sft", num_shards=8, manifest={"config": ...})
     examples = open_shards("data/sft/train")
@@ -24,18 +25,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, overload, runtime_checkable
 
+import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from etils.epath.typing import PathLike
 from google.protobuf.message import DecodeError
+from jaxtyping import Float16, Int32, UInt32
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import ROW_SUFFIXES, copy, is_remote, temporary_folder, write_text
 from fusejax.data import tf_example, tfrecord
 
-Kind = Literal["sft", "dpo"]
+Kind = Literal["sft", "dpo", "wrpo", "distributions"]
 Format = Literal["arrayrecord", "tfrecord"]
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -59,20 +62,21 @@ class RecordError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class SFTExample:
-    """A conversation to imitate: every assistant turn is a target."""
+    """A conversation to imitate: every assistant turn is a target. A weight of None is 1."""
 
     id: str
     dataset: str
     domain: str
     source_model: str
     messages: list[Message]
+    weight: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
     """Two answers of `source_model` to one prompt; `chosen` and `rejected` are the turns after it, mostly one.
 
-    A score of None is none: nobody gave one.
+    A score of None is none: nobody gave one. A weight of None is 1.
     """
 
     id: str
@@ -84,27 +88,86 @@ class PreferencePair:
     rejected: list[Message]
     chosen_score: float | None = None
     rejected_score: float | None = None
+    weight: float | None = None
 
 
-Record = SFTExample | PreferencePair
-CLASSES: dict[Kind, type[SFTExample] | type[PreferencePair]] = {"sft": SFTExample, "dpo": PreferencePair}
+@dataclasses.dataclass(frozen=True)
+class PreferenceTriple:
+    """Three answers to one prompt: the best of strong sources, and the target's own best and worst (WRPO).
+
+    `source_model` gave `source_chosen`; the model that is trained gave the other two. Scores are of one reward model.
+    """
+
+    id: str
+    dataset: str
+    domain: str
+    source_model: str
+    prompt: list[Message]
+    source_chosen: list[Message]
+    target_chosen: list[Message]
+    rejected: list[Message]
+    source_score: float | None = None
+    target_score: float | None = None
+    rejected_score: float | None = None
 
 
-def encode(record: Record) -> bytes:
+@dataclasses.dataclass(frozen=True)
+class AnswerDistributions:
+    """What a source model would have said at each place of an answer, in the source's own tokens.
+
+    The answer is the last assistant turn of the SFT example with this id, n tokens long in the source's tokenizer and
+    followed by what ends the turn. Row j of the top ones is the distribution of what comes after the first `ends[j]`
+    bytes of the answer, so the last row is about the end of the turn. Log-probabilities are of the full vocabulary, in
+    nats, at temperature 1, the highest first.
+    """
+
+    id: str
+    dataset: str
+    domain: str
+    source_model: str
+    tokens: Int32[np.ndarray, "n"]
+    """The source's token ids of the answer."""
+    logprobs: Float16[np.ndarray, "n"]
+    """Log-probability of each of them."""
+    ends: Int32[np.ndarray, "n_plus_1"]
+    """Bytes of the answer, as UTF-8, before each token, and of all of them: 0 first."""
+    top_ids: UInt32[np.ndarray, "n_plus_1 K"]
+    """Ids of the K likeliest tokens."""
+    top_logprobs: Float16[np.ndarray, "n_plus_1 K"]
+
+
+Record = SFTExample | PreferencePair | PreferenceTriple
+"""What can be trained on."""
+Stored = Record | AnswerDistributions
+CLASSES: dict[Kind, type[SFTExample] | type[PreferencePair] | type[PreferenceTriple] | type[AnswerDistributions]] = {
+    "sft": SFTExample,
+    "dpo": PreferencePair,
+    "wrpo": PreferenceTriple,
+    "distributions": AnswerDistributions,
+}
+_ARRAYS = {"tokens": "<i4", "logprobs": "<f2", "ends": "<i4", "top_ids": "<u4", "top_logprobs": "<f2"}
+"""Dtypes of `AnswerDistributions`, as they are stored."""
+
+
+def encode(record: Stored) -> bytes:
     """The record as serialised `tf.train.Example`.
 
     Raises:
       RecordError: a field has the wrong type, a turn is malformed, or a text is not valid Unicode.
     """
     example = tf_example.Example()
+    if isinstance(record, AnswerDistributions):
+        _check_distributions(record)
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if value is None and _is_score(field):
+        if value is None and _is_number(field):
             continue
         _check(record.id, field, value)
         feature = example.features.feature[field.name]
-        if _is_score(field):
+        if _is_number(field):
             feature.float_list.value.append(value)
+        elif field.name in _ARRAYS:
+            feature.bytes_list.value.append(value.astype(_ARRAYS[field.name]).tobytes())
         elif field.type is str:
             feature.bytes_list.value.append(value.encode())
         else:
@@ -112,7 +175,7 @@ def encode(record: Record) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode(data: bytes, kind: Kind) -> Record:
+def decode(data: bytes, kind: Kind) -> Stored:
     """The inverse of `encode`. Scores come back in float32 precision, or as None where there is none; features of other
     names are ignored.
 
@@ -127,11 +190,13 @@ def decode(data: bytes, kind: Kind) -> Record:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(CLASSES[kind]):
         if field.name not in features:
-            if _is_score(field):
+            if _is_number(field):
                 continue
             raise RecordError(f"record {name!r}: no field {field.name!r}")
-        if _is_score(field):
+        if _is_number(field):
             values[field.name] = _only(features[field.name].float_list.value, field.name)
+        elif field.name in _ARRAYS:
+            values[field.name] = _array(features, name, field.name)
         elif field.type is str:
             values[field.name] = _text(features, field.name)
         else:
@@ -140,13 +205,20 @@ def decode(data: bytes, kind: Kind) -> Record:
             except json.JSONDecodeError:
                 raise RecordError(f"record {name!r}: {field.name} is not JSON") from None
         _check(name, field, values[field.name])
+    if kind == "distributions":
+        places = len(values["ends"])
+        for array in ("top_ids", "top_logprobs"):
+            if not places or len(values[array]) % places:
+                raise RecordError(f"record {name!r}: {array} is not one row for each of {places} places")
+            values[array] = values[array].reshape(places, -1)
+        _check_distributions(AnswerDistributions(**values))
     return CLASSES[kind](**values)
 
 
 def write_shards(
     directory: PathLike,
     split: str,
-    examples: Iterable[Record],
+    examples: Iterable[Stored],
     *,
     kind: Kind,
     format: Format = "arrayrecord",
@@ -264,10 +336,10 @@ class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would
         return self._ends[-1]
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Stored: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: slice) -> list[Stored]: ...
+    def __getitem__(self, index: int | slice) -> Stored | list[Stored]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
@@ -387,14 +459,30 @@ def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(values).items()))
 
 
-def _is_score(field: dataclasses.Field) -> bool:
+def _is_number(field: dataclasses.Field) -> bool:
     return field.type == float | None
 
 
+def _check_distributions(found: AnswerDistributions) -> None:
+    """Raises `RecordError` unless sizes agree, `ends` rise, and log-probabilities are numbers that fall in each row."""
+    count, places, top = len(found.tokens), len(found.ends), found.top_logprobs
+    sizes = (len(found.logprobs), places, *found.top_ids.shape, *top.shape)
+    if sizes != (count, count + 1, *(count + 1, top.shape[1]) * 2) or not top.shape[1]:
+        raise RecordError(f"record {found.id!r}: arrays are of different sizes: {count} tokens, {places} places")
+    if found.ends[0] != 0 or (np.diff(found.ends) < 0).any():
+        raise RecordError(f"record {found.id!r}: ends do not rise from 0")
+    if not all((array <= 0).all() for array in (found.logprobs, top)) or not np.isfinite(top[:, 0]).all():
+        raise RecordError(f"record {found.id!r}: a log-probability is above 0, or not a number")
+    if (np.diff(top, axis=1) > 0).any():
+        raise RecordError(f"record {found.id!r}: top_logprobs do not fall")
+
+
 def _check(name: object, field: dataclasses.Field, value: Any) -> None:
-    if field.type is str or _is_score(field):
+    if field.name in _ARRAYS:
+        return
+    if field.type is str or _is_number(field):
         # A whole number is a fine score; anything else must be what it says.
-        expected, kinds = ("float", (int, float)) if _is_score(field) else ("str", (str,))
+        expected, kinds = ("float", (int, float)) if _is_number(field) else ("str", (str,))
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise RecordError(f"record {name!r}: {field.name} is {type(value).__name__}, not {expected}")
         if isinstance(value, str):
@@ -416,6 +504,13 @@ def _check_unicode(name: object, field: dataclasses.Field, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RecordError(f"record {name!r}: {field.name} is not valid Unicode: {error.reason}") from None
+
+
+def _array(features: Any, name: object, field: str) -> np.ndarray:
+    data, dtype = _only(features[field].bytes_list.value, field), np.dtype(_ARRAYS[field])
+    if len(data) % dtype.itemsize:
+        raise RecordError(f"record {name!r}: {field} has {len(data)} bytes, not whole values of {dtype}")
+    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
 
 
 def _text(features: Any, name: str) -> str:

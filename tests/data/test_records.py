@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
 from fusejax.common.cli import UserError
-from fusejax.data import tfrecord
+from fusejax.data import tf_example, tfrecord
 from fusejax.data.records import (
+    AnswerDistributions,
     PreferencePair,
+    PreferenceTriple,
     RecordError,
     SFTExample,
     decode,
@@ -65,18 +67,90 @@ MESSAGES = st.lists(
 FLOATS = st.none() | st.floats(width=32, allow_nan=False)
 
 
-@given(st.builds(SFTExample, id=TEXT, dataset=TEXT, domain=TEXT, source_model=TEXT, messages=MESSAGES))
+@given(st.builds(SFTExample, id=TEXT, dataset=TEXT, domain=TEXT, source_model=TEXT, messages=MESSAGES, weight=FLOATS))
 def test_sft_round_trip(example):
     assert decode(encode(example), "sft") == example
 
 
 @given(
     st.builds(
-        PreferencePair, TEXT, TEXT, TEXT, TEXT, MESSAGES, MESSAGES, MESSAGES, chosen_score=FLOATS, rejected_score=FLOATS
+        PreferencePair,
+        *[TEXT] * 4,
+        *[MESSAGES] * 3,
+        chosen_score=FLOATS,
+        rejected_score=FLOATS,
+        weight=FLOATS,
     )
 )
 def test_pair_round_trip(example):
     assert decode(encode(example), "dpo") == example
+
+
+@given(st.builds(PreferenceTriple, *[TEXT] * 4, *[MESSAGES] * 4, *[FLOATS] * 3))
+def test_triple_round_trip(example):
+    assert decode(encode(example), "wrpo") == example
+
+
+def distributions(lengths: list[int], k: int = 3, seed: int = 0) -> AnswerDistributions:
+    """Of an answer whose tokens have these lengths in bytes."""
+    random, places = np.random.default_rng(seed), len(lengths) + 1
+    return AnswerDistributions(
+        id="a",
+        dataset="set",
+        domain="chat",
+        source_model="source/a",
+        tokens=random.integers(0, 2**31 - 1, places - 1, np.int32),
+        logprobs=-random.random(places - 1).astype(np.float16),
+        ends=np.cumsum([0, *lengths], dtype=np.int32),
+        top_ids=random.integers(0, 2**32 - 1, (places, k), np.uint32),
+        top_logprobs=-np.sort(random.random((places, k)).astype(np.float16), axis=1),
+    )
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 20), st.integers(0, 99))
+def test_distributions_round_trip(lengths, k, seed):
+    """An empty answer has one row, about the end of the turn."""
+    example = distributions(lengths, k, seed)
+    again = decode(encode(example), "distributions")
+    for name, value in vars(example).items():
+        found = getattr(again, name)
+        if isinstance(value, np.ndarray):
+            assert found.dtype == value.dtype and found.shape == value.shape
+        np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda e: {"logprobs": e.logprobs[:1]}, "different sizes"),
+        (lambda e: {"ends": np.append(e.ends, np.int32(99))}, "different sizes"),
+        (lambda e: {"top_ids": e.top_ids[:, :1]}, "different sizes"),
+        (lambda e: {"top_ids": e.top_ids[:, :0], "top_logprobs": e.top_logprobs[:, :0]}, "different sizes"),
+        (lambda e: {"ends": e.ends + np.int32(1)}, "ends do not rise"),
+        (lambda e: {"ends": e.ends[::-1] * np.int32(-1)}, "ends do not rise"),
+        (lambda e: {"logprobs": e.logprobs * np.float16(np.nan)}, "a log-probability is"),
+        (lambda e: {"top_logprobs": -e.top_logprobs}, "a log-probability is"),
+        (lambda e: {"top_logprobs": e.top_logprobs - np.float16(np.inf)}, "a log-probability is"),
+        (lambda e: {"top_logprobs": e.top_logprobs[:, ::-1]}, "do not fall"),
+    ],
+)
+def test_distributions_that_cannot_be(change, what):
+    example = distributions([1, 2])
+    broken = dataclasses.replace(example)
+    for name, value in change(example).items():
+        object.__setattr__(broken, name, value)
+    with pytest.raises(RecordError, match=what):
+        encode(broken)
+
+
+def test_bytes_that_are_no_arrays():
+    data = encode(distributions([1, 2]))
+    features = tf_example.Example.FromString(data)
+    for name, cut in (("logprobs", 1), ("top_ids", 4), ("ends", 4)):
+        spoiled = tf_example.Example.FromString(data)
+        spoiled.features.feature[name].bytes_list.value[0] = features.features.feature[name].bytes_list.value[0][:-cut]
+        with pytest.raises(RecordError, match="logprobs has|is not one row|different sizes"):
+            decode(spoiled.SerializeToString(), "distributions")
 
 
 def test_nan_survives():
