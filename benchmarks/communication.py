@@ -3,8 +3,8 @@
     python -m benchmarks.communication [--plain] [--tasks sft dpo] [--only v5e-16 ...]
 
 Rows are 2048 tokens long, in DPO 4096 for a pair, `remat` is `full`, a step is one microbatch and the update. GB, ms
-and the share are of a chip and a step; HBM is the plan's total. `--plain` leaves out what hides communication
-(`fusejax/distributed/overlap.py`): the compiler's own choices, with reduce-scatters as it makes them.
+and the share are of a chip and a step; HBM is the plan's total. `--plain` leaves out what hides communication and larger
+tiles (`fusejax/distributed/tuning.py`): the compiler's own choices, with reduce-scatters as it makes them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the programs are for devices that are not
 
 from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
-from fusejax.distributed.overlap import Overlap
+from fusejax.distributed.tuning import Tuning
 from fusejax.planning.architecture import find_architecture
 from fusejax.planning.plan import Planner
 from fusejax.planning.topology import parse_topology
@@ -47,7 +47,7 @@ def main() -> None:
             if arguments.only and name not in arguments.only:
                 continue
             if arguments.plain:
-                with mock.patch("fusejax.training.programs.overlap", lambda mesh: Overlap()):
+                with mock.patch("fusejax.training.programs.tuning", lambda mesh: Tuning()):
                     line = planned(model, name, rows, task)
             else:
                 line = planned(model, name, rows, task)

@@ -53,7 +53,7 @@ def scatter_sum(x: Array, axis: str, *, dimension: int, exchanges: bool) -> Arra
 
     Args:
       exchanges: each device sends all others their parts, and adds up what it gets in float32. Otherwise a
-        reduce-scatter. Both send the same number of bytes; see `fusejax.distributed.overlap`.
+        reduce-scatter. Both send the same number of bytes; see `fusejax.distributed.tuning`.
     """
     if not exchanges:
         return jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from fusejax.config import TrainConfig
 from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
-from fusejax.distributed.overlap import overlap
 from fusejax.distributed.sharding import batch_sharding, laid_out, replicated, with_replicas
+from fusejax.distributed.tuning import tuning
 from fusejax.models.attention.dispatch import kernel_for
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder
@@ -54,8 +54,8 @@ class Programs:
         optimizer, moments = make_optimizer(config.optimizer, num_steps or 1), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
         loss = make_loss(config.preference)
-        hiding = overlap(mesh)
-        network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, exchanges=hiding.exchanges)
+        tuned = tuning(mesh)
+        network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, exchanges=tuned.exchanges)
 
         self.params = laid_out(shapes, mesh)
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
@@ -71,8 +71,8 @@ class Programs:
         def shardings(tree: Any) -> Any:
             return jax.tree.map(lambda x: x.sharding, tree)
 
-        # The programs that gather parameters; the others have next to nothing to hide.
-        compiled = functools.partial(jax.jit, compiler_options=hiding.compiler_options)
+        # The programs that gather parameters and multiply; the others have next to nothing to gain.
+        compiled = functools.partial(jax.jit, compiler_options=tuned.compiler_options)
         # Outputs have the inputs' shardings, so that the programs compiled for the first step serve all steps.
         state, accumulator, everywhere = shardings(self.state), shardings(self.accumulator), replicated(mesh)
         self.init_state = jax.jit(initializer(optimizer, moments=moments), out_shardings=state, donate_argnums=0)

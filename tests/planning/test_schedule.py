@@ -13,7 +13,7 @@ from fusejax.config import MeshConfig
 from fusejax.distributed.collectives import scatter_sum
 from fusejax.distributed.compiled import uncached
 from fusejax.distributed.mesh import make_mesh
-from fusejax.distributed.overlap import overlap
+from fusejax.distributed.tuning import BY_KIND, Tuning, tuning
 from fusejax.planning.links import HOP_SECONDS, Links
 from fusejax.planning.schedule import read
 from fusejax.planning.topology import parse_topology
@@ -270,7 +270,7 @@ def test_real_programs(topology, kind):
     """A loop that gathers a layer and scatters its gradient, as the compiler has it by default and as we have it."""
     slices = parse_topology(topology)
     mesh = make_mesh(MeshConfig(), slices.devices())
-    hiding = overlap(mesh)
+    tuned = tuning(mesh)
     width, turns = 2048, 4
 
     def local(exchanges, weights, gradients, x):
@@ -292,7 +292,7 @@ def test_real_programs(topology, kind):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     found = {}
-    for exchanges, options in ((False, None), (hiding.exchanges, hiding.compiler_options)):
+    for exchanges, options in ((False, None), (tuned.exchanges, tuned.compiler_options)):
         mapped = jax.shard_map(
             functools.partial(local, exchanges),
             mesh=mesh,
@@ -324,17 +324,23 @@ def test_real_programs(topology, kind):
 @needs_libtpu
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch, capsys):
     mesh = make_mesh(MeshConfig(), parse_topology("v5p-8").devices())
-    known = overlap(mesh)
-    assert known.compiler_options == dict.fromkeys(known.options, True)
-    monkeypatch.setattr("fusejax.distributed.overlap._SPARSE_CORES", ())
-    from fusejax.distributed import overlap as module
-
-    odd = module.Overlap((*known.options[:1], "xla_tpu_no_such_option"))
-    monkeypatch.setitem(module.BY_KIND, "TPU v5", odd)
-    assert overlap(mesh).compiler_options == {known.options[0]: True}
+    known = tuning(mesh)
+    assert known.compiler_options == dict.fromkeys(known.collectives, True) | {
+        "xla_tpu_scoped_vmem_limit_kib": known.vmem_kib
+    }
+    odd = Tuning((*known.collectives[:1], "xla_tpu_no_such_option"))
+    monkeypatch.setitem(BY_KIND, "TPU v5", odd)
+    assert tuning(mesh).compiler_options == {known.collectives[0]: True}
     assert re.fullmatch(r"note: .* does not know xla_tpu_no_such_option; .*\n", capsys.readouterr().err)
+
+
+@needs_libtpu
+def test_one_device_has_large_tiles_and_nothing_to_sum():
+    mesh = make_mesh(MeshConfig(), parse_topology("v5e-1").devices())
+    tuned = tuning(mesh)
+    assert (tuned.exchanges, tuned.compiler_options) == (False, {"xla_tpu_scoped_vmem_limit_kib": 65536})
 
 
 def test_on_other_devices_nothing_changes():
     mesh = make_mesh(MeshConfig())
-    assert (overlap(mesh).compiler_options, overlap(mesh).exchanges) == (None, False)
+    assert (tuning(mesh).compiler_options, tuning(mesh).exchanges) == (None, False)
