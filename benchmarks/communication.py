@@ -3,8 +3,8 @@
     python -m benchmarks.communication [--plain] [--tasks sft dpo] [--only v5e-16 ...]
 
 Rows are 2048 tokens long, in DPO 4096 for a pair, `remat` is `full`, a step is one microbatch and the update. GB, ms
-and the share are of a chip and a step; HBM is the plan's total. `--plain` leaves out what hides communication and larger
-tiles (`fusejax/distributed/tuning.py`): the compiler's own choices, with reduce-scatters as it makes them.
+and the share are of a chip and a step; HBM is the plan's total. `--plain` leaves out what hides communication, and
+larger tiles (`fusejax/distributed/tuning.py`): the compiler's own choices, with reduce-scatters as it makes them.
 """
 
 import argparse
