@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import polars as pl
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr
 
@@ -18,7 +19,8 @@ from data_pipeline.domains import (
     resolve,
 )
 from data_pipeline.prompts.adapters import ADAPTERS
-from data_pipeline.selection.rules import OneSource
+from data_pipeline.selection import hashing
+from data_pipeline.selection.rules import WRPO, for_sft
 from fusejax.common import redact
 from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
@@ -452,11 +454,14 @@ class PipelineConfig(ConfigModel):
             if name not in self.domains:
                 raise ValueError(f"{key}: {name!r} is none of the domains {', '.join(self.domains)}")
         for name, domain in self.domains.items():
-            if isinstance(domain.rule, OneSource) and domain.rule.source is not None:
+            for key in ("source", "target"):
+                named = getattr(domain.rule, key, None)
                 able = [source.name for source in self.answerers if name in source.domains]
-                if domain.rule.source not in able:
+                if named is not None and named not in able:
                     found = f"is none of the sources with the domain {name} ({', '.join(able) or 'none'})"
-                    raise ValueError(f"{self.key(name, 'rule')}.source: {domain.rule.source!r} {found}")
+                    raise ValueError(f"{self.key(name, 'rule')}.{key}: {named!r} {found}")
+                if key == "target" and able == [named]:
+                    raise ValueError(f"{self.key(name, 'rule')}.target: {named!r} is the domain's only source")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -474,6 +479,16 @@ class PipelineConfig(ConfigModel):
     def answerers(self) -> list[SourceConfig | GivenConfig]:
         """Everything that answers come from, in the order of reports."""
         return [*self.sources, *self.given]
+
+    def prompts_of(self, source: SourceConfig | GivenConfig, prompts: pl.DataFrame) -> pl.DataFrame:
+        """Those of the prompts (`id`, `domain`) that the source answers: of its domains, but as a rule's target not
+        those whose examples it has learned from."""
+        mine = prompts.filter(pl.col("domain").is_in(source.domains))
+        for name, domain in self.domains.items():
+            if isinstance(domain.rule, WRPO) and domain.rule.target == source.name:
+                learned = for_sft(hashing.keys(self.seed, mine["id"]), domain.rule.sft_fraction)
+                mine = mine.filter((mine["domain"] != name) | ~learned)
+        return mine
 
     def backend(self, source: SourceConfig) -> Backend:
         """The backend that samples from the source."""

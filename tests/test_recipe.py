@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_pipeline.config import PipelineConfig
-from data_pipeline.selection.rules import Margin, OneSource, VerdictBoth, VerdictPairs
+from data_pipeline.selection.rules import WRPO, FuseRL, Margin, OneSource, VerdictBoth, VerdictPairs
 from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
@@ -91,3 +92,58 @@ def test_data_figures():
         "Qwen/Qwen2.5-Math-72B-Instruct": {"math"},
     }
     assert data.max_new_tokens == 4096
+
+
+# Hub ids of the sources (WRPO's README).
+WRPO_SOURCES = {
+    "mistralai/Mistral-Large-Instruct-2407",
+    "google/gemma-2-27b-it",
+    "Qwen/Qwen2-72B-Instruct",
+    "meta-llama/Meta-Llama-3-70B-Instruct",
+    "google/gemma-2-9b-it",
+    "internlm/internlm2_5-20b-chat",
+    "deepseek-ai/DeepSeek-V2-Chat-0628",
+    "deepseek-ai/DeepSeek-Coder-V2-Instruct-0724",
+    "01-ai/Yi-1.5-34B-Chat",
+    "microsoft/Phi-3-medium-4k-instruct",
+}
+
+
+def test_wrpo_training_figures():
+    sft = load_config(TrainConfig, CONFIGS / "wrpo" / "llama3-8b-sft.yaml", [])
+    assert (sft.task, sft.model, sft.epochs) == ("sft", "meta-llama/Meta-Llama-3-8B-Instruct", 1)
+    assert (sft.batch_size, sft.max_length) == (128, 2048)
+    optimizer = sft.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 7e-6, 0)
+    assert (optimizer.schedule, optimizer.warmup_ratio) == ("cosine", 0.1)
+    wrpo = yaml.safe_load((CONFIGS / "wrpo" / "llama3-8b-wrpo.yaml").read_text())
+    assert (wrpo["task"], wrpo["model"], wrpo["epochs"]) == ("preference", sft.output_dir, 1)
+    assert wrpo["preference"] == {"loss": "wrpo", "beta": 0.01, "alpha": 0.1}
+    assert (wrpo["batch_size"], wrpo["max_length"], wrpo["max_prompt_length"]) == (128, 2048, 1800)
+    optimizer = wrpo["optimizer"]
+    assert (float(optimizer["learning_rate"]), optimizer["schedule"], optimizer["warmup_ratio"]) == (
+        3e-7,
+        "cosine",
+        0.1,
+    )
+
+
+def test_wrpo_data_figures():
+    first, second, weighted = (
+        load_config(PipelineConfig, CONFIGS / name, [])
+        for name in ("wrpo/data.yaml", "wrpo/data-round2.yaml", "fuserl/data.yaml")
+    )
+    for data in (first, second, weighted):
+        assert {source.model for source in data.sources[:10]} == WRPO_SOURCES
+        assert {(source.temperature, source.top_p) for source in data.sources} == {(0.8, 0.95)}
+        domain = data.domains["instruction"]
+        assert (domain.samples, domain.reward.model) == (5, "RLHFlow/ArmoRM-Llama3-8B-v0.1")
+        assert [entry.path for entry in data.prompts] == ["princeton-nlp/llama3-ultrafeedback-armorm"]
+    assert first.domains["instruction"].rule == WRPO(sft_fraction=0.3333)
+    assert weighted.domains["instruction"].rule == FuseRL(top=4, temperature=0.01, sft_fraction=0.3333)
+    # The second round adds the target to the first, and changes nothing else.
+    (target,) = second.sources[10:]
+    changed = second.model_dump()
+    changed["sources"] = changed["sources"][:10]
+    changed["domains"]["instruction"]["rule"]["target"] = None
+    assert second.domains["instruction"].rule.target == target.name and changed == first.model_dump()

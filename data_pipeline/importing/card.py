@@ -31,7 +31,8 @@ def card(config: ImportConfig, funnels: Sequence[Funnel], splits: dict[str, Sequ
     sections = [
         f"# Data set {epath.Path(config.output_dir).name}",
         "Conversations and pairs as they were found, without sampling or scoring: examples for supervised fine-tuning "
-        "in `sft/`, preference pairs in `dpo/`, each with a `manifest.json`. Made by `python -m data_pipeline import`. "
+        "in `sft/`, preference pairs in `dpo/`, triples of a source's and the target's answers (WRPO) in `wrpo/`, each "
+        "with a `manifest.json`. Made by `python -m data_pipeline import`. "
         "The licences of the data sets below hold for their parts; they were not looked up.",
         "## Contents",
         table(

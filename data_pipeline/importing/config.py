@@ -1,6 +1,6 @@
 """The configuration of an import as typed, validated values."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from data_pipeline.config import OverlapConfig, RowsConfig, WriteConfig
 from data_pipeline.importing import known
 from fusejax.common.cli import ConfigModel, Location
-from fusejax.data.records import Kind
 
 
 class ImportColumns(ConfigModel):
@@ -30,6 +29,10 @@ class ImportColumns(ConfigModel):
     """The better answer: its text, its turns, or the whole conversation. Default: `chosen`."""
     rejected: str | None = None
     """The worse answer. Default: `rejected`."""
+    source_chosen: str | None = None
+    """Of a triple: the source model's answer. Default: `source_chosen`."""
+    target_chosen: str | None = None
+    """Of a triple: the target's better answer. Default: `target_chosen`."""
     chosen_score: str | None = None
     """The better answer's score. Default: `score_chosen`, `chosen_score` and the like with `rating` or `reward`."""
     rejected_score: str | None = None
@@ -40,6 +43,8 @@ class ImportColumns(ConfigModel):
     """The domain, where it differs from row to row. Default: `domain`."""
     source_model: str | None = None
     """Who answered. Default: `source_model`."""
+    weight: str | None = None
+    """How much the loss counts an example or a pair: a number above 0. Default: `weight`; where there is none, 1."""
 
 
 class ImportDataConfig(RowsConfig):
@@ -51,8 +56,8 @@ class ImportDataConfig(RowsConfig):
     """The domain of all rows. Default: what the row says; else chat."""
     source_model: str | None = None
     """Who answered. Default: what the row says; else unknown."""
-    kind: Kind | None = None
-    """What the rows become, SFT examples or pairs, where their columns would serve for both."""
+    kind: Literal["sft", "dpo", "wrpo"] | None = None
+    """What the rows become, SFT examples, pairs or triples, where their columns would serve for several."""
     adapter: str | None = None
     """Hub id of the known data set of which this is a copy. Default: `path`, if it is one and no columns are named."""
     columns: ImportColumns = ImportColumns()
@@ -69,7 +74,7 @@ class ImportDataConfig(RowsConfig):
     def known(self) -> known.Known | None:
         """How the rows are read, if the data set is known here."""
         name = self.adapter or (self.path if self.columns == ImportColumns() else None)
-        return known.find(name, self.split) if name else None
+        return known.find(name, self.split, self.kind) if name else None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -92,7 +97,7 @@ class ImportDataConfig(RowsConfig):
 
 class ImportConfig(ConfigModel):
     output_dir: Location
-    """Where the shards are written, as `sft/` and `dpo/`."""
+    """Where the shards are written, as `sft/`, `dpo/` and `wrpo/`."""
     seed: int = 0
     """Seed of every random choice: limits, weights, the evaluation split, the order."""
     data: list[ImportDataConfig] = Field(min_length=1)

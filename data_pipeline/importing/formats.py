@@ -4,14 +4,17 @@
     prompt and completion           {prompt: text or turns, completion: text or turns}
     instruction and output          {instruction: text, input: text, output: text}, Alpaca's; input is optional
     pair                            {prompt: text or turns, chosen: text or turns, rejected: text or turns}
+    triple                          {prompt: text or turns, source_chosen, target_chosen, rejected: each text or turns}
+    triple, two answers in chosen   {prompt: text or turns, chosen: [a turn, a turn], rejected: text or turns}
 
-The turns of a completion, of `chosen` and of `rejected` may begin with those of the prompt. A pair may leave the prompt
-to be found: it is the common beginning of `chosen` and `rejected`, up to a turn of the user.
+The last is the form of WRPO's public rows: the source's answer, then the target's. The turns of a completion, of
+`chosen` and of `rejected` may begin with those of the prompt. A pair may leave the prompt to be found: it is the common
+beginning of `chosen` and `rejected`, up to a turn of the user.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_pipeline.importing import turns
@@ -31,6 +34,8 @@ _FORMATS: tuple[tuple[str, Kind, Mapping[str, str]], ...] = (
     ("pair", "dpo", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     ("pair", "dpo", {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}),
     ("pair with the prompt inside", "dpo", {"chosen": "chosen", "rejected": "rejected"}),
+    ("triple", "wrpo", {name: name for name in ("prompt", "source_chosen", "target_chosen", "rejected")}),
+    ("triple, two answers in chosen", "wrpo", {name: name for name in ("prompt", "chosen", "rejected")}),
 )
 """Name, what rows become, and our columns -> what these are called by default."""
 _NAMES = {
@@ -41,6 +46,7 @@ _NAMES = {
     "source_model": ("source_model",),
 }
 """Columns that any format may have -> what these are called by default."""
+TWO_IN_CHOSEN = _FORMATS[-1][0]
 _SCORES = ("score", "rating", "reward")
 _LIKELY = {
     "prompt": ("question", "query", "problem", "instruction", "input", "user"),
@@ -72,6 +78,9 @@ class Content:
     rejected_score: float | None = None
     cut: bool = False
     """Whether turns that nobody answered were left out at the end."""
+    source_chosen: list[Message] = field(default_factory=list)
+    """Of a triple, in which `chosen` is the target's."""
+    source_score: float | None = None
 
 
 class UnknownFormatError(Exception):
@@ -93,13 +102,14 @@ def find_format(present: Sequence[str], named: ImportColumns, kind: Kind | None 
     {'messages': 'conversations'}
     """
     given = named.model_dump(exclude_none=True)
-    found = [format for format in _fitting(present, given) if kind in (None, format.kind)]
+    found = _fitting(present, given, kind)
     if not found:
         wanted = "no format" if kind is None else f"no format of {kind}"
         raise UnknownFormatError(f"{wanted} has the columns {', '.join(present) or 'of no row'}: {_hint(present)}")
     if len(found) > 1:
         several = "; or ".join(f"{format.name} ({', '.join(format.columns.values())})" for format in found)
-        remedy = "set kind=sft or kind=dpo" if len({format.kind for format in found}) > 1 else "name those to read"
+        kinds = dict.fromkeys(format.kind for format in found)
+        remedy = f"set kind={' or kind='.join(kinds)}" if len(kinds) > 1 else "name those to read"
         raise UnknownFormatError(f"the columns fit several formats, {several}: {remedy}")
     _refuse_doubtful(found[0], present, given)
     named_here = {
@@ -123,19 +133,22 @@ def _refuse_doubtful(format: Format, present: Sequence[str], given: Mapping[str,
         raise UnknownFormatError(f"does label say which answers are bad? if all are to be imitated, give {columns}")
 
 
-def _fitting(present: Sequence[str], given: Mapping[str, str]) -> list[Format]:
-    """The formats that the columns fit, each with its own columns alone; all use every column that is named."""
+def _fitting(present: Sequence[str], given: Mapping[str, str], wanted: Kind | None) -> list[Format]:
+    """The formats that the columns fit, each with its own columns alone; all use every column that is named. Of formats
+    with the same columns it is the first."""
     candidates: list[Format] = []
     for name, kind, needed in _FORMATS:
-        if not all(ours in given or theirs in present for ours, theirs in needed.items()):
+        if wanted not in (None, kind) or not all(ours in given or theirs in present for ours, theirs in needed.items()):
             continue
         columns = {ours: given.get(ours, theirs) for ours, theirs in needed.items()}
         if "prompt" in needed and (column := given.get("input") or _input(needed, present, given)):
             columns["input"] = column
-        if kind == "dpo":
-            for side in ("chosen", "rejected"):
-                if column := given.get(f"{side}_score") or _score(side, present):
-                    columns[f"{side}_score"] = column
+        sides = () if kind == "sft" or name == TWO_IN_CHOSEN else [ours for ours in needed if ours != "prompt"]
+        for side in (ours.removesuffix("_chosen") for ours in sides):
+            if column := given.get(f"{side}_score") or _score(side, present):
+                columns[f"{side}_score"] = column
+        if kind != "wrpo" and (column := given.get("weight") or ("weight" if "weight" in present else None)):
+            columns["weight"] = column
         if given.keys() <= columns.keys() | set(_NAMES) and columns not in [other.columns for other in candidates]:
             candidates.append(Format(name, kind, columns))
     # A pair whose prompt has a column is no pair without one.
@@ -175,6 +188,8 @@ def read(row: Mapping[str, Any], format: Format) -> Content:
     system = _system(values.get("system"))
     if format.kind == "dpo":
         return _pair(values, system, has_prompt="prompt" in format.columns)
+    if format.kind == "wrpo":
+        return _triple(values, system)
     if "messages" in format.columns:
         whole = _after(system, turns.read_turns(values["messages"], format.columns["messages"]))
     else:
@@ -214,6 +229,33 @@ def _pair(values: Mapping[str, Any], system: list[Message], *, has_prompt: bool)
         _number(values.get("rejected_score"), "rejected"),
         cut=len(chosen) + len(rejected) < sum(len(whole) for whole, _ in joined),
     )
+
+
+def _triple(values: Mapping[str, Any], system: list[Message]) -> Content:
+    """Two pairs with one rejected answer."""
+    if "chosen" in values:
+        both = turns.read_turns(values["chosen"], "chosen")
+        if [turn["role"] for turn in both] != ["assistant"] * 2:
+            raise Rejected("not_two_answers", f"chosen: {' '.join(turn['role'] for turn in both)}")
+        values = {**values, "source_chosen": both[:1], "target_chosen": both[1:]}
+    source, target = (
+        _pair(
+            {**values, "chosen": values[f"{side}_chosen"], "chosen_score": values.get(f"{side}_score")},
+            system,
+            has_prompt=True,
+        )
+        for side in ("source", "target")
+    )
+    if source.prompt != target.prompt or source.rejected != target.rejected:
+        raise Rejected("prompts_differ", "between the two chosen answers")
+    cut = source.cut or target.cut
+    return replace(target, source_chosen=source.chosen, source_score=source.chosen_score, cut=cut)
+
+
+def two_in_chosen(rows: Sequence[Any]) -> bool:
+    """Whether all rows hold two answers in `chosen`, which no row of another format does."""
+    found = [row["chosen"] for row in rows if isinstance(row, Mapping) and "chosen" in row]
+    return bool(found) and all(turns.are_answers(chosen, 2) for chosen in found)
 
 
 def common_prompt(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -306,6 +348,17 @@ def _after(system: list[Message], conversation: list[Message]) -> list[Message]:
     """The conversation with the row's system turn before it, unless it begins with that."""
     # With another system turn of its own it has two, and `turns.check` refuses it.
     return conversation if conversation[:1] == system else [*system, *conversation]
+
+
+def weight(value: Any) -> float | None:
+    """How much a record counts; None where the row does not say."""
+    try:
+        number = _number(value, "weight")
+    except Rejected:
+        number = 0
+    if number is not None and number <= 0:
+        raise Rejected("bad_weight", repr(value))
+    return number
 
 
 def _number(value: Any, side: str) -> float | None:

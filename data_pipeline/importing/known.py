@@ -1,8 +1,9 @@
 """Public data sets by Hub id: which columns hold what, and which split is meant.
 
 `AALF/ultrafeedback_wrpo` is read as SLIT-AI/WRPO's README shows its rows: `chosen` holds two answers to one prompt,
-that of the source models and that of the target, `rejected` one answer of the target. Each chosen answer makes a pair
-with the rejected one: the pairs whose two DPO losses that repository's baseline (`loss_type: sigmoid`) averages.
+that of the source models and that of the target, `rejected` one answer of the target. With `kind: dpo` each chosen
+answer makes a pair with the rejected one: the pairs whose two DPO losses that repository's baseline (`loss_type:
+sigmoid`) averages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +28,16 @@ class Known:
     """The rows that one row stands for."""
 
 
-def find(name: str, split: str | None) -> Known | None:
-    """What is known of a data set; of some the split says what it is for."""
+def find(name: str, split: str | None, kind: Kind | None = None) -> Known | None:
+    """What is known of a data set; of some the split says what it is for, or the kind that is asked for."""
+    if name == "AALF/ultrafeedback_wrpo" and kind == "dpo":
+        return WRPO_PAIRS
     if name == "HuggingFaceH4/ultrafeedback_binarized" and split is not None and not split.endswith("_prefs"):
         return ULTRAFEEDBACK_SFT
     return KNOWN.get(name)
 
 
-def _wrpo(row: Row) -> list[Row]:
+def _pairs(row: Row) -> list[Row]:
     chosen = row.get("chosen")
     if not isinstance(chosen, list) or len(chosen) < 2:
         return [row]
@@ -52,6 +55,8 @@ _TULU = Known("dpo", {"id": "id", "dataset": "source", **_TURNS})
 """{id, source, prompt, chosen, rejected}; chosen and rejected are whole conversations. Schema: `dataset_info` of the
 data sets' cards."""
 
+_WRPO = {"id": "prompt_id", "prompt": "prompt", **_TURNS}
+WRPO_PAIRS = Known("dpo", _WRPO, rows=_pairs)
 ULTRAFEEDBACK_SFT = Known("sft", {"id": "prompt_id", "messages": "messages"}, split="train_sft")
 KNOWN: Mapping[str, Known] = {
     # {dataset, source_model, conversations} and {dataset, source_model, prompt, chosen, rejected}.
@@ -63,7 +68,7 @@ KNOWN: Mapping[str, Known] = {
         "dpo", {"id": "prompt_id", **_TURNS, **_SCORES}, split="train_prefs"
     ),
     # {prompt_id, prompt: a turn, chosen: [a turn, a turn], rejected: [a turn]}.
-    "AALF/ultrafeedback_wrpo": Known("dpo", {"id": "prompt_id", "prompt": "prompt", **_TURNS}, rows=_wrpo),
+    "AALF/ultrafeedback_wrpo": Known("wrpo", _WRPO),
     "allenai/llama-3.1-tulu-3-8b-preference-mixture": _TULU,
     "allenai/llama-3.1-tulu-3-70b-preference-mixture": _TULU,
     "allenai/llama-3.1-tulu-3-405b-preference-mixture": _TULU,

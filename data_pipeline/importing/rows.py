@@ -16,8 +16,9 @@ from data_pipeline.importing.funnel import Funnel
 from data_pipeline.prompts import reading
 from data_pipeline.prompts.adapters import Rejected
 from fusejax.common.cli import UserError, note
-from fusejax.data.records import Kind, Message, PreferencePair, SFTExample
+from fusejax.data.records import Kind, Message, PreferencePair, PreferenceTriple, Record, SFTExample
 
+_KINDS = {"sft": "SFT", "dpo": "pairs", "wrpo": "triples"}
 _SAMPLE = 100
 """Rows whose columns say what the format is; one row may lack some."""
 
@@ -27,7 +28,7 @@ class Found:
     """A record that has passed the checks of its own row."""
 
     where: str
-    record: SFTExample | PreferencePair
+    record: Record
     content: str
     """A hash of what it says."""
     prompt: str
@@ -43,9 +44,11 @@ class Found:
         return "\n".join(turn["content"] for turn in _said(self.record))
 
 
-def _said(record: SFTExample | PreferencePair) -> list[Message]:
+def _said(record: Record) -> list[Message]:
     if isinstance(record, SFTExample):
         return record.messages
+    if isinstance(record, PreferenceTriple):
+        return [*record.prompt, *record.source_chosen, *record.target_chosen, *record.rejected]
     return [*record.prompt, *record.chosen, *record.rejected]
 
 
@@ -97,7 +100,9 @@ def read(each: Funnel, key: str, seen: Seen) -> list[Found]:
                 raise Rejected("too_many_cells")
             unseen -= row.keys()
             content = formats.read(row, format)
-            said = stage_files.fingerprint(format.kind, content.prompt, content.chosen, content.rejected)
+            answers = [side for side in (content.source_chosen, content.chosen) if side]
+            said = stage_files.fingerprint(format.kind, content.prompt, *answers, content.rejected)
+            weight = formats.weight(row.get(format.columns.get("weight", "")))
             seen.refuse_again(said)
         except Rejected as error:
             each.drop(where, error, row)
@@ -106,7 +111,7 @@ def read(each: Funnel, key: str, seen: Seen) -> list[Found]:
             names["id"] = seen.own_id(names["id"], names["dataset"], said)
             each.cut += content.cut
             prompt = stage_files.fingerprint(content.prompt or content.chosen[:-1])
-            found.append(Found(where, _record(content, format.kind, names), said, prompt))
+            found.append(Found(where, _record(content, format.kind, names, weight), said, prompt))
     if unseen:
         raise UserError(f"{key}: {entry.path}: no row has the column {min(unseen)!r}")
     return found
@@ -131,7 +136,9 @@ def _format(entry: ImportDataConfig, key: str, rows: Sequence[Any]) -> Format:
     if not present:
         what = "lines is a JSON object" if isinstance(rows[0], str) else "rows is an object with columns"
         raise UserError(f"{key}: {entry.path}: none of the first {len(rows)} {what}")
-    columns, named, kind = present, entry.columns, entry.kind
+    two = entry.columns == ImportColumns() and formats.two_in_chosen(rows)
+    columns, named = present, entry.columns
+    kind: Kind | None = entry.kind or ("wrpo" if two else None)
     if entry.known:
         there = {ours: theirs for ours, theirs in entry.known.columns.items() if theirs in present}
         columns, named, kind = list(there.values()), ImportColumns(**there), entry.known.kind
@@ -142,7 +149,7 @@ def _format(entry: ImportDataConfig, key: str, rows: Sequence[Any]) -> Format:
     used = list(format.columns.values())
     unused = [name for name in present if name not in used]
     note(
-        f"{entry.path}: {'SFT' if format.kind == 'sft' else 'pairs'}, {format.name} ({', '.join(used)})"
+        f"{entry.path}: {_KINDS[format.kind]}, {format.name} ({', '.join(used)})"
         + (f"; not used: {', '.join(unused)}" if unused else "")
     )
     return format
@@ -163,9 +170,20 @@ def _names(row: Mapping[str, Any], format: Format, entry: ImportDataConfig, data
     }
 
 
-def _record(content: Content, kind: Kind, names: Mapping[str, Any]) -> SFTExample | PreferencePair:
+def _record(content: Content, kind: Kind, names: Mapping[str, Any], weight: float | None) -> Record:
     if kind == "sft":
-        return SFTExample(**names, messages=content.chosen)
+        return SFTExample(**names, messages=content.chosen, weight=weight)
+    if kind == "wrpo":
+        return PreferenceTriple(
+            **names,
+            prompt=content.prompt,
+            source_chosen=content.source_chosen,
+            target_chosen=content.chosen,
+            rejected=content.rejected,
+            source_score=content.source_score,
+            target_score=content.chosen_score,
+            rejected_score=content.rejected_score,
+        )
     return PreferencePair(
         **names,
         prompt=content.prompt,
@@ -173,4 +191,5 @@ def _record(content: Content, kind: Kind, names: Mapping[str, Any]) -> SFTExampl
         rejected=content.rejected,
         chosen_score=content.chosen_score,
         rejected_score=content.rejected_score,
+        weight=weight,
     )

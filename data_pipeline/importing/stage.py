@@ -32,7 +32,7 @@ FUNNEL, CARD = "import_funnel.json", "data_card.md"
 
 
 def run(config: ImportConfig) -> None:
-    """Writes `{sft,dpo}/{train,eval}-*` with a `manifest.json` each, `data_card.md`, `import_funnel.json` and the
+    """Writes `{sft,dpo,wrpo}/{train,eval}-*` with a `manifest.json` each, `data_card.md`, `import_funnel.json` and the
     rejected rows.
 
     Raises:
@@ -49,7 +49,7 @@ def run(config: ImportConfig) -> None:
     )
     manifests = [output / kind / MANIFEST for kind in splits.KINDS if (output / kind).exists()]
     stage_files.once(output, "import", inputs, [output / FUNNEL, output / CARD, *manifests], lambda: _import(config))
-    for kind, task in (("sft", "sft"), ("dpo", "preference")):
+    for kind, task in (("sft", "sft"), ("dpo", "preference"), ("wrpo", "preference, preference: {loss: wrpo}")):
         if (output / kind / MANIFEST).exists():
             note(f"to train on it: task: {task}, data: {{train: {output / kind / 'train'}}}")
 

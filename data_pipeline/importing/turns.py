@@ -46,9 +46,17 @@ def read_turns(value: Any, column: str) -> list[Message]:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a cell's text is JSON of a list of turns, as tables that know only text hold it."""
-    found = _json(value) if isinstance(value, str) and value.lstrip().startswith("[") else None
+    """Whether a cell's text is JSON of a turn or a list of turns, as tables that know only text hold it."""
+    found = _json(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else None
+    found = [found] if isinstance(found, dict) else found
     return isinstance(found, list) and bool(found) and all(_role(turn) is not None for turn in found)
+
+
+def are_answers(value: Any, count: int) -> bool:
+    """Whether it is a list of so many turns, all of the assistant."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(ROLES.get(str(_role(turn)).strip().lower()) == "assistant" for turn in value)
 
 
 def dialogue(text: str) -> list[Message] | None:

@@ -20,7 +20,9 @@ def card(facts: Facts) -> str:
     sections = [
         f"# Data set {epath.Path(config.output_dir).name}",
         "Answers of several source models to the same prompts, judged, and the best of them kept: examples for "
-        "supervised fine-tuning in `sft/`, preference pairs in `dpo/`, each with a `manifest.json`. Made by "
+        "supervised fine-tuning in `sft/`, preference pairs in `dpo/`"
+        + (", triples of a source's and the target's answers (WRPO) in `wrpo/`" if facts.triples else "")
+        + ", each with a `manifest.json`. Made by "
         "`python -m data_pipeline`; `report.html` beside this file has the pictures.",
         "## Contents",
         table(["data set", "domain", *total], [*flow, ["total", "", *total.values()]]),
@@ -158,7 +160,11 @@ def _verdicts(facts: Facts) -> str:
 def _wins(facts: Facts) -> str:
     tables = [
         f"{title}:\n\n" + table(["domain", *facts.sources], [[name, *row.values()] for name, row in rows.items()])
-        for title, rows in (("SFT examples", facts.wins("sft")), ("Chosen answers", facts.wins("dpo")))
+        for title, rows in (
+            ("SFT examples", facts.wins("sft")),
+            ("Chosen answers", facts.wins("dpo")),
+            ("Sources' answers of triples", facts.wins("wrpo")),
+        )
         if rows
     ]
     return "\n\n".join(tables) or "Nothing was selected."

@@ -24,8 +24,8 @@ from data_pipeline.sampling import estimate
 from data_pipeline.sampling.flaws import FLAWS
 from data_pipeline.sampling.reasoning import THOUGHT_ONLY
 from data_pipeline.scoring.stage import NEEDED
-from data_pipeline.selection.rules import RULES, Bounds
-from data_pipeline.selection.stage import MARGINS, TABLES
+from data_pipeline.selection.rules import RULES, WRPO, Bounds
+from data_pipeline.selection.stage import ANSWERS, MARGINS, TABLES
 from fusejax.common.cli import UserError
 from fusejax.common.files import local_copy
 
@@ -33,7 +33,7 @@ PARTS = ("all", "SFT", "chosen", "rejected")
 """What an answer became; "all" are the usable ones."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 EXAMPLES = 2
-"""SFT examples, and pairs, shown per domain."""
+"""SFT examples, pairs, and triples, shown per domain."""
 
 
 def paths(config: PipelineConfig) -> list[epath.Path]:
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
     """A selected example to read."""
 
     row: dict[str, Any]
-    """Of `sft.parquet` or `dpo.parquet`."""
+    """Of `sft.parquet`, `dpo.parquet` or `wrpo.parquet`."""
     prompt: dict[str, Any]
     """Of `prompts.parquet`."""
     found: dict[tuple[str, int], dict[str, Any]]
@@ -102,7 +102,7 @@ class Facts:
     bounds: dict[str, Bounds]
     """Domain -> the bounds of its margins in the rewards' unit, where its rule makes pairs."""
     samples: dict[tuple[str, str], list[Sample]]
-    """("sft" or "dpo", domain) -> a few examples to read."""
+    """("sft", "dpo" or "wrpo", domain) -> a few examples to read."""
     records: list[dict[str, Any]]
     """What the stage `prompts` counted for each entry of the config; empty if prompts came from elsewhere."""
     engines: list[str]
@@ -127,6 +127,11 @@ class Facts:
         found = self.prompts.select("dataset", "domain").unique().iter_rows()
         return sorted(found, key=lambda row: (self.domains.index(row[1]), row[0]))
 
+    @property
+    def triples(self) -> bool:
+        """Whether there are any: reports on data without them do not mention them."""
+        return not self.selected["wrpo"].is_empty()
+
     def funnel(self) -> dict[str, dict[str, int]]:
         """Domain (and "total") -> counts along the way."""
         return _with_total({domain: self._flow(domain=domain) for domain in self.domains})
@@ -144,6 +149,7 @@ class Facts:
             "usable answers": int(answers["unused"].null_count()),
             "SFT examples": count["sft"],
             "DPO pairs": count["dpo"],
+            **({"WRPO triples": count["wrpo"]} if self.triples else {}),
             "prompts discarded": count["discarded"],
         }
 
@@ -158,6 +164,7 @@ class Facts:
             both = len(sft.join(dpo, on="prompt_id", how="semi"))
             reasons = self.selected["discarded"].filter(domain=domain)["reason"].value_counts(sort=True)
             table[domain] = {"SFT": len(sft) - both, "SFT and DPO": both, "DPO": len(dpo) - both}
+            table[domain] |= {"WRPO": len(ids["wrpo"])} if self.triples else {}
             table[domain] |= {f"discarded: {reason}": count for reason, count in reasons.iter_rows()}
         return _aligned(table)
 
@@ -206,8 +213,8 @@ class Facts:
         return table.with_columns(pl.exclude("source").cast(pl.Int64))
 
     def wins(self, kind: str) -> dict[str, dict[str, int]]:
-        """Domain -> source -> selected examples ("sft") or pairs ("dpo")."""
-        frame, column = self.selected[kind], "source" if kind == "sft" else "chosen_source"
+        """Domain -> source -> selected examples ("sft"), pairs ("dpo"), or sources' answers in triples ("wrpo")."""
+        frame, column = self.selected[kind], {"sft": "source", "dpo": "chosen_source"}.get(kind, "source_chosen_source")
         counts = {row[:2]: row[2] for row in frame.group_by("domain", column).len().iter_rows()}
         return {
             domain: {source: counts.get((domain, source), 0) for source in self.sources}
@@ -267,11 +274,14 @@ class Facts:
         return {name: mine.filter(marks[name])[column].drop_nulls().to_numpy() for name in PARTS}
 
     def margins(self, domain: str) -> dict[str, np.ndarray]:
-        """Best minus worst reward of a source's answers to a prompt, as the rules see them; and the pairs' margins."""
+        """Best minus worst reward of a source's answers to a prompt, as the rules see them; and the pairs' margins, or
+        those of the target's two answers in triples."""
         rule = self.config.domains[domain].rule
         usable = self.answers.filter(
             pl.col("domain") == domain, pl.col("unused").is_null(), pl.col("reward").is_finite()
         )
+        if isinstance(rule, WRPO):
+            usable = usable.filter(pl.col("source").cast(pl.String).eq_missing(pl.lit(rule.target, pl.String)))
         group = ["prompt", "source"] if getattr(rule, "same_source", True) else ["prompt"]
         if not RULES[rule.name].needs_verdict:
             best, worst, enough = pl.col("reward").max(), pl.col("reward").min(), pl.len() > 1
@@ -279,7 +289,7 @@ class Facts:
             right, wrong = (pl.col("reward").filter(pl.col("verdict") == name) for name in ("correct", "wrong"))
             best, worst, enough = right.max(), wrong.min(), (right.len() > 0) & (wrong.len() > 0)
         before = usable.group_by(group).agg(margin=(best - worst).round(6), enough=enough).filter("enough")
-        pairs = self.selected["dpo"].filter(domain=domain)
+        pairs = self.selected["wrpo" if isinstance(rule, WRPO) else "dpo"].filter(domain=domain)
         return {"before selection": before["margin"].to_numpy(), "pairs": pairs["margin"].to_numpy()}
 
     def beside_recipe(self) -> dict[str, tuple[str, Counts, Counts | None]]:
@@ -388,8 +398,8 @@ def _with_fates(answers: pl.DataFrame, prompts: pl.DataFrame, selected: Mapping[
     numbers = prompts.select("prompt_id").with_row_index("prompt")
     key = ["prompt", "source", "sample_index"]
 
-    def keys(frame: pl.DataFrame, prefix: str, *more: pl.Expr) -> pl.DataFrame:
-        named = frame.select(
+    def keys(table: str, prefix: str, *more: pl.Expr) -> pl.DataFrame:
+        named = selected[table].select(
             "prompt_id",
             pl.col(f"{prefix}source").cast(pl.Categorical).alias("source"),
             pl.col(f"{prefix}sample_index").cast(pl.Int64).alias("sample_index"),
@@ -398,30 +408,36 @@ def _with_fates(answers: pl.DataFrame, prompts: pl.DataFrame, selected: Mapping[
         return named.join(numbers, on="prompt_id").drop("prompt_id").unique(key)
 
     reason = pl.col("reason").cast(pl.Categorical).alias("unused")
-    answers = answers.join(keys(selected["unused"], "", reason), on=key, how="left")
-    for name, table, prefix in (("sft", "sft", ""), ("chosen", "dpo", "chosen_"), ("rejected", "dpo", "rejected_")):
-        marked = keys(selected[table], prefix, pl.lit(True).alias(name))
+    answers = answers.join(keys("unused", "", reason), on=key, how="left")
+    places = {
+        "sft": [("sft", "")],
+        "chosen": [("dpo", "chosen_"), ("wrpo", "source_chosen_"), ("wrpo", "target_chosen_")],
+        "rejected": [("dpo", "rejected_"), ("wrpo", "rejected_")],
+    }
+    for name, found in places.items():
+        marked = pl.concat([keys(*place, pl.lit(True).alias(name)) for place in found])
         answers = answers.join(marked, on=key, how="left").with_columns(pl.col(name).fill_null(False))
     return answers
 
 
 def _without_texts(path: Path) -> pl.DataFrame:
-    columns = [name for name in pl.read_parquet_schema(path) if name not in ("text", "chosen", "rejected")]
+    texts = {answer or "text" for answers in ANSWERS.values() for answer in answers}
+    columns = [name for name in pl.read_parquet_schema(path) if name not in texts]
     return pl.read_parquet(path, columns=columns, glob=False)
 
 
 def _samples(
     seed: int, selected: Mapping[str, pl.DataFrame], tables: Mapping[str, Path], prompts: Path, scores: Sequence[Path]
 ) -> dict[tuple[str, str], list[Sample]]:
-    """("sft" or "dpo", domain) -> `EXAMPLES` of them, drawn by the seed. Each file is read once."""
+    """(table of `ANSWERS`, domain) -> `EXAMPLES` of its rows, drawn by the seed. Each file is read once."""
     shown: dict[tuple[str, str], list[str]] = {}
-    for kind in ("sft", "dpo"):
+    for kind in ANSWERS:
         for (domain,), mine in selected[kind].group_by("domain"):
-            order = sorted(mine["prompt_id"], key=lambda name: stage_files.stable_hash(seed, "show", name))
+            order = sorted(set(mine["prompt_id"]), key=lambda name: stage_files.stable_hash(seed, "show", name))
             shown[kind, str(domain)] = order[:EXAMPLES]
     wanted = sorted({name for names in shown.values() for name in names})
     rows = {
-        kind: {row["prompt_id"]: row for row in _rows(tables[kind], "prompt_id", wanted)} for kind in ("sft", "dpo")
+        kind: {row["prompt_id"]: row for row in reversed(_rows(tables[kind], "prompt_id", wanted))} for kind in ANSWERS
     }
     asked = {row["id"]: row for row in _rows(prompts, "id", wanted)}
     found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {name: {} for name in wanted}

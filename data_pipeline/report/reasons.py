@@ -43,6 +43,7 @@ ANSWERS = {
 }
 """Why an answer can serve nowhere."""
 PROMPTS = {
+    "awaits_the_target": "kept for the second round, in which the target answers it too",
     "correct_unusable": "its correct answers are cut off, flawed or there twice",
     "correct_without_reward": "a correct answer has no reward to go by",
     "equal_texts": "the best and the worst answer have the same text",
@@ -50,11 +51,14 @@ PROMPTS = {
     "margin_too_wide": "best and worst answer are too far apart in reward",
     "no_answer": "no source answered it",
     "no_answer_of_the_source": "the source that the rule takes gave no usable answer",
+    "no_answer_of_the_sources": "no source but the target gave a usable answer",
+    "no_answer_of_the_target": "the target gave no usable answer",
     "no_correct_answer": "no answer is known to be correct, and some are wrong",
     "no_usable_answer": "every answer is blank, cut off, flawed or there twice",
     "no_usable_reward": "no answer that was sampled has a reward to go by",
     "no_verdict": "no answer is known to be correct or wrong",
     "one_answer": "no two usable answers of one source, so there is nothing to compare",
+    "one_answer_of_the_target": "the target gave one usable answer, with nothing to compare",
     "one_reward": "no two answers of one source have a reward to compare",
 }
 """Why no rule could use a prompt's answers."""
@@ -157,6 +161,7 @@ ROWS = {
     "bad_json": "the line is not valid JSON",
     "bad_score": "a score is not a finite number",
     "bad_unicode": "the text is not valid Unicode",
+    "bad_weight": "its weight is not a number above 0",
     "contaminated": "an evaluation set holds part of it",
     "duplicate": "an earlier row says the same",
     "empty_turn": "a turn is blank",
@@ -168,6 +173,7 @@ ROWS = {
     "not_an_object": "is JSON, but not an object",
     "not_for_training": "marks a turn that is not to be trained on",
     "not_text": "holds something else than text",
+    "not_two_answers": "chosen holds other turns than two of the assistant",
     "over_limit": "more than the configuration asks for",
     "over_weight": "more than its weight in the mixture allows",
     "prompts_differ": "the answers begin with different prompts",

@@ -12,12 +12,20 @@ from data_pipeline.report.facts import EXAMPLES, Facts, Sample
 from data_pipeline.report.page import Reason, Section, Table, render
 from data_pipeline.report.reasons import words
 from data_pipeline.selection.rules import Quantile
+from data_pipeline.selection.stage import ANSWERS
 
 PART_COLORS = {"all": charts.GREY, "SFT": "#0072B2", "chosen": "#009E73", "rejected": "#D55E00"}
 ANSWER_COLORS = PART_COLORS | {"SFT and chosen": "#56B4E9", "not selected": charts.GREY, "unusable": "#E69F00"}
 MARGIN_COLORS = {"before selection": charts.GREY, "pairs": "#0072B2"}
 VERDICT_COLORS = {"correct": "#009E73", "wrong": "#D55E00", "unknown": "#555555", "none": "#CBD2D9"}
-FATE_COLORS = {"SFT": "#0072B2", "SFT and DPO": "#56B4E9", "DPO": "#009E73", "kept": "#0072B2", "usable": "#0072B2"}
+FATE_COLORS = {
+    "SFT": "#0072B2",
+    "SFT and DPO": "#56B4E9",
+    "DPO": "#009E73",
+    "WRPO": "#F0E442",
+    "kept": "#0072B2",
+    "usable": "#0072B2",
+}
 RECIPE_COLORS = {"made": "#0072B2", "missing": "#CBD2D9", "more than published": "#56B4E9"}
 _LOST = ("#E69F00", "#D55E00", "#CC79A7", "#882255", "#999933", "#555555", "#AA4499", "#332288")
 """Colours of reasons, none of which stands for what was kept."""
@@ -164,7 +172,11 @@ def _recipe(facts: Facts) -> dict[str, Any] | None:
 
 
 def _wins(facts: Facts) -> dict[str, Any]:
-    wins = {"SFT examples": facts.wins("sft"), "Chosen answers of DPO pairs": facts.wins("dpo")}
+    wins = {
+        "SFT examples": facts.wins("sft"),
+        "Chosen answers of DPO pairs": facts.wins("dpo"),
+        "Sources' answers of WRPO triples": facts.wins("wrpo"),
+    }
     colors = dict(zip(facts.sources, charts.COLORS, strict=False))
     shown = {title: rows for title, rows in wins.items() if rows}
     return {
@@ -173,7 +185,7 @@ def _wins(facts: Facts) -> dict[str, Any]:
             title: Table(["domain", *facts.sources], [[name, *row.values()] for name, row in rows.items()])
             for title, rows in shown.items()
         },
-        "pairs": bool(wins["Chosen answers of DPO pairs"]),
+        "pairs": bool(wins["Chosen answers of DPO pairs"]) or facts.triples,
     }
 
 
@@ -272,7 +284,7 @@ def _cost(facts: Facts) -> dict[str, Any]:
         hours = cost.gpu_hours and round(cost.gpu_hours, 2)
         lines.append([name, cost.answers, cost.prompt_tokens, cost.answer_tokens, rate, how, cost.gpus, hours])
     known = [cost.gpu_hours for cost in costs.values() if cost.gpu_hours is not None]
-    made = len(facts.selected["sft"]) + len(facts.selected["dpo"])
+    made = sum(len(facts.selected[name]) for name in ANSWERS)
     return {
         "charts": [charts.bars(tokens, title="Answer tokens")] if tokens else [],
         "table": Table(
@@ -292,6 +304,7 @@ def _samples(facts: Facts) -> dict[str, Any]:
             domain: [
                 *map(_sft, facts.samples.get(("sft", domain), [])),
                 *map(_pair, facts.samples.get(("dpo", domain), [])),
+                *map(_triple, facts.samples.get(("wrpo", domain), [])),
             ]
             for domain in facts.domains
         },
@@ -303,8 +316,17 @@ def _sft(sample: Sample) -> dict[str, Any]:
 
 
 def _pair(sample: Sample) -> dict[str, Any]:
-    answers = {side: _answer(sample, f"{side}_", sample.row[side]) for side in ("chosen", "rejected")}
-    return _asked(sample) | {"head": f"DPO, margin {sample.row['margin']:.4f}", "answers": answers}
+    return _compared(sample, "DPO", {"chosen": "chosen", "rejected": "rejected"})
+
+
+def _triple(sample: Sample) -> dict[str, Any]:
+    sides = {"of the sources, chosen": "source_chosen", "of the target, chosen": "target_chosen"}
+    return _compared(sample, "WRPO", {**sides, "rejected": "rejected"})
+
+
+def _compared(sample: Sample, task: str, sides: Mapping[str, str]) -> dict[str, Any]:
+    answers = {label: _answer(sample, f"{side}_", sample.row[side]) for label, side in sides.items()}
+    return _asked(sample) | {"head": f"{task}, margin {sample.row['margin']:.4f}", "answers": answers}
 
 
 def _asked(sample: Sample) -> dict[str, Any]:

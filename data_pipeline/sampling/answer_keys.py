@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from data_pipeline import stage_files
-from data_pipeline.config import GivenConfig, PipelineConfig, SourceConfig
+from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.sampling.chat import ChatTokenizer, Refused
 from data_pipeline.sampling.sampler import Request
@@ -39,11 +39,6 @@ class SamplePlan:
     requests: dict[str, Request]
     rejected: dict[str, str]
     """Prompt -> `reason: detail`."""
-
-
-def prompts_of(source: SourceConfig | GivenConfig, prompts: pl.DataFrame) -> pl.DataFrame:
-    """The prompts of the source's domains."""
-    return prompts.filter(pl.col("domain").is_in(source.domains))
 
 
 def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory: Path | None) -> dict[str, Any]:

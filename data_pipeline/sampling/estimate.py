@@ -56,7 +56,7 @@ def run(config: PipelineConfig) -> None:
         note(f"dry run {source.name}: rendering prompts")
         known = answer_store.read(sample.store_folder(config, source), sample.STORED)
         done = spent(known)
-        title, plan = _plan(config, source, answer_keys.prompts_of(source, prompts), known)
+        title, plan = _plan(config, source, config.prompts_of(source, prompts), known)
         tokens = int(plan["answer tokens"].sum())
         seconds = seconds_of(source, tokens, done)
         print(title)

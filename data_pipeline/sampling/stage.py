@@ -144,7 +144,7 @@ def _sample_source(
 ) -> None:
     output = epath.Path(config.output_dir)
     final, rejected = output / "samples" / f"{source.name}.parquet", output / "rejected" / f"sample-{source.name}.jsonl"
-    prompts = answer_keys.prompts_of(source, prompts)
+    prompts = config.prompts_of(source, prompts)
     if prompts.is_empty():
         raise UserError(f"sources: {source.name}: no prompt in its domains {', '.join(source.domains)}")
     common = answer_keys.sampling_parameters(config, source, directory)
@@ -314,7 +314,7 @@ def _plausible(batches: Iterator[Answered], source: SourceConfig, first: bool) -
 def _take_given(config: PipelineConfig, entry: GivenConfig, prompts: pl.DataFrame) -> None:
     output = epath.Path(config.output_dir)
     final = output / "samples" / f"{entry.name}.parquet"
-    prompts = answer_keys.prompts_of(entry, prompts)
+    prompts = config.prompts_of(entry, prompts)
     chosen = prompts.select("id", "domain", "messages").rows()
     fingerprint = stage_files.fingerprint(given.fingerprint(entry), stage_files.fingerprint(*chosen), *_CODE)
     step = f"sample {entry.name}"

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 import pydantic
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from data_pipeline.selection import hashing
 from fusejax.common.cli import ConfigModel
@@ -37,15 +37,20 @@ NO_REWARD = ("no_reward", "non_finite_reward")
 """Reasons why an answer is unused that have to do with its reward alone."""
 _ANSWER = {"source": pl.String, "sample_index": pl.Int64, "reward": pl.Float64}
 _PROMPT_SCHEMA = dict.fromkeys(["prompt_id", "dataset", "domain"], pl.String)
-SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER})
+TRIPLE = ("source_chosen", "target_chosen", "rejected")
+"""The answers of a triple, as its record calls them."""
+
+
+def _answers(*sides: str) -> dict[str, Any]:
+    return {f"{side}_{name}": kind for side in sides for name, kind in _ANSWER.items()}
+
+
+SFT_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_ANSWER, "weight": pl.Float64})
 PAIR_SCHEMA = pl.Schema(
-    {
-        **_PROMPT_SCHEMA,
-        **{f"chosen_{name}": kind for name, kind in _ANSWER.items()},
-        **{f"rejected_{name}": kind for name, kind in _ANSWER.items()},
-        "margin": pl.Float64,
-    }
+    {**_PROMPT_SCHEMA, **_answers("chosen", "rejected"), "margin": pl.Float64, "weight": pl.Float64}
 )
+TRIPLE_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, **_answers(*TRIPLE), "margin": pl.Float64})
+"""The margin is that of the target's own two answers."""
 DISCARDED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "stage": pl.String, "reason": pl.String})
 UNUSED_SCHEMA = pl.Schema({**_PROMPT_SCHEMA, "source": pl.String, "sample_index": pl.Int64, "reason": pl.String})
 PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"])
@@ -54,10 +59,12 @@ PROBLEMS = pl.Enum(["one_answer", "equal_texts", "margin_too_small", "margin_too
 
 @dataclass(frozen=True)
 class Selected:
-    """What became of the prompts: each is in `sft`, in `dpo`, in both (`verdict_both`), or in `discarded`, with why."""
+    """What became of the prompts: each is in `sft`, in `dpo`, in both (`verdict_both`), in `wrpo`, or in `discarded`,
+    with why."""
 
     sft: pl.DataFrame
     dpo: pl.DataFrame
+    wrpo: pl.DataFrame
     discarded: pl.DataFrame
     unused: pl.DataFrame
     """Answers that could not be used at all, with the reason."""
@@ -67,13 +74,15 @@ class Selected:
 
 @dataclass(frozen=True)
 class Part:
-    """What a rule made of a domain's prompts; the column `prompt` is the row number of the prompt."""
+    """What a rule made of a domain's prompts; the column `prompt` is the row number of the prompt. Without a column
+    `weight`, all examples and pairs count the same."""
 
     sft: pl.DataFrame
     dpo: pl.DataFrame | None
     discarded: pl.DataFrame
     """prompt, reason."""
     bounds: "Bounds | None" = None
+    wrpo: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +183,39 @@ class OneSource(ConfigModel):
     """The one source whose answers are used. Default: any."""
 
 
+class WRPO(ConfigModel):
+    """Some prompts go to SFT, with the best answer of all sources. The others make triples (WRPO): that answer, and the
+    best and the worst of the target's own."""
+
+    name: Literal["wrpo"] = "wrpo"
+    """Name of the rule."""
+    target: str | None = None
+    """The source that is the model to be trained, as its SFT run left it: it is asked the prompts of triples alone, and
+    its answers never stand for the sources'. Default: none yet; then there are the SFT examples alone, and the other
+    prompts wait."""
+    sft_fraction: float = Field(1 / 3, ge=0, le=1)
+    """Share of the prompts for SFT. A hash of the prompt's id and the seed decides, so it is the same with and without
+    a target."""
+
+
+class FuseRL(ConfigModel):
+    """Some prompts go to SFT, with several answers; of the others each source gives a pair of its best and its worst
+    answer. A prompt's examples, and its pairs, have weights that add up to 1: in the ratio of a softmax over sources of
+    the reward of each one's best answer."""
+
+    name: Literal["fuserl"] = "fuserl"
+    """Name of the rule."""
+    top: PositiveInt = 4
+    """How many answers to a prompt are SFT examples: the best of all sources."""
+    temperature: PositiveFloat = 0.01
+    """Of the softmax, in the unit of the rewards; the default suits ArmoRM's. The smaller, the more the best source
+    counts."""
+    sft_fraction: float = Field(1 / 3, ge=0, le=1)
+    """Share of the prompts for SFT, as for the rule wrpo."""
+
+
 # The parameters of each rule are a model named after it.
-Parameters = Margin | VerdictPairs | VerdictBoth | OneSource
+Parameters = Margin | VerdictPairs | VerdictBoth | OneSource | WRPO | FuseRL
 
 
 def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, Parameters], seed: int) -> Selected:
@@ -208,8 +248,11 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
     ]
 
     def named(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
-        found = [frame.join(prompts, on="prompt").select(schema.names()) for frame in frames]
-        return pl.concat([schema.to_frame(), *found]).sort("prompt_id")
+        same = pl.lit(None, pl.Float64).alias("weight")
+        weighed = [frame if "weight" in frame.columns else frame.with_columns(same) for frame in frames]
+        found = [frame.join(prompts, on="prompt").select(schema.names()) for frame in weighed]
+        # The next two columns tell a prompt's rows apart.
+        return pl.concat([schema.to_frame(), *found]).sort("prompt_id", *schema.names()[3:5])
 
     discarded = [_explained(part.discarded, unused).with_columns(stage=pl.lit("select")) for part in parts]
     unasked = strange.select("prompt_id", "source", "sample_index", reason=pl.lit("no_such_prompt"))
@@ -217,6 +260,7 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
     return Selected(
         sft=named([part.sft for part in parts], SFT_SCHEMA),
         dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
+        wrpo=named([part.wrpo for part in parts if part.wrpo is not None], TRIPLE_SCHEMA),
         discarded=named([_lost(prompts, usable, unused), *discarded], DISCARDED_SCHEMA),
         unused=pl.concat([served_nowhere, unasked], how="diagonal").sort("prompt_id", "source", "sample_index"),
         bounds={domain: part.bounds for domain, part in zip(rules, parts, strict=True) if part.bounds},
@@ -230,15 +274,11 @@ def margin(candidates: pl.DataFrame, rule: Margin) -> Part:
     """
     judged, bounds = compared(candidates, candidates, rule)
     valid = pairs(judged, rule.pair_source)
-    to_sft = valid.filter(hashing.share(hashing.mix(valid["prompt_key"])) < rule.sft_fraction)
-    # Why there is no pair: the problem of the source that came closest to one.
-    furthest = judged.sort("problem").unique("prompt", keep="last")
+    to_sft = valid.filter(for_sft(valid["prompt_key"], rule.sft_fraction))
     return Part(
         sft=best(candidates.join(to_sft, on="prompt", how="semi")),
         dpo=valid.join(to_sft, on="prompt", how="anti"),
-        discarded=furthest.join(valid, on="prompt", how="anti").select(
-            "prompt", pl.col("problem").cast(pl.String).alias("reason")
-        ),
+        discarded=_without_pair(judged),
         bounds=bounds,
     )
 
@@ -275,6 +315,53 @@ def one_source(candidates: pl.DataFrame, rule: OneSource) -> Part:
     return Part(sft=best(of_source), dpo=None, discarded=_without(candidates, of_source, "no_answer_of_the_source"))
 
 
+_DIFFERENT = Margins(min_margin=1e-6, max_margin=None)
+"""Any margin will do that rounding leaves."""
+
+
+def wrpo(candidates: pl.DataFrame, rule: WRPO) -> Part:
+    """For SFT the sources' best answer, for the other prompts that one with the target's best and worst."""
+    candidates = candidates.with_columns(
+        to_sft=for_sft(candidates["prompt_key"], rule.sft_fraction),
+        own=pl.col("source").eq_missing(pl.lit(rule.target, pl.String)),
+    )
+    strong = best(candidates.filter(~pl.col("own")))
+    waiting = strong.filter(~pl.col("to_sft"))
+    own = candidates.filter("own").join(waiting, on="prompt", how="semi")
+    judged, bounds = compared(own, own, _DIFFERENT)
+    valid = judged.filter(pl.col("problem").is_null())
+    triples = valid.rename({f"chosen_{name}": f"target_chosen_{name}" for name in _ANSWER}).join(
+        waiting.select("prompt", *(pl.col(name).alias(f"source_chosen_{name}") for name in _ANSWER)), on="prompt"
+    )
+    single = pl.col("reason") == "one_answer"
+    lost = [
+        _without(candidates, strong, "no_answer_of_the_sources"),
+        _without(waiting, own, "awaits_the_target" if rule.target is None else "no_answer_of_the_target"),
+        _without_pair(judged).with_columns(
+            reason=pl.when(single).then(pl.lit("one_answer_of_the_target")).otherwise("reason")
+        ),
+    ]
+    return Part(sft=strong.filter("to_sft"), dpo=None, wrpo=triples, discarded=pl.concat(lost), bounds=bounds)
+
+
+def fuserl(candidates: pl.DataFrame, rule: FuseRL) -> Part:
+    """For SFT a prompt's best answers, for the other prompts a pair of each source, all weighted."""
+    to_sft = for_sft(candidates["prompt_key"], rule.sft_fraction)
+    examples = candidates.filter(to_sft).group_by("prompt", maintain_order=True).head(rule.top)
+    # The best answer of a source is among the best of all if any of its answers is.
+    of_source = pl.col("reward").max().over("prompt", "source")
+    others = candidates.filter(~to_sft)
+    judged, bounds = compared(others, others, _DIFFERENT)
+    # In one order, since sums of floats depend on it.
+    valid = judged.filter(pl.col("problem").is_null()).sort("prompt", "chosen_tie")
+    return Part(
+        sft=weighted(examples.with_columns(best=of_source), rule.temperature),
+        dpo=weighted(valid.with_columns(best="chosen_reward"), rule.temperature),
+        discarded=_without_pair(judged),
+        bounds=bounds,
+    )
+
+
 @dataclass(frozen=True)
 class Rule:
     """A rule's function, its parameters and its needs."""
@@ -291,8 +378,19 @@ RULES = {
     "verdict_pairs": Rule(verdict_pairs, VerdictPairs, needs_reward=True, needs_verdict=True),
     "verdict_both": Rule(verdict_both, VerdictBoth, needs_reward=True, needs_verdict=True),
     "one_source": Rule(one_source, OneSource, needs_reward=False, needs_verdict=False),
+    "wrpo": Rule(wrpo, WRPO, needs_reward=True, needs_verdict=False),
+    "fuserl": Rule(fuserl, FuseRL, needs_reward=True, needs_verdict=False),
 }
 """The rules by their names in the configuration."""
+
+
+def for_sft(prompt_keys: pl.Series, fraction: float) -> pl.Series:
+    """Whether each prompt is one of that share which is for SFT.
+
+    Args:
+      prompt_keys: `hashing.keys` of the seed and the prompts' ids.
+    """
+    return hashing.share(hashing.mix(prompt_keys)) < fraction
 
 
 def best(candidates: pl.DataFrame) -> pl.DataFrame:
@@ -360,6 +458,18 @@ def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
     order = ["place"] if pair_source == "random" else [first, second, "place"]
     valid = valid.sort(order, descending=[name != "place" for name in order])
     return valid.unique("prompt", keep="first", maintain_order=True)
+
+
+def weighted(records: pl.DataFrame, temperature: float) -> pl.DataFrame:
+    """With `weight`: a softmax of the column `best`, the highest reward of a record's source, over a prompt's records.
+
+    Those whose weight is none in float32 are left out. Source: FuseRL (arXiv:2504.06562), but for the division by
+    the sum over the records that are kept, by which every prompt counts the same.
+    """
+    raw = ((pl.col("best") - pl.col("best").max().over("prompt")) / temperature).exp()
+    records = records.with_columns(raw=raw)
+    records = records.with_columns(weight=pl.col("raw") / pl.col("raw").sum().over("prompt"))
+    return records.filter(pl.col("weight").cast(pl.Float32) > 0)
 
 
 def _with_ties(answers: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -448,6 +558,15 @@ def _explained(discarded: pl.DataFrame, unused: pl.DataFrame) -> pl.DataFrame:
             .otherwise("reason")
         )
         .select("prompt", "reason")
+    )
+
+
+def _without_pair(judged: pl.DataFrame) -> pl.DataFrame:
+    """The prompts of which no pair is valid: the problem of the source that came closest to one."""
+    valid = judged.filter(pl.col("problem").is_null())
+    furthest = judged.sort("problem").unique("prompt", keep="last")
+    return furthest.join(valid, on="prompt", how="anti").select(
+        "prompt", pl.col("problem").cast(pl.String).alias("reason")
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +19,15 @@ from data_pipeline.selection import hashing, rules
 from fusejax.common.cli import UserError
 from fusejax.common.files import local_copy, write_text
 
-TABLES = ("sft", "dpo", "discarded", "unused")
+TABLES = ("sft", "dpo", "wrpo", "discarded", "unused")
+ANSWERS = {"sft": ("",), "dpo": ("chosen", "rejected"), "wrpo": rules.TRIPLE}
+"""Table of examples -> the answers in each, as its columns begin: `chosen_source`. Of "" the text is `text`."""
 MARGINS = "selection/margins.json"
 _KEY = ["prompt_id", "source", "sample_index"]
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `selection/{sft,dpo,discarded,unused}.parquet`, and `margins.json` there: domain -> `rules.Bounds`.
+    """Writes `selection/{sft,dpo,wrpo,discarded,unused}.parquet`, and `margins.json` there: domain -> `rules.Bounds`.
 
     Raises:
       UserError: a domain's rule needs a reward or a verdict and the config names nothing that gives it, a table is
@@ -93,24 +95,22 @@ def _select(
     rule_of = {name: domain.rule for name, domain in config.domains.items()}
     selected = rules.select(prompts, candidates, rule_of, config.seed)
     del candidates
-    texts = _texts(selected, files)
-    sft = selected.sft.join(texts, on=_KEY, how="left", maintain_order="left")
-    dpo = selected.dpo
-    for name in ("chosen", "rejected"):
-        keys = {key: f"{name}_{key}" for key in ("source", "sample_index")}
-        dpo = dpo.join(
-            texts.rename({**keys, "text": name}),
-            on=["prompt_id", *keys.values()],
-            how="left",
-            maintain_order="left",
-        )
-    frames = {"sft": sft, "dpo": dpo, "discarded": selected.discarded, "unused": selected.unused}
-    for name in TABLES:
-        stage_files.write_parquet(frames[name], tables[name])
+    frames = {name: getattr(selected, name) for name in TABLES}
+    texts = _texts(frames, files)
+    for name, answers in ANSWERS.items():
+        for answer in answers:
+            named = texts.rename({**_columns(answer), "text": answer or "text"})
+            frames[name] = frames[name].join(
+                named, on=["prompt_id", *_columns(answer).values()], how="left", maintain_order="left"
+            )
+    for name, frame in frames.items():
+        stage_files.write_parquet(frame, tables[name])
     bounds = {name: vars(found) for name, found in selected.bounds.items()}
     write_text(margins, json.dumps(bounds, ensure_ascii=False, indent=1) + "\n")
     return (
-        f"{len(sft):,} SFT examples, {len(dpo):,} pairs, {len(selected.discarded):,} prompts discarded"
+        f"{len(selected.sft):,} SFT examples, {len(selected.dpo):,} pairs, "
+        + (f"{len(selected.wrpo):,} triples, " if len(selected.wrpo) else "")
+        + f"{len(selected.discarded):,} prompts discarded"
         f"{_counts(selected.discarded)}, {len(selected.unused):,} answers unusable{_counts(selected.unused)}"
     )
 
@@ -133,14 +133,15 @@ def _keys() -> list[pl.Expr]:
     return [pl.col("prompt_id", "source").cast(pl.String), pl.col("sample_index").cast(pl.Int64)]
 
 
-def _texts(selected: rules.Selected, files: list[Path]) -> pl.DataFrame:
+def _columns(answer: str) -> dict[str, str]:
+    """What the columns that name an answer are called in a table where theirs begin so."""
+    return {key: f"{answer}_{key}" if answer else key for key in _KEY[1:]}
+
+
+def _texts(frames: Mapping[str, pl.DataFrame], files: list[Path]) -> pl.DataFrame:
     """The texts of the selected answers, with their keys."""
     wanted = pl.concat(
-        [selected.sft.select(_KEY)]
-        + [
-            selected.dpo.select("prompt_id", source=f"{name}_source", sample_index=f"{name}_sample_index")
-            for name in ("chosen", "rejected")
-        ]
+        frames[name].select("prompt_id", **_columns(answer)) for name, answers in ANSWERS.items() for answer in answers
     ).unique()
     with tempfile.TemporaryDirectory() as folder:
         # One file at a time, and by way of the disk: rows filtered in memory keep the buffers of all others alive.

@@ -11,7 +11,7 @@ from data_pipeline.config import WriteConfig
 from fusejax.common.files import temporary_folder
 from fusejax.data.records import Kind, Record, move_shards, write_shards
 
-KINDS: tuple[Kind, ...] = ("sft", "dpo")
+KINDS: tuple[Kind, ...] = ("sft", "dpo", "wrpo")
 
 
 def held_out(prompts: Mapping[str, Collection[str]], fraction: float, seed: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""Stage `write`: the selection as preference shards, `sft/` and `dpo/`, ready for the trainer."""
+"""Stage `write`: the selection as preference shards, `sft/`, `dpo/` and `wrpo/`, ready for the trainer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +10,15 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig, sampled_with
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
 from data_pipeline.scoring.stage import sandboxes
+from data_pipeline.selection.rules import TRIPLE
 from data_pipeline.shards import splits
 from data_pipeline.shards.splits import KINDS
 from fusejax.common.cli import UserError
-from fusejax.data.records import Kind, PreferencePair, SFTExample
+from fusejax.data.records import Kind, PreferencePair, PreferenceTriple, Record, SFTExample
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `{sft,dpo}/{train,eval}-*` with a `manifest.json` each.
+    """Writes `{sft,dpo,wrpo}/{train,eval}-*` with a `manifest.json` each.
 
     Raises:
       UserError: nothing was selected, or a table is missing.
@@ -40,7 +41,9 @@ def run(config: PipelineConfig) -> None:
 def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, pl.DataFrame]) -> str:
     output = epath.Path(config.output_dir)
     messages = dict(prompts.select("id", "messages").iter_rows())
-    held_out = eval_prompts(pl.concat([frame.select("prompt_id", "domain") for frame in selected.values()]), config)
+    named = {kind: frame.select("prompt_id", "domain") for kind, frame in selected.items()}
+    # Triples apart: when they come, in the second round, the examples that the first was trained on stay as they were.
+    held_out = eval_prompts(pl.concat([named["sft"], named["dpo"]]), config) | eval_prompts(named["wrpo"], config)
     manifest = {
         "config": config.model_dump(mode="json"),
         "sandbox": sandboxes(output),
@@ -59,15 +62,28 @@ def _write(config: PipelineConfig, prompts: pl.DataFrame, selected: dict[Kind, p
     return ", ".join(counts)
 
 
-def _examples(
-    kind: Kind, rows: pl.DataFrame, messages: dict[str, list[dict[str, str]]]
-) -> Iterator[SFTExample | PreferencePair]:
+def _examples(kind: Kind, rows: pl.DataFrame, messages: dict[str, list[dict[str, str]]]) -> Iterator[Record]:
     def turn(text: str) -> Any:
         return [{"role": "assistant", "content": text}]
 
     for row in rows.iter_rows(named=True):
         common = {"id": row["prompt_id"], "dataset": row["dataset"], "domain": row["domain"]}
         prompt: Any = messages[row["prompt_id"]]
+        if kind == "wrpo":
+            yield PreferenceTriple(
+                **common,
+                source_model=row["source_chosen_source"],
+                prompt=prompt,
+                **{answer: turn(row[answer]) for answer in TRIPLE},
+                source_score=row["source_chosen_reward"],
+                target_score=row["target_chosen_reward"],
+                rejected_score=row["rejected_reward"],
+            )
+            continue
+        if row["weight"] is not None:
+            # There can be several of a prompt.
+            answer = ("source", "sample_index") if kind == "sft" else ("chosen_source", "chosen_sample_index")
+            common |= {"id": "/".join(str(row[name]) for name in ("prompt_id", *answer)), "weight": row["weight"]}
         if kind == "sft":
             yield SFTExample(**common, source_model=row["source"], messages=prompt + turn(row["text"]))
         else:

@@ -172,6 +172,11 @@ MATH = {"domains": {"math": {"rule": {"name": "verdict_pairs"}}}}
         (MATH, "domains.total={rule: margin}", "total is what reports call the sum of the domains; take another name"),
         (MATH, "domains.a b={rule: margin}", "string should match pattern"),
         (MATH, "domains.law={rule: {name: one_source, source: t}}", "domains.law.rule.source: 't' is none of the sour"),
+        (MATH, "domains.law={rule: {name: wrpo, target: t}}", "domains.law.rule.target: 't' is none of the sources wi"),
+        (MATH, "domains.law={rule: {name: wrpo, target: s}}", "domains.law.rule.target: 's' is the domain's only sou"),
+        (MATH, "domains.law={rule: {name: wrpo, sft_fraction: 2}}", "domains.law.rule.sft_fraction: input should be"),
+        (MATH, "domains.law={rule: {name: fuserl, temperature: 0}}", "domains.law.rule.temperature: input should be gr"),
+        (MATH, "domains.law={rule: {name: fuserl, top: 0}}", "domains.law.rule.top: input should be greater than 0"),
     ],
 )  # fmt: skip
 def test_mistakes(changes: dict[str, Any], override: str, message: str, plain: dict[str, Any], tmp_path: Path):

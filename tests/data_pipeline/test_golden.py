@@ -19,6 +19,7 @@ from data_pipeline.sampling import answer_keys
 from data_pipeline.sampling.chat import ChatTokenizer
 from data_pipeline.selection import hashing
 from data_pipeline.selection import stage as select
+from data_pipeline.selection.rules import TRIPLE
 from data_pipeline.shards.stage import eval_prompts
 from tests.data_pipeline.helpers import write_jsonl
 
@@ -209,7 +210,29 @@ SELECTIONS = {
 def test_a_whole_selection(tmp_path: Path, seed: int):
     write_tables(tmp_path)
     select.run(config_in(tmp_path, seed=seed, selection={"chinese": {"source": "a"}}))
-    assert {name: lines(tmp_path, name) for name in select.TABLES} == SELECTIONS[seed], OTHER_DATA
+    assert {name: lines(tmp_path, name) for name in SELECTIONS[seed]} == SELECTIONS[seed], OTHER_DATA
+
+
+TARGETED = {
+    "sft": "c2:a1 c2:b0 c4:b0 c4:b1 c5:a2 c5:a4 i2:a0 m0:a0 m1:a0",
+    "dpo": (
+        "c0:a0>a2 c0:b0>b4 c1:a0>a2 c1:b0>b4 c3:a0>a3 c3:b0>b4 z0:a1>a2 z0:b0>b4 z1:a0>a2 z1:b0>b4 z2:a1>a3 z2:b0>b4 "
+        "z3:a1>a2 z3:b0>b4 z4:a1>a2 z4:b0>b4 z5:a0>a2 z5:b0>b4"
+    ),
+    "wrpo": ("i0:a0>b0>b4 i1:a0>b0>b4 i3:a0>b0>b4 i4:a0>b0>b4 m2:a1>b0>b2 m3:a0>b0>b2 m4:a1>b0>b4 m5:a0>b0>b4"),
+    "discarded": "i5:select:margin_too_small",
+}
+"""As above, for triples of two domains' prompts with `b` as the target, and weighted records of the other two's."""
+
+
+def test_a_selection_for_a_target(tmp_path: Path):
+    write_tables(tmp_path)
+    rules = {"instruction": {"name": "wrpo", "target": "b"}, "math": {"name": "wrpo", "target": "b"}}
+    rules |= {name: {"name": "fuserl", "top": 2} for name in ("code", "chinese")}
+    domains = {name: {"reward": "builtins:len", "rule": rule} for name, rule in rules.items()}
+    changes = {"domains": domains, "samples_per_prompt": None, "scorers": {}}
+    select.run(config_in(tmp_path, **changes))
+    assert {name: lines(tmp_path, name) for name in TARGETED} == TARGETED, OTHER_DATA
 
 
 def lines(folder: Path, name: str) -> str:
@@ -222,6 +245,12 @@ def lines(folder: Path, name: str) -> str:
             words = [
                 f"{row['prompt_id']}:{row['chosen_source']}{row['chosen_sample_index']}"
                 f">{row['rejected_source']}{row['rejected_sample_index']}"
+                for row in table.iter_rows(named=True)
+            ]
+        case "wrpo":
+            words = [
+                f"{row['prompt_id']}:"
+                + ">".join(f"{row[f'{side}_source']}{row[f'{side}_sample_index']}" for side in TRIPLE)
                 for row in table.iter_rows(named=True)
             ]
         case "discarded":

@@ -207,3 +207,13 @@ def test_the_readme_configuration_is_one(tmp_path: Path):
     (config,) = blocks("README.md", "yaml")
     (tmp_path / "mine.yaml").write_text(config)
     assert load_config(TrainConfig, tmp_path / "mine.yaml", []).task == "sft"
+
+
+def test_the_two_rounds_of_wrpo_are_configurations(tmp_path: Path):
+    (second,) = blocks("docs/wrpo.md", "yaml")
+    first = second.replace(", target: target}", "}").replace("  - {name: target, model: runs/mine/sft-export}", "")
+    for round, text in (("first", first), ("second", second)):
+        (tmp_path / f"{round}.yaml").write_text(text)
+    loaded = [load_config(PipelineConfig, tmp_path / f"{round}.yaml", []) for round in ("first", "second")]
+    assert [config.domains["mine"].rule.target for config in loaded] == [None, "target"]
+    assert loaded[1].sources[:2] == loaded[0].sources and len(loaded[1].sources) == 3

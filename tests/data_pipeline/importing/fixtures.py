@@ -9,11 +9,12 @@ import polars as pl
 
 from data_pipeline.importing import stage
 from data_pipeline.importing.config import ImportConfig
-from fusejax.data.records import Message, Record, SFTExample, open_shards
+from fusejax.data.records import Message, PreferenceTriple, Record, SFTExample, open_shards
 
 N = range(10)
 Row = dict[str, Any]
 Pair = tuple[list[Message], list[Message], list[Message]]
+Triple = tuple[list[Message], list[Message], list[Message], list[Message]]
 
 
 def user(text: str) -> Message:
@@ -108,6 +109,36 @@ DPO: dict[str, tuple[list[Row], list[Pair]]] = {
 """Format -> its rows, and the prompt, chosen and rejected answer that they become."""
 
 
+def _triples(name: str) -> list[Triple]:
+    return [
+        (prompt, [said(f"surely {n}")], chosen, rejected) for n, (prompt, chosen, rejected) in enumerate(_pairs(name))
+    ]
+
+
+WRPO: dict[str, tuple[list[Row], list[Triple]]] = {
+    name: ([row(*triple) for triple in made], made)
+    for name, made, row in (
+        ("public", _triples("public"), lambda p, s, t, r: {"prompt": p[0], "chosen": s + t, "rejected": r}),
+        (
+            "columns",
+            _triples("columns"),
+            lambda p, s, t, r: {"prompt": p, "source_chosen": s, "target_chosen": t, "rejected": r},
+        ),
+        (
+            "triple of texts",
+            _triples("triple of texts"),
+            lambda p, s, t, r: {
+                "prompt": _text(p),
+                "source_chosen": _text(s),
+                "target_chosen": _text(t),
+                "rejected": _text(r),
+            },
+        ),
+    )
+}
+"""Format -> its rows, and the prompt, the source's and the target's chosen answer and the rejected one."""
+
+
 def write(path: Path, rows: list[Any]) -> Path:
     """The rows as the kind of file that the name says; in CSV, lists as JSON."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
@@ -134,7 +165,7 @@ def run(output: Path, *entries: dict[str, Any], **config: Any) -> dict[str, list
     """`KIND/SPLIT` -> its records."""
     values = {"output_dir": str(output), "data": [{**each, "path": str(each["path"])} for each in entries], **config}
     stage.run(ImportConfig.model_validate(values))
-    splits = [f"{kind}/{split}" for kind in ("sft", "dpo") for split in ("train", "eval")]
+    splits = [f"{kind}/{split}" for kind in ("sft", "dpo", "wrpo") for split in ("train", "eval")]
     return {split: open_shards(output / split)[:] for split in splits if _exists(output, split)}
 
 
@@ -146,15 +177,19 @@ def _exists(output: Path, split: str) -> bool:
 
 def contents(records: list[Record]) -> list[Any]:
     """What records say, in an order of its own."""
-    found: list[Any] = [
-        record.messages if isinstance(record, SFTExample) else (record.prompt, record.chosen, record.rejected)
-        for record in records
-    ]
-    return sorted(found, key=str)
+    return sorted(map(_content, records), key=str)
+
+
+def _content(record: Record) -> Any:
+    if isinstance(record, SFTExample):
+        return record.messages
+    if isinstance(record, PreferenceTriple):
+        return record.prompt, record.source_chosen, record.target_chosen, record.rejected
+    return record.prompt, record.chosen, record.rejected
 
 
 def funnel(output: Path) -> list[dict[str, Any]]:
     return json.loads((output / "import_funnel.json").read_text())
 
 
-__all__ = ["DPO", "SFT", "contents", "funnel", "run", "said", "user", "write"]
+__all__ = ["DPO", "SFT", "WRPO", "contents", "funnel", "run", "said", "user", "write"]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pytest
 from data_pipeline.importing.config import ImportConfig
 from data_pipeline.importing.known import KNOWN
 from fusejax.common.cli import UserError
-from fusejax.data.records import PreferencePair, SFTExample
-from tests.data_pipeline.importing.fixtures import DPO, SFT, contents, funnel, run, said, user, write
+from fusejax.data.records import PreferencePair, PreferenceTriple, SFTExample
+from tests.data_pipeline.importing.fixtures import DPO, SFT, WRPO, contents, funnel, run, said, user, write
 
 NO_EVAL = {"write": {"eval_fraction": 0}}
 FILES = ["jsonl", "json", "csv", "parquet", "jsonl.gz", "json.gz", "csv.gz", "parquet.gz"]
 
 
-@pytest.mark.parametrize(("name", "ending"), itertools.product([*SFT, *DPO], FILES))
+@pytest.mark.parametrize(("name", "ending"), itertools.product([*SFT, *DPO, *WRPO], FILES))
 def test_every_format_in_every_kind_of_file(tmp_path: Path, name: str, ending: str):
-    kind, (rows, expected) = ("sft", SFT[name]) if name in SFT else ("dpo", DPO[name])
+    ((kind, (rows, expected)),) = (
+        (kind, made[name]) for kind, made in (("sft", SFT), ("dpo", DPO), ("wrpo", WRPO)) if name in made
+    )
     path = write(tmp_path / f"mine.{ending}", rows)
     found = run(tmp_path / "out", {"path": path}, **NO_EVAL)
     assert found.keys() == {f"{kind}/train"}
@@ -59,11 +62,8 @@ def rows_of(name: str) -> tuple[list[dict[str, Any]], list[Any]]:
         ]  # fmt: skip
         return rows, short
     if "wrpo" in name:
-        rows = [
-            {"prompt_id": f"{n}", "prompt": p[0], "chosen": [said("of a source"), *c], "rejected": r}
-            for n, (p, c, r) in enumerate(short)
-        ]
-        return rows, [(p, answer, r) for p, c, r in short for answer in ([said("of a source")], c)]
+        rows, triples = WRPO["public"]
+        return [{"prompt_id": f"{n}", **row} for n, row in enumerate(rows)], triples
     rows = [
         {"id": f"{n}", "source": "d", "prompt": "not what is asked", "chosen": p + c, "rejected": p + r}
         for n, (p, c, r) in enumerate(pairs)
@@ -96,6 +96,65 @@ def test_what_the_splits_of_ultrafeedback_are_for(tmp_path: Path):
     assert contents(found) == sorted((p + c for p, c, _ in expected), key=str)
     entry = {"output_dir": "x", "data": [{"path": name}]}
     assert ImportConfig.model_validate(entry).data[0].split == "train_prefs"
+
+
+def test_triples_of_a_known_data_set_as_pairs(tmp_path: Path):
+    """Those of the published baseline: each chosen answer with the rejected one."""
+    name = "AALF/ultrafeedback_wrpo"
+    rows, triples = rows_of(name)
+    path = write(tmp_path / "copy.jsonl", rows)
+    found = run(tmp_path / "out", {"path": path, "adapter": name, "kind": "dpo"}, **NO_EVAL)["dpo/train"]
+    expected = [(prompt, chosen, rejected) for prompt, *both, rejected in triples for chosen in both]
+    assert contents(found) == sorted(expected, key=str)
+    assert {record.id for record in found} == {f"{n}-{of}" for n in range(10) for of in ("source", "target")}
+    found = run(tmp_path / "triples", {"path": path, "adapter": name}, **NO_EVAL)["wrpo/train"]
+    assert {record.id for record in found} == {f"{n}" for n in range(10)}
+
+
+def test_triples_found_by_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows, expected = WRPO["public"]
+    rows = [*rows, {"prompt": "a", "chosen": [said("b")], "rejected": [said("c")]}]
+    path = write(tmp_path / "mixed.jsonl", rows)
+    run(tmp_path / "pairs", {"path": path}, **NO_EVAL)  # A pair among them: the columns are a pair's.
+    assert funnel(tmp_path / "pairs")[0]["dropped"] == {"turn_order": 10}
+    capsys.readouterr()
+    found = run(tmp_path / "out", {"path": path, "kind": "wrpo"}, **NO_EVAL)
+    assert contents(found["wrpo/train"]) == sorted(expected, key=str)
+    assert funnel(tmp_path / "out")[0]["dropped"] == {"not_two_answers": 1}
+    said_of = capsys.readouterr().err
+    assert "triples, triple, two answers in chosen (prompt, chosen, rejected)" in said_of
+    assert "task: preference, preference: {loss: wrpo}, data: {train: " in said_of
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "wrpo"])
+def test_what_shards_hold_comes_back_from_rows(tmp_path: Path, kind: str):
+    """Every field of every kind that can be trained on, by its own name."""
+    names = {"dataset": "d", "domain": "law", "source_model": "m"}
+    turns = {"prompt": [user("a")], "rejected": [said("z")], "rejected_score": 0.25}
+    records: list[Any] = {
+        "sft": [SFTExample("1", messages=[user("a"), said("b")], weight=0.5, **names)],
+        "dpo": [PreferencePair("1", chosen=[said("b")], chosen_score=0.5, weight=0.125, **turns, **names)],
+        "wrpo": [
+            PreferenceTriple(
+                "1", source_chosen=[said("s")], target_chosen=[said("t")], source_score=2.0, target_score=1.0,
+                **turns, **names,
+            )
+        ],
+    }[kind]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", [dataclasses.asdict(record) for record in records])
+    assert run(tmp_path / "out", {"path": path}, **NO_EVAL) == {f"{kind}/train": records}
+
+
+def test_weights(tmp_path: Path):
+    weights = [None, 2, "0.5", 0, -1.0, math.inf, "much", True]
+    rows = [{"prompt": f"{n}", "completion": "b", "weight": weight} for n, weight in enumerate(weights)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = run(tmp_path / "out", {"path": path}, **NO_EVAL)["sft/train"]
+    assert {record.messages[0]["content"]: record.weight for record in found} == {"0": None, "1": 2.0, "2": 0.5}
+    assert funnel(tmp_path / "out")[0]["dropped"] == {"bad_weight": 5}
+    rows = [{"prompt": "a", "completion": "b", "w": 3}]
+    found = run(tmp_path / "named", {"path": write(tmp_path / "w.csv", rows), "columns": {"weight": "w"}}, **NO_EVAL)
+    assert found["sft/train"][0].weight == 3
 
 
 def test_a_hub_data_set_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

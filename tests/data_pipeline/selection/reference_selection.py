@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -27,6 +27,10 @@ class Outcome:
     unused: list[tuple[str, str, int, str]]
     bounds: dict[str, tuple[float | None, float | None, int]]
     """Domain -> lower bound, upper bound, margins."""
+    wrpo: set[tuple[str, str, int, str, int, str, int]] = field(default_factory=set)
+    """prompt, source and sample index of the source's answer, the target's better and its worse one."""
+    weights: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    """prompt, source and sample index of an example's answer, or of a pair's chosen one -> weight."""
 
 
 def scrambled(*numbers: int) -> int:
@@ -55,6 +59,9 @@ def select(prompts: list[Row], answers: list[Row], rules: Mapping[str, Parameter
     for domain, rule in rules.items():
         if rule.name != "one_source":
             margins = sorted(found for prompt in asked if prompt.domain == domain for found in prompt.margins())
+            if rule.name in ("wrpo", "fuserl"):
+                outcome.bounds[domain] = 1e-6, None, len(margins)
+                continue
             low, high = (in_units(bound, margins) for bound in (rule.min_margin, rule.max_margin))
             outcome.bounds[domain] = low, high, len(margins)
     for prompt in asked:
@@ -121,6 +128,10 @@ class Prompt:
                 self.discard("sample", "no_usable_answer")
         elif self.rule.name == "margin":
             self.decide_by_margin()
+        elif self.rule.name == "wrpo":
+            self.decide_by_target()
+        elif self.rule.name == "fuserl":
+            self.decide_by_weights()
         elif self.rule.name == "one_source":
             wanted = [answer for answer in self.usable if self.rule.source in (None, answer["source"])]
             self.example(wanted) if wanted else self.discard("select", "no_answer_of_the_source")
@@ -130,14 +141,64 @@ class Prompt:
     def decide_by_margin(self) -> None:
         pairs, problems = self.pairs()
         if not pairs:
-            order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
-            problem = max(problems, key=order.index)
-            rewardless = {self.unusable(answer) for answer in self.answers} & REWARDLESS
-            self.discard("select", "one_reward" if problem == "one_answer" and rewardless else problem)
-        elif (scrambled(name_number(self.seed, self.id)) >> 11) / 2**53 < self.rule.sft_fraction:
+            self.discard("select", self.furthest(problems))
+        elif self.for_sft():
             self.example(self.usable)
         else:
             self.pair(pairs)
+
+    def for_sft(self) -> bool:
+        return (scrambled(name_number(self.seed, self.id)) >> 11) / 2**53 < self.rule.sft_fraction
+
+    def others(self) -> list[Row]:
+        """What sources other than the target said."""
+        return [answer for answer in self.usable if answer["source"] != self.rule.target]
+
+    def decide_by_target(self) -> None:
+        own = [answer for answer in self.usable if answer["source"] == self.rule.target]
+        if not self.others():
+            return self.discard("select", "no_answer_of_the_sources")
+        if self.for_sft():
+            return self.example(self.others())
+        if self.rule.target is None:
+            return self.discard("select", "awaits_the_target")
+        if not own:
+            return self.discard("select", "no_answer_of_the_target")
+        pairs, problems = self.pairs()
+        if not pairs:
+            single = problems == ["one_answer"]
+            return self.discard("select", "one_answer_of_the_target" if single else problems[0])
+        triple = [self.ordered(self.others())[0], *pairs[0]]
+        names = [value for answer in triple for value in (answer["source"], answer["sample_index"])]
+        self.outcome.wrpo.add((self.id, *names))  # type: ignore[arg-type]
+        return None
+
+    def decide_by_weights(self) -> None:
+        if self.for_sft():
+            kept = self.ordered(self.usable)[: self.rule.top]
+            self.outcome.sft |= {(self.id, answer["source"], answer["sample_index"]) for answer in kept}
+            self.weigh(kept)
+            return None
+        pairs, problems = self.pairs()
+        if not pairs:
+            return self.discard("select", self.furthest(problems))
+        for pair in pairs:
+            self.pair([pair])
+        self.weigh([chosen for chosen, _ in pairs])
+        return None
+
+    def weigh(self, answers: list[Row]) -> None:
+        """A source counts by the best answer that it gave to the prompt."""
+        best = {a["source"]: max(b["reward"] for b in self.usable if b["source"] == a["source"]) for a in answers}
+        raw = [math.exp((best[a["source"]] - max(best.values())) / self.rule.temperature) for a in answers]
+        for answer, value in zip(answers, raw, strict=True):
+            self.outcome.weights[self.id, answer["source"], answer["sample_index"]] = value / math.fsum(raw)
+
+    def furthest(self, problems: list[str]) -> str:
+        order = ["one_answer", "equal_texts", "margin_too_small", "margin_too_wide"]
+        problem = max(problems, key=order.index)
+        rewardless = {self.unusable(answer) for answer in self.answers} & REWARDLESS
+        return "one_reward" if problem == "one_answer" and rewardless else problem
 
     def decide_by_verdict(self) -> None:
         correct, _ = self.sides()
@@ -173,13 +234,19 @@ class Prompt:
         """What can be chosen, and what rejected."""
         if self.rule.name == "margin":
             return self.usable, self.usable
+        if self.rule.name == "fuserl":
+            return ([], []) if self.for_sft() else (self.usable, self.usable)
+        if self.rule.name == "wrpo":
+            own = [answer for answer in self.usable if answer["source"] == self.rule.target]
+            return ([], []) if self.for_sft() or not self.others() else (own, own)
         correct = [answer for answer in self.usable if answer["verdict"] == "correct"]
         return correct, [answer for answer in self.usable if answer["verdict"] == "wrong"]
 
     def ends(self) -> list[tuple[Row, Row]]:
         """The best to choose and the worst to reject: of each source, or of all together."""
         winners, losers = self.sides()
-        groups = sorted({answer["source"] for answer in winners}) if self.rule.same_source else [None]
+        same_source = getattr(self.rule, "same_source", True)
+        groups = sorted({answer["source"] for answer in winners}) if same_source else [None]
         found = []
         for source in groups:
             able = [self.ordered([a for a in side if source in (None, a["source"])]) for side in (winners, losers)]
@@ -217,7 +284,8 @@ class Prompt:
     def pair(self, pairs: list[tuple[Row, Row]]) -> None:
         def order(pair: tuple[Row, Row]) -> tuple[float, ...]:
             reward, margin = pair[0]["reward"], self.margin(*pair)
-            first = {"best": (-reward, -margin), "widest": (-margin, -reward), "random": ()}[self.rule.pair_source]
+            by = getattr(self.rule, "pair_source", "best")
+            first = {"best": (-reward, -margin), "widest": (-margin, -reward), "random": ()}[by]
             return (*first, scrambled(self.tie(pair[0]), self.tie(pair[1])))
 
         chosen, rejected = min(pairs, key=order)

@@ -4,11 +4,22 @@ import math
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.selection import rules as selection
-from data_pipeline.selection.rules import Margin, OneSource, Parameters, Quantile, VerdictBoth, VerdictPairs
+from data_pipeline.selection.rules import (
+    TRIPLE,
+    WRPO,
+    FuseRL,
+    Margin,
+    OneSource,
+    Parameters,
+    Quantile,
+    VerdictBoth,
+    VerdictPairs,
+)
 from tests.data_pipeline.selection import reference_selection as reference
 
 SCHEMA = {
@@ -53,6 +64,11 @@ def rules(draw: st.DrawFn, kind: Any, **more: st.SearchStrategy[Any]) -> Any:
 
 margins = rules(Margin, sft_fraction=st.sampled_from([0.0, 0.4, 1.0]))
 boths = rules(VerdictBoth)
+fractions = st.sampled_from([0.0, 0.4, 1.0])
+triples = st.builds(WRPO, target=st.sampled_from([None, "a", "b"]), sft_fraction=fractions)
+weighted = st.builds(
+    FuseRL, top=st.integers(1, 4), temperature=st.sampled_from([0.01, 0.05, 1.0]), sft_fraction=fractions
+)
 # Two domains may have the same rule with other parameters.
 configs = st.fixed_dictionaries(
     {
@@ -61,12 +77,17 @@ configs = st.fixed_dictionaries(
         "code": boths,
         "chinese": st.builds(OneSource, source=st.sampled_from([None, "a", "b"])),
         "law": st.one_of(margins, boths),
+        "essays": triples,
+        "songs": weighted,
     }
 )
 repeats = st.sampled_from([0] * 11 + [1])
 strangers = st.lists(answers, max_size=2)
 tables = st.lists(
-    st.tuples(st.sampled_from(["instruction", "math", "code", "chinese", "law"]), st.lists(answers, max_size=8)),
+    st.tuples(
+        st.sampled_from(["instruction", "math", "code", "chinese", "law", "essays", "essays", "songs", "songs"]),
+        st.lists(answers, max_size=8),
+    ),
     max_size=6,
 )
 
@@ -92,12 +113,27 @@ def test_agrees_with_the_reference(
     assert sorted(got.sft.select("prompt_id", "source", "sample_index").rows()) == sorted(expected.sft)
     ends = [f"{end}_{name}" for end in ("chosen", "rejected") for name in ("source", "sample_index")]
     assert sorted(got.dpo.select("prompt_id", *ends, "margin").rows()) == sorted(expected.dpo)
+    ends = [f"{end}_{name}" for end in TRIPLE for name in ("source", "sample_index")]
+    assert sorted(got.wrpo.select("prompt_id", *ends).rows()) == sorted(expected.wrpo)
+    chosen = got.dpo.select("prompt_id", source="chosen_source", sample_index="chosen_sample_index", weight="weight")
+    weights = pl.concat([got.sft.select(chosen.columns), chosen]).drop_nulls("weight")
+    assert {row[:3]: pytest.approx(row[3]) for row in weights.iter_rows()} == expected.weights
+    for frame in (got.sft, got.dpo):
+        sums = frame.drop_nulls("weight").group_by("prompt_id").agg(pl.col("weight").sum())["weight"]
+        assert sums.to_list() == pytest.approx([1.0] * len(sums))
     discarded = got.discarded.select("prompt_id", "stage", "reason").rows()
     assert sorted(discarded) == sorted((name, *why) for name, why in expected.discarded.items())
     unused = got.unused.select("prompt_id", "source", "sample_index", "reason").rows()
     assert sorted(unused) == sorted(expected.unused)
     assert {domain: tuple(vars(found).values()) for domain, found in got.bounds.items()} == expected.bounds
     # Nothing disappears.
-    ids = {*got.sft["prompt_id"], *got.dpo["prompt_id"], *got.discarded["prompt_id"]}
-    assert ids == {prompt["id"] for prompt in prompts}
-    assert not {*got.sft["prompt_id"], *got.dpo["prompt_id"]} & set(got.discarded["prompt_id"])
+    used = {*got.sft["prompt_id"], *got.dpo["prompt_id"], *got.wrpo["prompt_id"]}
+    assert used | set(got.discarded["prompt_id"]) == {prompt["id"] for prompt in prompts}
+    assert not used & set(got.discarded["prompt_id"])
+    # Nor does the order of rows count, in the last bit of a weight.
+    shuffler.shuffle(rows)
+    again = selection.select(
+        pl.DataFrame(prompts, schema=prompt_schema), pl.DataFrame(rows, schema=SCHEMA), config, seed
+    )
+    for name in ("sft", "dpo", "wrpo", "discarded"):
+        assert getattr(again, name).equals(getattr(got, name)), name
