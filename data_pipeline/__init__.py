@@ -9,4 +9,6 @@ Stages, each a module with `run(config)`, each resumable and idempotent, joined 
     select     selection/*.parquet          sft, dpo, discarded (prompts), unused (answers)
     write      sft/, dpo/                   shards for the trainer, with manifest.json
     report     report.html, data_card.md
+
+    distributions   distributions/{source}/     what every source would have said, for explicit fusion; if configured
 """

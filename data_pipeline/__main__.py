@@ -20,6 +20,8 @@ STAGES = {
     "report": "report",
 }
 """Name of a stage -> its folder, in order."""
+DISTRIBUTIONS = "distributions"
+"""The stage for explicit fusion, behind all of these; a run has it only if the configuration has that section."""
 IMPORT = "import"
 """The command that makes shards without any of these stages."""
 SUMMARIES = {
@@ -29,7 +31,8 @@ SUMMARIES = {
     "select": "choose the best answers, and pairs of a better and a worse one",
     "write": "write the shards that `fusejax train` reads",
     "report": "tell what became of every prompt and answer, as a page and a data card",
-    "run": "all of them in order",
+    DISTRIBUTIONS: "keep what every source would have said at each place of the chosen answers",
+    "run": "all of them in order; distributions only where the configuration has that section",
     IMPORT: "make shards of conversations and pairs that are there already",
 }
 EXAMPLE = """\
@@ -65,6 +68,7 @@ def main(arguments: list[str]) -> None:
         importlib.import_module("data_pipeline.sampling.estimate").run(config)
         return
     if stage == "run":
+        from data_pipeline.distributions import stage as distributions
         from data_pipeline.sampling import stage as sample
         from data_pipeline.scoring import scorers
         from data_pipeline.selection import stage as select
@@ -74,9 +78,12 @@ def main(arguments: list[str]) -> None:
         select.require_judges(config, domains)
         scorers.build(config, domains)
         sample.locate(config)
-    for name in STAGES if stage == "run" else [stage]:
+        if config.distributions is not None:
+            distributions.locate(config)
+    everything = [*STAGES, DISTRIBUTIONS] if config.distributions is not None else [*STAGES]
+    for name in everything if stage == "run" else [stage]:
         # Imported only now: vLLM's environment lacks some of the packages that the other stages need.
-        importlib.import_module(f"data_pipeline.{STAGES[name]}.stage").run(config)
+        importlib.import_module(f"data_pipeline.{_folder(name)}.stage").run(config)
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
@@ -104,10 +111,13 @@ def _description(stage: str) -> str:
     summary = SUMMARIES[stage]
     text = f"{summary[0].upper()}{summary[1:]}."
     if stage == "run":
-        return f"{text} {', '.join(STAGES)}: each goes on where an earlier attempt ended."
-    folder = "importing" if stage == IMPORT else STAGES[stage]
-    files = importlib.import_module(f"data_pipeline.{folder}").__doc__ or ""
+        return f"{text} {', '.join([*STAGES, DISTRIBUTIONS])}: each goes on where an earlier attempt ended."
+    files = importlib.import_module(f"data_pipeline.{_folder(stage)}").__doc__ or ""
     return "\n\n".join([text, *files.split("\n\n")[1:2]])
+
+
+def _folder(stage: str) -> str:
+    return (STAGES | {DISTRIBUTIONS: DISTRIBUTIONS, IMPORT: "importing"})[stage]
 
 
 if __name__ == "__main__":

@@ -213,6 +213,23 @@ class CostConfig(ConfigModel):
     """Tokens per answer. Default: the mean of the answers so far; before there are any, the limit on an answer."""
 
 
+_ENGINE_ELSEWHERE = {
+    "model": "model",
+    "tokenizer": "model",
+    "revision": "revision",
+    "max_model_len": "max_model_len",
+    "dtype": "sampler.dtype",
+    "seed": "seed",
+}
+
+
+def _none_of(elsewhere: dict[str, str], engine: dict[str, Any]) -> dict[str, Any]:
+    for key, place in elsewhere.items():
+        if key in engine:
+            raise ValueError(f"{key} is set elsewhere, by {place}")
+    return engine
+
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -253,11 +270,7 @@ class SourceConfig(ConfigModel):
     @pydantic.field_validator("engine")
     @classmethod
     def _ours(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        elsewhere = {"model": "model", "tokenizer": "model", "revision": "revision", "max_model_len": "max_model_len"}
-        for key, place in (elsewhere | {"dtype": "sampler.dtype", "seed": "seed"}).items():
-            if key in engine:
-                raise ValueError(f"{key} is set elsewhere, by {place}")
-        return engine
+        return _none_of(_ENGINE_ELSEWHERE, engine)
 
     @pydantic.field_validator("top_k")
     @classmethod
@@ -376,6 +389,38 @@ class WriteConfig(ConfigModel):
     same prompts for sft and dpo."""
 
 
+class DistributionsConfig(ConfigModel):
+    """What the sources would have said at each place of the chosen answers, for explicit fusion. The stage
+    `distributions` takes these defaults where there is no such section; `run` leaves it out then."""
+
+    sources: tuple[str, ...] = ()
+    """Names of `sources`. Default: all."""
+    data: Location | None = None
+    """SFT shards, as DIR/SPLIT. Default: `sft/train` in `output_dir`."""
+    top_k: PositiveInt = 20
+    """Likeliest tokens that are kept at each place. A token of an answer takes 6 bytes times this, and 10."""
+    template: Literal["own", "target"] = "own"
+    """Whose chat template writes the prompts: each source's own, or for all sources the target's, as published."""
+    target: str | None = None
+    """For `template: target`: directory or Hub id of the target."""
+    backend: Literal["transformers", "vllm"] | None = None
+    """Default: what the source is sampled with. For sources behind servers, it must be named."""
+    engine: Arguments = Field(default_factory=dict)
+    """For the backend vllm: engine arguments besides the source's, which they replace."""
+
+    @pydantic.field_validator("engine")
+    @classmethod
+    def _ours(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        fixed = dict.fromkeys(("max_logprobs", "logprobs_mode", "enable_prefix_caching"), "the stage")
+        return _none_of(_ENGINE_ELSEWHERE | fixed, engine)
+
+    @pydantic.model_validator(mode="after")
+    def _target_for_its_template(self) -> "DistributionsConfig":
+        if (self.template == "target") != (self.target is not None):
+            raise ValueError("template: target and a target belong together")
+        return self
+
+
 class PipelineConfig(ConfigModel):
     output_dir: Location
     """Where every stage reads and writes."""
@@ -405,6 +450,9 @@ class PipelineConfig(ConfigModel):
     """The earlier place of `domains.NAME.rule`."""
     write: WriteConfig = WriteConfig()
     """How shards are written."""
+    # No part of what the other stages' results depend on.
+    distributions: DistributionsConfig | None = Field(None, exclude=True)
+    """What the sources would have said, for explicit fusion."""
     engine: Literal["local", "ray"] = "local"
     """Whether this machine samples and scores, or a Ray cluster."""
     ray: RayConfig = RayConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "report", "importing")
+STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "distributions", "report", "importing")
 """In order: a stage may import from those before it, never from those after it."""
 TRAINER = ("common", "data", "fusion", "distributed", "models", "objectives", "training", "planning", "evaluation")
 ALLOWED = {
@@ -98,12 +98,12 @@ def test_the_trainers_rooms(room: str):
 
 
 def test_the_two_programs_meet_in_what_they_share():
-    """The pipeline knows the records and what is common; the trainer knows the pipeline in its evaluation alone."""
+    """The pipeline knows what is common, records and tokens; the trainer knows the pipeline in its evaluation alone."""
     for name, path in MODULES.items():
         others = imports(path)
         if name.startswith("data_pipeline"):
             theirs = {other for other in others if other.startswith("fusejax.") and folder(other) != "common"}
-            assert theirs <= {"fusejax.data.records"}, name
+            assert theirs <= {f"fusejax.data.{name}" for name in ("records", "chat", "token_bytes")}, name
         elif folder(name) != "evaluation":
             assert not [other for other in others if other.startswith("data_pipeline")], name
 

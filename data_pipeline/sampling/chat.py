@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.sampling import reasoning
-from fusejax.common.chat_template import DEFAULT_DATE, TemplateError, encode_prompt, load_tokenizer
+from fusejax.common.chat_template import DEFAULT_DATE, TemplateError, Tokenizer, encode_prompt, load_tokenizer
 from fusejax.common.cli import UserError
 
 TAIL = 24
@@ -52,15 +52,7 @@ class ChatTokenizer:
         self.changes: Counter[str] = Counter()
         """What was changed of the prompts so far, as `fusejax.common.chat_template.encode` says -> how many."""
         self._date = date
-        for argument in arguments or {}:
-            # A template takes any argument, and passes over what it does not know.
-            if not re.search(rf"\b{re.escape(argument)}\b", str(self._tokenizer.chat_template)):
-                raise UserError(
-                    f"sources: {name}: chat_template_kwargs: the chat template of {directory} does not use {argument}"
-                )
-        if arguments:
-            render = functools.partial(self._tokenizer.apply_chat_template, **arguments)
-            self._tokenizer.apply_chat_template = render
+        set_arguments(self._tokenizer, f"sources: {name}: chat_template_kwargs", arguments or {})
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of the conversation with the generation prompt.
@@ -80,6 +72,23 @@ class ChatTokenizer:
     def opened(self, prompt: tuple[int, ...]) -> str:
         """The tag with which a prompt's generation prompt opens a thought; "" if it opens none."""
         return reasoning.opened(self._tokenizer.decode(list(prompt[-TAIL:]), skip_special_tokens=False))
+
+
+def set_arguments(tokenizer: Tokenizer, key: str, arguments: Mapping[str, Any]) -> None:
+    """Has the tokenizer's chat template be told these arguments, always.
+
+    Args:
+      key: of the arguments, for errors.
+
+    Raises:
+      UserError: the template knows no such argument.
+    """
+    for argument in arguments:
+        # A template takes any argument, and passes over what it does not know.
+        if not re.search(rf"\b{re.escape(argument)}\b", str(tokenizer.chat_template)):
+            raise UserError(f"{key}: the chat template of {tokenizer.name_or_path} does not use {argument}")
+    if arguments:
+        tokenizer.apply_chat_template = functools.partial(tokenizer.apply_chat_template, **arguments)
 
 
 def _positions(directory: Path) -> int:

@@ -240,7 +240,7 @@ def write_shards(
     Args:
       directory: where the shards lie, local or `gs://`; made if need be.
       split: the name to read them by: `open_shards(f"{directory}/{split}")`.
-      examples: all of `kind`.
+      examples: all of `kind`. Of a sequence, each is asked for once and not kept: it may be read or made then.
       num_shards: files to spread them over, evenly; there can be empty ones.
       manifest: what else `manifest.json` should say, under keys of the caller's choice (config, models, sampling).
 
@@ -248,15 +248,24 @@ def write_shards(
       RecordError: an example cannot be encoded; nothing is written then.
     """
     directory = epath.Path(directory)
-    examples = list(examples)
-    if wrong := next((example for example in examples if type(example) is not CLASSES[kind]), None):
-        raise TypeError(f"a data set of kind {kind} cannot hold {wrong!r}")
+    if not isinstance(examples, Sequence):
+        examples = list(examples)
+    counts = {name: collections.Counter[str]() for name in ("dataset", "domain", "source_model")}
+
+    def encoded(index: int) -> bytes:
+        example = examples[index]
+        if type(example) is not CLASSES[kind]:
+            raise TypeError(f"a data set of kind {kind} cannot hold {example!r}")
+        for name, counter in counts.items():
+            counter[getattr(example, name)] += 1
+        return encode(example)
+
     with temporary_folder(directory) as folder:
         entries = []
-        for index in range(num_shards):
-            start, stop = (len(examples) * i // num_shards for i in (index, index + 1))
-            shard = folder / f"{split}-{index:05d}-of-{num_shards:05d}.{format}"
-            _write_shard(shard, map(encode, examples[start:stop]), format)
+        for shard_index in range(num_shards):
+            start, stop = (len(examples) * i // num_shards for i in (shard_index, shard_index + 1))
+            shard = folder / f"{split}-{shard_index:05d}-of-{num_shards:05d}.{format}"
+            _write_shard(shard, map(encoded, range(start, stop)), format)
             entries.append({"file": shard.name, "sha256": _sha256(shard), "examples": stop - start})
         old = _manifest(directory)
         splits = old.get("splits", {}) | {
@@ -264,9 +273,7 @@ def write_shards(
                 "kind": kind,
                 "format": format,
                 "examples": len(examples),
-                "by_dataset": _counts(example.dataset for example in examples),
-                "by_domain": _counts(example.domain for example in examples),
-                "by_source_model": _counts(example.source_model for example in examples),
+                **{f"by_{name}": dict(sorted(counter.items())) for name, counter in counts.items()},
                 "shards": entries,
             }
         }
@@ -460,10 +467,6 @@ def _write_shard(path: Path, records: Iterable[bytes], format: Format) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _counts(values: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(collections.Counter(values).items()))
 
 
 def _is_number(field: dataclasses.Field) -> bool:
