@@ -64,7 +64,7 @@ def test_a_byte_level_source():
 
 
 def test_a_character_of_two_tokens():
-    """ "né": the source cuts é in two; the target's place before é has the row before both."""
+    """In "né" the source cuts é in two; the target's place before é has the row before both."""
     assert align(np.array([0, 1, 2, 3]), np.array([0, 1, 3])).tolist() == [0, 1, 3]
 
 

@@ -132,3 +132,16 @@ def test_between_two_kinds_of_tokenizers(prefix: bool):
     assert found.table[newline] == target.convert_tokens_to_ids("\n")
     back = VocabularyMap.between(target, bytes_source, {b: a for a, b in end.items()})
     assert all(piece is None or (piece.startswith(ours[back.table[number]])) for number, piece in enumerate(theirs))
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_a_space_before_every_text_changes_nothing(prefix: bool):
+    """It is written as "at" and "il", also where " atil" is what a text of it alone becomes; "ati" is longer."""
+    target = sentencepiece(prefix)
+    pieces = token_bytes(target)
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return target(texts, add_special_tokens=False)["input_ids"]
+
+    assert b"ati" in pieces
+    assert [pieces[i] for i in vocabulary_map([b"atil"], pieces, tokenize, {}).table] == [b"at"]

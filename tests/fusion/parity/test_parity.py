@@ -128,7 +128,7 @@ def test_trap_1_the_current_token_is_repeated():
 
 
 def test_trap_2_strings_are_no_places():
-    """ "abab": "b" is matched with "b", but after "ab" the source speaks of what follows "abab"."""
+    """In "abab" the token "b" is matched with "b", but after "ab" the source speaks of what follows "abab"."""
     source, target = Vocabulary(["ab", "a", "b"], "▁"), Vocabulary(["a", "b", "ab"], "▁")
     assert warp("fusellm", source, [0, 1, 2], target, [0, 1, 2]).members[1] == [2]
     lists = {"top_ids": np.array([[0], [1], [2]]), "logits": np.array([[1.0], [1.0], [9.0]])}
@@ -138,7 +138,7 @@ def test_trap_2_strings_are_no_places():
 
 
 def test_trap_3_what_is_missing_becomes_noise():
-    """ "▁ut" is no more unlike "▁get" than "▁util"; half the mass after "▁some" goes to "▁get"."""
+    """The token "▁ut" is no more unlike "▁get" than "▁util"; half the mass after "▁some" goes to "▁get"."""
     table = min_edit_map(SOURCE, TARGET)
     assert TARGET.names[table[2]] == "▁get"
     assert softmax(after("fusellm")[1]) == {0: 0.5, 5: 0.5}
@@ -211,7 +211,7 @@ def test_counts():
 
 
 def test_a1_the_rarest_wins():
-    """ "ation" was aligned 1000 times with "ization", once with "ations": published, once is enough."""
+    """Where "ation" was aligned 1000 times with "ization", once with "ations": published, once is enough."""
     source, target = Vocabulary(["ation", "new", "end"], "Ġ"), Vocabulary(["ization", "ations", "end", "unk"], "▁")
     counts = {(0, 0): 1000, (1, 0): 1}
     published = statistics_map("fusechat2", counts, source, target, {2: 2}, 3)
