@@ -24,8 +24,7 @@ from pydantic.fields import FieldInfo
 from data_pipeline.config import PipelineConfig
 from data_pipeline.importing.config import ImportConfig
 from fusejax.common.cli import ConfigModel, location
-from fusejax.config import EvaluateConfig, TrainConfig
-from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
+from fusejax.config import EvaluateConfig, MergeConfig, TrainConfig
 
 OUTPUT = Path(__file__).with_suffix(".md")
 INTRODUCTION = """\
@@ -38,6 +37,7 @@ accept. A configuration is a YAML file. Unknown keys are refused, with the neare
 """
 ROOTS: tuple[tuple[str, str, type[ConfigModel]], ...] = (
     ("Training and planning", "`fusejax/config.py`, `TrainConfig`.", TrainConfig),
+    ("Merging", "`fusejax/config.py`, `MergeConfig`.", MergeConfig),
     ("Evaluation", "`fusejax/config.py`, `EvaluateConfig`.", EvaluateConfig),
     ("Data pipeline", "`data_pipeline/config.py`, `PipelineConfig`.", PipelineConfig),
     ("Import", "`data_pipeline/importing/config.py`, `ImportConfig`.", ImportConfig),
@@ -91,10 +91,8 @@ def sections(root: type[ConfigModel]) -> dict[type[ConfigModel], list[str]]:
 
 def models(annotation: Any) -> Iterator[tuple[type[ConfigModel], str]]:
     """The models in a type, and what stands behind the key of each: `[]` in lists, `.NAME` in dictionaries."""
-    if annotation is PairLoss:
-        yield from ((find_loss(name), "") for name in LOSSES)
-    elif inspect.isclass(annotation) and issubclass(annotation, ConfigModel):
-        yield annotation, ""
+    if inspect.isclass(annotation) and issubclass(annotation, ConfigModel):
+        yield from ((model, "") for model in annotation.variants() or [annotation])
     origin = typing.get_origin(annotation)
     suffix = {list: "[]", tuple: "[]", dict: ".NAME"}.get(origin, "")
     for argument in () if origin is typing.Literal else typing.get_args(annotation):

@@ -12,7 +12,7 @@ import sys
 
 from fusejax.common import cli
 
-COMMANDS = ("train", "plan", "export", "evaluate", "configs")
+COMMANDS = ("train", "plan", "export", "merge", "evaluate", "configs")
 EXAMPLE = """\
 `{program} COMMAND --help` tells what a command reads and writes. The data come from `python -m data_pipeline`.
 exit status: 0 done, 2 a mistake of yours, told in one line, 130 interrupted; a run also ends with 75 after SIGTERM
@@ -40,7 +40,7 @@ def _main() -> None:
 
 def make_parser(program: str) -> argparse.ArgumentParser:
     """All commands with their options, for the list of commands and for completion."""
-    parser = cli.command_parser(program, "Trains, plans, exports and evaluates models.", EXAMPLE)
+    parser = cli.command_parser(program, "Trains, plans, exports, merges and evaluates models.", EXAMPLE)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"fusejax.{name}")

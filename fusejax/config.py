@@ -1,4 +1,4 @@
-"""The configuration of a training run, and of an evaluation, as typed, validated values.
+"""The configurations of a training run, of an evaluation and of a merge, as typed, validated values.
 
 A later release resumes a run from its `run.yaml`. So the default of a new key must be what was done before the key
 existed, or `fusejax.training.identity` must know what was; and a key or value that is removed must still be accepted
@@ -15,6 +15,7 @@ from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.batch import BatchShape
 from fusejax.data.records import ANSWERS, Kind
+from fusejax.merging.methods import METHODS, MergeMethod, find_method
 from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
 
 
@@ -261,3 +262,35 @@ class EvaluateConfig(ConfigModel):
     """Prompts decoded together, rounded up to a power of two."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and computation."""
+
+
+def _by_its_name(section: Any) -> Any:
+    """The section `method` of a merge as the model of the method that it names; it may be that name alone."""
+    values = {"name": section} if isinstance(section, str) else section
+    if not isinstance(values, dict):
+        return values
+    name = values.get("name")
+    if name not in METHODS:
+        raise ValueError(f"name {name!r} is none of {', '.join(METHODS)}")
+    return find_method(name).model_validate_json(json.dumps(values, default=str), strict=True)
+
+
+class MergeConfig(ConfigModel):
+    """Models of one architecture and vocabulary, trained from one pivot, made into one without training."""
+
+    pivot: Location
+    """The model that all targets were trained from: directory or Hub id of a Hugging Face checkpoint."""
+    targets: list[Location] = Field(min_length=1)
+    """The models to merge, as `pivot`; of a training run, what `fusejax export` makes of it. Their order does not
+    matter."""
+    method: Annotated[MergeMethod, SerializeAsAny(), BeforeValidator(_by_its_name)]
+    """`name` names a file of `fusejax/merging/methods/`; the other keys are that method's own."""
+    output: Location
+    """The directory to make, with the pivot's tokenizer; must not exist, or be empty."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Of the tensors written. Default: the pivot's. All arithmetic is in float32."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "MergeConfig":
+        self.method.check(len(self.targets))
+        return self

@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "distributions", "report", "importing")
 """In order: a stage may import from those before it, never from those after it."""
-TRAINER = ("common", "data", "fusion", "distributed", "models", "objectives", "training", "planning", "evaluation")
+TRAINER = (
+    *("common", "data", "fusion", "distributed", "models", "objectives"),
+    *("training", "planning", "evaluation", "merging"),
+)
 ALLOWED = {
     "common": set(),
     "data": {"common"},
@@ -22,6 +25,7 @@ ALLOWED = {
     "training": {"common", "data", "fusion", "distributed", "models", "objectives"},
     "planning": {"common", "data", "distributed", "models", "objectives", "training"},
     "evaluation": {"common", "data", "distributed", "models", "training"},
+    "merging": {"common", "models", "training"},
 }
 """Folder of the trainer -> the folders that it may import from."""
 

@@ -38,19 +38,19 @@ def model_card(
     base, stages = origin["base"], origin["stages"]
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(base, stages), sort_keys=False, allow_unicode=True)}---",
-        f"# {_last(name)}",
+        f"# {last_part(name)}",
         f"{base['name'] or 'A base model that is not known'}, trained with fusejax: implicit model fusion, in which "
         "one model learns from the judged answers of several others.",
         "## Base model",
-        _table(["model", "licence"], [[base["name"], base["license"]]]),
+        table(["model", "licence"], [[base["name"], base["license"]]]),
         "## Results",
         f"At step {step}, as the training run measured them:" if metrics else "None are known.",
-        *([_table(["metric", "value"], [[key, f"{value:.6g}"] for key, value in metrics.items()])] if metrics else []),
+        *([table(["metric", "value"], [[key, f"{value:.6g}"] for key, value in metrics.items()])] if metrics else []),
         "## Training",
         *[text for number, stage in enumerate(stages, start=1) for text in _stage(number, stage)],
         "Exported by",
         "```\npython -m fusejax.export --checkpoint "
-        f"{_last(run)} --output {_last(name)} --step {step} --dtype {dtype}\n```",
+        f"{last_part(run)} --output {last_part(name)} --step {step} --dtype {dtype}\n```",
         "with " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
         "## Data",
         *[text for number, stage in enumerate(stages, start=1) for text in _data(number, stage["data"])],
@@ -64,14 +64,15 @@ def without_paths(text: str) -> str:
     >>> without_paths("read from /home/me/data/a.jsonl, see https://huggingface.co/docs")
     'read from a.jsonl, see https://huggingface.co/docs'
     """
-    return _ABSOLUTE.sub(lambda found: _last(found.group()), text)
+    return _ABSOLUTE.sub(lambda found: last_part(found.group()), text)
 
 
 def _parts(path: str) -> list[str]:
     return re.split(r"[/\\]", path.rstrip("/\\"))
 
 
-def _last(path: str) -> str:
+def last_part(path: str) -> str:
+    """The last part of a path, of a disk or a bucket."""
     return _parts(path)[-1]
 
 
@@ -128,7 +129,7 @@ def _counts(
     titles: Mapping[str, str] | None = None,
 ) -> str:
     rows = [[(titles or {}).get(name, name), count, licenses.get(name)] for name, count in (counts or {}).items()]
-    return _table([what, "examples", "licence"], rows)
+    return table([what, "examples", "licence"], rows)
 
 
 def _demoted(card: str) -> str:
@@ -137,7 +138,9 @@ def _demoted(card: str) -> str:
     return re.sub(r"^#", "####", body, flags=re.MULTILINE).strip()
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown; None is shown as unknown."""
+
     def line(cells: Sequence[Any]) -> str:
         shown = (UNKNOWN if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in shown) + " |"

@@ -34,7 +34,11 @@ def keep_origin(config: TrainConfig, model: StartingModel) -> None:
       config: the run's.
       model: what it starts from.
     """
-    before = read_origin(epath.Path(model.source)) if model.is_run else {"base": _base(model), "stages": []}
+    before = (
+        read_origin(epath.Path(model.source))
+        if model.is_run
+        else {"base": describe(model.source, model.directory), "stages": []}
+    )
     stage = {"config": config.model_dump(mode="json"), "data": _data(epath.Path(config.data.train))}
     origin = {"base": before["base"], "stages": [*before["stages"], stage]}
     write_text(epath.Path(config.output_dir) / NAME, json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
@@ -96,14 +100,19 @@ def _check(path: epath.Path, values: dict[str, Any], kinds: dict[str, Kind]) -> 
         raise UserError(f"{path}: {error}") from None
 
 
-def _base(model: StartingModel) -> dict[str, str | None]:
-    license_ = _license(model.directory / CARD)
-    named = small_files.read_object(model.directory / "config.json").get("_name_or_path")
-    hub_id = _hub_id(model.source) or (_hub_id(named) if isinstance(named, str) else None)
+def describe(source: str, directory: Path) -> dict[str, str | None]:
+    """Name, Hub id and licence of a checkpoint, as far as they are known.
+
+    Args:
+      source: as a user named it.
+      directory: where its files are.
+    """
+    named = small_files.read_object(directory / "config.json").get("_name_or_path")
+    hub_id = _hub_id(source) or (_hub_id(named) if isinstance(named, str) else None)
     return {
-        "name": hub_id or epath.Path(model.source.rstrip("/")).name,
+        "name": hub_id or epath.Path(source.rstrip("/")).name,
         "hub_id": hub_id,
-        "license": license_,
+        "license": _license(directory / CARD),
     }
 
 

@@ -38,6 +38,7 @@ from fusejax.models.huggingface.import_weights import (
     read_parameters,
 )
 from fusejax.models.huggingface.names import parameters
+from fusejax.models.huggingface.safetensors_file import Tensor
 
 _SINGLE = "model.safetensors"
 _downloads = contextlib.ExitStack()
@@ -155,8 +156,6 @@ def load_parameters(
 ) -> dict[str, Any]:
     """Reads a checkpoint's weights into arrays that may be split over the devices of several processes.
 
-    Of a checkpoint of text and images, the language model is read; what is left out is said on stderr.
-
     Args:
       weights: a directory of safetensors, one file or several with an index (`Checkpoint.weights`).
       config: the decoder that they are for.
@@ -167,21 +166,33 @@ def load_parameters(
       Nested dictionaries of arrays, as `abstract_decoder` gives them of shapes.
 
     Raises:
-      UserError: a file or tensor of the checkpoint is wrong.
+      UserError: as `find_parameters`; a file cannot be read, or a weight is NaN or infinite.
     """
-    tensors, images = language_model_tensors(find_tensors(weights, _weight_files(weights)))
-    if images and jax.process_index() == 0:
-        size = sum(tensor.nbytes for tensor in images.values()) / 1e9
-        note(f"{weights}: the language model is read, and {len(images)} tensors for images ({size:.2f} GB) are not")
-    table = parameters(config)
-    check_tensors(tensors, table, weights, tied=config.tie_embeddings)
-    arrays = read_parameters(tensors, table, dtype=dtype, shardings=shardings)
+    tensors = find_parameters(weights, config)
+    arrays = read_parameters(tensors, parameters(config), dtype=dtype, shardings=shardings)
     _, shapes = abstract_decoder(config, param_dtype=dtype, compute_dtype=dtype)
     params = jax.tree_util.tree_map_with_path(
         lambda path, _: arrays.pop(".".join(str(key.key) for key in path)), shapes
     )
     assert not arrays, f"not parameters of the decoder: {sorted(arrays)}"
     return params
+
+
+def find_parameters(weights: epath.Path, config: DecoderConfig) -> dict[str, Tensor]:
+    """Where the tensors of a checkpoint are, of all that `names.parameters` lists, and perhaps of a tied head.
+
+    Only headers are read. Of a checkpoint of text and images, the tensors are those of the language model; what is left
+    out is said on stderr.
+
+    Raises:
+      UserError: a file is wrong; a tensor is missing, unexpected or misshapen.
+    """
+    tensors, images = language_model_tensors(find_tensors(weights, _weight_files(weights)))
+    if images and jax.process_index() == 0:
+        size = sum(tensor.nbytes for tensor in images.values()) / 1e9
+        note(f"{weights}: the language model is read, and {len(images)} tensors for images ({size:.2f} GB) are not")
+    check_tensors(tensors, parameters(config), weights, tied=config.tie_embeddings)
+    return tensors
 
 
 def _weight_files(directory: epath.Path) -> list[str]:
