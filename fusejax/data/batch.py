@@ -13,10 +13,10 @@ import numpy as np
 Microbatch = Mapping[str, Any]
 """The arrays that are present, by their names in `ARRAYS`: NumPy's on the host, JAX's on devices."""
 
-Axis = Literal["L", "C", "P"]
+Axis = Literal["L", "C", "P", "L K"]
 """L: token slots that a row attends over. C: tokens that it computes; fewer than L where pairs share prefixes
-(`fusejax.models.decoder.prefix_sharing`). P: pairs that it holds at most."""
-Presence = Literal["always", "shared prefixes", "pairs", "reference"]
+(`fusejax.models.decoder.prefix_sharing`). P: pairs that it holds at most. K: ids of a soft target."""
+Presence = Literal["always", "shared prefixes", "pairs", "reference", "soft targets"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,10 @@ ARRAYS = {
         "P", np.float32, "reference", 0, "log-probability of the chosen response under the starting model, in nats"
     ),
     "reference_rejected": BatchArray("P", np.float32, "reference", 0, "the same of the rejected response"),
+    "soft_ids": BatchArray("L K", np.int32, "soft targets", 0, "ids that a source holds possible in the token's place"),
+    "soft_weights": BatchArray(
+        "L K", np.float32, "soft targets", 0, "their probabilities; all 0 where there is no distribution"
+    ),
 }
 
 
@@ -68,21 +72,24 @@ class BatchShape:
     """Whether examples are pairs, chosen before rejected, and not single sequences."""
     reference: bool = False
     """Whether the reference's log-probabilities of the pairs are there."""
+    soft: int = 0
+    """K: ids of a soft target; 0 without soft targets."""
 
     @property
     def shares_prefixes(self) -> bool:
         return self.attention_length > self.row_length
 
-    def arrays(self) -> dict[str, tuple[tuple[int, int], np.dtype]]:
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name -> shape and dtype of each array that is present."""
         present = {
             "always": True,
             "shared prefixes": self.shares_prefixes,
             "pairs": self.pairs,
             "reference": self.reference,
+            "soft targets": self.soft > 0,
         }
         return {
-            name: ((self.rows, self._size(array.axis)), np.dtype(array.dtype))
+            name: ((self.rows, *self._sizes(array.axis)), np.dtype(array.dtype))
             for name, array in ARRAYS.items()
             if present[array.present]
         }
@@ -96,14 +103,19 @@ class BatchShape:
         """
 
         def fill(padding: int | Axis) -> int:
-            return padding if isinstance(padding, int) else self._size(padding)
+            return padding if isinstance(padding, int) else self._sizes(padding)[0]
 
         return {
             name: np.full(shape, fill(ARRAYS[name].padding), dtype) for name, (shape, dtype) in self.arrays().items()
         }
 
-    def _size(self, axis: Axis) -> int:
-        return {"L": self.attention_length, "C": self.row_length, "P": max_examples_per_row(self.row_length)}[axis]
+    def _sizes(self, axis: Axis) -> tuple[int, ...]:
+        return {
+            "L": (self.attention_length,),
+            "C": (self.row_length,),
+            "P": (max_examples_per_row(self.row_length),),
+            "L K": (self.attention_length, self.soft),
+        }[axis]
 
 
 def max_examples_per_row(row_length: int) -> int:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from transformers import PreTrainedTokenizerBase
 
 from fusejax.common.chat_template import DEFAULT_DATE
@@ -62,6 +62,12 @@ class Tokenized:
     """In the order of the source, too."""
     changes: dict[str, list[str]]
     """What happened to kept examples (a key of `fusejax.data.chat.CHANGES`) -> their ids."""
+    soft_ids: Int32[np.ndarray, "S K"] | None = None
+    """Explicit fusion: for each target token, ids that a source holds possible in its place, ..."""
+    soft_weights: Float32[np.ndarray, "S K"] | None = None
+    """... and their probabilities; all 0 where there is no distribution. No id stands twice in a row."""
+    fused: dict[str, float] | None = None
+    """How they came about: sums over the target tokens, as `fusejax.training.soft_targets` says."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,7 +106,8 @@ class Tokenized:
     def fingerprint(self) -> str:
         """A hash of all that is trained on: it changes with the records, the tokenizer, its template and the limits."""
         digest = hashlib.sha256(self.kind.encode())
-        for array in (self.tokens, self.loss_mask, self.offsets):
+        soft = [] if self.soft_ids is None else [self.soft_ids, self.soft_weights]
+        for array in (self.tokens, self.loss_mask, self.offsets, *soft):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -108,6 +115,17 @@ class Tokenized:
         """Tokens and loss mask of sequence `index`; example i has sequences i (sft), or 2i and 2i + 1 (dpo)."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.loss_mask[span]
+
+    @functools.cached_property
+    def _soft_starts(self) -> Int64[np.ndarray, "sequences_plus_1"]:
+        """The first of each example's rows of `soft_ids`, where examples are single sequences."""
+        return np.cumsum([0, *self.target_lengths])
+
+    def soft_targets(self, index: int) -> tuple[Int32[np.ndarray, "n K"], Float32[np.ndarray, "n K"]]:
+        """The rows of `soft_ids` and `soft_weights` for the target tokens of sequence `index`."""
+        assert self.soft_ids is not None and self.soft_weights is not None
+        span = slice(self._soft_starts[index], self._soft_starts[index + 1])
+        return self.soft_ids[span], self.soft_weights[span]
 
     def summary(self) -> str:
         """One line: how many examples are kept, changed and rejected, with reasons."""

@@ -148,6 +148,8 @@ def assemble(
     """The microbatch of the given rows of examples, without the reference's values; lengths as in `train_batches`."""
     each = tokenized.sequences_per_example
     shape = BatchShape(len(rows), row_length, attention_length or row_length, pairs=each == 2)
+    if tokenized.soft_ids is not None:
+        shape = dataclasses.replace(shape, soft=tokenized.soft_ids.shape[1])
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
@@ -160,6 +162,9 @@ def assemble(
             row["positions"][span] = np.arange(len(ids))
             row["segment_ids"][span] = segment
             row["loss_mask"][span] = mask
+            if shape.soft:
+                targets = start + np.flatnonzero(mask)
+                row["soft_ids"][targets], row["soft_weights"][targets] = tokenized.soft_targets(sequence)
             start += len(ids)
         if shape.pairs:
             row["pair_ids"][: len(examples)] = examples
