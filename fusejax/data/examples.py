@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
@@ -67,7 +68,7 @@ class Tokenized:
     soft_weights: Float32[np.ndarray, "S K"] | None = None
     """... and their probabilities; all 0 where there is no distribution. No id stands twice in a row."""
     fused: dict[str, float] | None = None
-    """How they came about: sums over the target tokens, as `fusejax.training.soft_targets` says."""
+    """How they came about: counts, as `fusejax.fusion.soft_targets` says."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -159,7 +160,19 @@ def joined(tokenized: Sequence[Tokenized]) -> Tokenized:
         changes=_without_empty(
             {change: [name for each in tokenized for name in each.changes.get(change, [])] for change in CHANGES}
         ),
+        **_joined_soft(tokenized),
     )
+
+
+def _joined_soft(tokenized: Sequence[Tokenized]) -> dict[str, Any]:
+    """The soft targets of all parts, which all have them or none."""
+    if tokenized[0].soft_ids is None:
+        return {}
+    fused = [each.fused or {} for each in tokenized]
+    return {
+        **{name: np.concatenate([getattr(each, name) for each in tokenized]) for name in ("soft_ids", "soft_weights")},
+        "fused": {name: sum(each.get(name, 0) for each in fused) for name in dict.fromkeys(itertools.chain(*fused))},
+    }
 
 
 def tokenize(

@@ -68,7 +68,7 @@ class Projection:
 class SoftTargets(NamedTuple):
     """For each token, ids that another model holds possible in its place, with weights.
 
-    An id stands only once at a place; only ids with weight 0 may be repeated. A place with no weights has no soft target.
+    No two ids of a place that have weights are equal. An id of weight 0 stands for nothing.
     """
 
     ids: Int[Array, "B L K"]
@@ -132,11 +132,7 @@ def target_logprobs(
         order=order,
         targets_first=jnp.sum(mask, dtype=jnp.int32),
         normalizers=jnp.zeros(order.shape, jnp.float32),
-        soft=None
-        if soft is None
-        else SoftTargets(
-            *(x[:, 1:].reshape(mask.size, -1)[order].T for x in (soft.ids - first_id, soft.weights)),
-        ),
+        soft=None if soft is None else _in_order(soft, mask.size, order, first_id),
     )
 
     def over_vocab(chunk, kernel, stats):
@@ -309,14 +305,19 @@ def _is_target(targets: Int[Array, "C"], start, kernel: Array, fresh: Bool[Array
     return (start + jnp.arange(kernel.shape[0]) == targets[:, None]) & fresh
 
 
+def _in_order(soft: SoftTargets, size: int, order: Int[Array, "P"], first_id: int | Int[Array, ""]) -> SoftTargets:
+    """The soft targets as `Residuals` has them."""
+    ids, weights = (x[:, 1:].reshape(size, -1)[order].T for x in soft)
+    # An id that stands for nothing is none.
+    return SoftTargets(jnp.where(weights == 0, -1, ids - first_id), weights)
+
+
 def _soft_tokens(soft: SoftTargets, at, size: int) -> SoftTargets:
     """Soft targets of a chunk of tokens, [K, C]."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, size, axis=1), soft)
 
 
-def _soft_weights(
-    soft: SoftTargets, start, kernel: Array, fresh: Bool[Array, "W"]
-) -> Float32[Array, "C W"]:
+def _soft_weights(soft: SoftTargets, start, kernel: Array, fresh: Bool[Array, "W"]) -> Float32[Array, "C W"]:
     """The weight of each id of a chunk of the vocabulary in each token's soft target."""
     ids = start + jnp.arange(kernel.shape[0])
     weights = jnp.zeros((soft.ids.shape[1], ids.size), jnp.float32)
