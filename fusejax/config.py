@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.batch import BatchShape
-from fusejax.data.records import Kind
+from fusejax.data.records import ANSWERS, Kind
 from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
 
 
@@ -117,10 +117,11 @@ class DtypeConfig(ConfigModel):
 
 class PackingConfig(ConfigModel):
     row_length: PositiveInt | None = None
-    """Tokens that a row computes. Default: `max_length` for sft, twice that for pairs, so that every example fits."""
+    """Tokens that a row computes. Default: `max_length` for sft, two or three times that for pairs or triples, so
+    that every example fits."""
     attention_length: PositiveInt | None = None
-    """Tokens that a row attends over. Default: `row_length`. If it is more, the common prefix of a pair's sequences is
-    computed once (prefix sharing): it counts once towards `row_length`, and twice here."""
+    """Tokens that a row attends over. Default: `row_length`. If it is more, the common prefix of the sequences
+    of a pair or triple is computed once (prefix sharing): it counts once towards `row_length`, and for each here."""
     rows_per_device: PositiveInt = 1
     """Rows per device in a microbatch: trades memory for speed."""
 
@@ -144,7 +145,8 @@ class ProfileConfig(ConfigModel):
 
 class TrainConfig(ConfigModel):
     task: Annotated[Literal["sft", "preference"], BeforeValidator(lambda name: {"dpo": "preference"}.get(name, name))]
-    """Train on single conversations, or on pairs of a better and a worse answer; `dpo` means `preference`."""
+    """Train on single conversations, or on answers that are compared, as the section `preference` says; `dpo` means
+    `preference`."""
     model: Location
     """Where to start: a directory or Hub id of a Hugging Face checkpoint, or the `output_dir` of another run."""
     data: DataConfig
@@ -159,9 +161,9 @@ class TrainConfig(ConfigModel):
     """Longer prompts are rejected. Default: `max_length - 1`."""
     drop_unordered_pairs: bool = False
     """Rejects pairs whose chosen response is not scored above the rejected one; otherwise they are only counted. Pairs
-    without scores stay."""
+    without scores stay. Of a triple, the pair is that of the target."""
     batch_size: PositiveInt = 128
-    """Examples (sft) or pairs (preference) per optimizer step, over all hosts."""
+    """Examples (sft), or pairs or triples (preference), per optimizer step, over all hosts."""
     epochs: PositiveInt = 1
     """Passes over the data set."""
     max_steps: PositiveInt | None = None
@@ -191,16 +193,21 @@ class TrainConfig(ConfigModel):
     @property
     def record_kind(self) -> Kind:
         """The kind of the shards that the task trains on."""
-        return "dpo" if self.task == "preference" else "sft"
+        return self.preference.kind if self.preference is not None else "sft"
 
     @property
     def sequences_per_example(self) -> int:
-        return 2 if self.task == "preference" else 1
+        return len(ANSWERS[self.record_kind]) or 1
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss needs log-probabilities under the starting model."""
         return self.preference is not None and self.preference.needs_reference
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether the loss depends on how far the run is."""
+        return self.preference is not None and self.preference.needs_progress
 
     @property
     def row_length(self) -> int:
@@ -212,18 +219,19 @@ class TrainConfig(ConfigModel):
 
     def batch_shape(self, rows: int) -> BatchShape:
         """The shape of a microbatch with `rows` rows."""
-        lengths = (self.row_length, self.attention_length)
         return BatchShape(
             rows,
-            *lengths,
-            pairs=self.task == "preference",
+            self.row_length,
+            self.attention_length,
+            answers=len(ANSWERS[self.record_kind]),
             reference=self.needs_reference,
+            progress=self.needs_progress,
             soft=self.fusion.top_k if self.fusion else 0,
         )
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether the common prefix of a pair's sequences is computed once."""
+        """Whether the common prefix of a pair's or a triple's sequences is computed once."""
         return self.attention_length > self.row_length
 
     @property
@@ -239,7 +247,7 @@ class TrainConfig(ConfigModel):
         if self.task != "sft" and self.fusion is not None:
             raise ValueError("fusion is for task sft: only single conversations have distributions")
         if self.task == "sft" and self.drop_unordered_pairs:
-            raise ValueError("drop_unordered_pairs is for task preference: only pairs have two scores")
+            raise ValueError("drop_unordered_pairs is for task preference: only its answers have scores to compare")
         if self.preference is not None and self.preference.reference is not None and not self.needs_reference:
             raise ValueError(f"preference.reference: the loss {self.preference.loss} needs no reference")
         if self.attention_length < self.row_length:
@@ -247,9 +255,9 @@ class TrainConfig(ConfigModel):
                 f"packing.attention_length {self.attention_length} is less than packing.row_length, {self.row_length}"
             )
         if self.shares_prefixes and self.task == "sft":
-            raise ValueError("packing.attention_length is for task preference: only pairs share tokens")
+            raise ValueError("packing.attention_length is for task preference: only pairs and triples share tokens")
         each = self.sequences_per_example
-        # With prefix sharing a pair may compute fewer tokens; how many is known only from the data.
+        # With prefix sharing an example may compute fewer tokens; how many is known only from the data.
         limits = {"row_length": 1 if self.shares_prefixes else each, "attention_length": each}
         for name, sequences in limits.items():
             length, needed = getattr(self, name), sequences * self.max_length

@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", action="store_true", help="find the fastest remat and rows_per_device that fit")
     parser.add_argument("--examples", type=_positive, metavar="N", help="in data.train, if that is not there to look")
     parser.add_argument(
-        "--tokens-per-example", type=_positive, metavar="N", help="on average; of both answers of a pair"
+        "--tokens-per-example", type=_positive, metavar="N", help="on average; of all answers of a pair or triple"
     )
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from fusejax.config import TrainConfig
-from fusejax.data.records import PreferencePair, SFTExample, write_shards
+from fusejax.data.records import PreferencePair, PreferenceTriple, SFTExample, write_shards
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.huggingface import checkpoint as huggingface
 
@@ -55,7 +55,7 @@ GEMMA3: dict[str, Any] = {
 
 
 def make_world(folder: Path, **shape: Any) -> Path:
-    """Fills a folder with `model/`, `sft/{train,eval}` and `dpo/{train,eval}`; `shape` changes the model."""
+    """Fills a folder with `model/`, `sft/`, `dpo/` and `wrpo/{train,eval}`; `shape` changes the model."""
     tokenizer = make_tokenizer()
     hf_config = {
         "model_type": "llama",
@@ -84,7 +84,7 @@ def make_world(folder: Path, **shape: Any) -> Path:
 
 def write_additions(folder: Path, count: int) -> None:
     generator = random.Random(0)
-    singles, pairs = [], []
+    singles, pairs, triples = [], [], []
     for i in range(count):
         a, b = generator.randrange(100), generator.randrange(100)
         question = [{"role": "user", "content": f"what is {a} plus {b}" + "?" * generator.randrange(5)}]
@@ -92,7 +92,10 @@ def write_additions(folder: Path, count: int) -> None:
         wrong = [{"role": "assistant", "content": f"about {a + b + generator.randrange(1, 50)}"}]
         singles.append(SFTExample(str(i), "additions", "math", "calculator", question + right))
         pairs.append(PreferencePair(str(i), "additions", "math", "calculator", question, right, wrong, 0.2, 0.1))
-    for kind, examples in (("sft", singles), ("dpo", pairs)):
+        said = [{"role": "assistant", "content": f"it is {a + b}"}]
+        answers = (question, said, right, wrong)
+        triples.append(PreferenceTriple(str(i), "additions", "math", "calculator", *answers, 0.3, 0.2, 0.1))
+    for kind, examples in (("sft", singles), ("dpo", pairs), ("wrpo", triples)):
         for split, part in (("train", examples[12:]), ("eval", examples[:12])):
             write_shards(folder / kind, split, part, kind=kind, format="arrayrecord", num_shards=2, manifest={})
 
@@ -100,7 +103,7 @@ def write_additions(folder: Path, count: int) -> None:
 def settings(world: Path, output_dir: Path, task: str = "sft", **changes: Any) -> dict[str, Any]:
     """A run of a dozen steps as a configuration file holds it."""
     values: dict[str, Any] = {
-        "task": task,
+        "task": "preference" if task == "wrpo" else task,
         "model": str(world / "model"),
         "data": {"train": str(world / task / "train"), "eval": str(world / task / "eval")},
         "output_dir": str(output_dir),
@@ -116,6 +119,10 @@ def settings(world: Path, output_dir: Path, task: str = "sft", **changes: Any) -
     if task == "dpo":
         values["preference"] = {"beta": 10.0, "length_normalized": True}
         values["optimizer"] = {"learning_rate": 1e-4}
+    if task == "wrpo":
+        values["preference"] = {"loss": "wrpo", "beta": 10.0, "alpha": 0.5, "length_normalized": True}
+        values["optimizer"] = {"learning_rate": 1e-4}
+        values["packing"] = {"row_length": 192, "rows_per_device": 2}
     return values | changes
 
 

@@ -78,7 +78,8 @@ def tokenized(case: Case, batch: list[Example]) -> Tokenized:
 def reference(programs: Programs, params, batches: Batches, data: Tokenized) -> Reference:
     found = Reference.empty(len(data))
     for rows in batches.once("train"):
-        found.fill(*jax.device_get(programs.reference(params, batches.put(rows))))
+        pair_ids, logprobs = jax.device_get(programs.reference(params, batches.put(rows)))
+        found.fill(pair_ids, logprobs)
     return found
 
 

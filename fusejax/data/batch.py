@@ -13,10 +13,12 @@ import numpy as np
 Microbatch = Mapping[str, Any]
 """The arrays that are present, by their names in `ARRAYS`: NumPy's on the host, JAX's on devices."""
 
-Axis = Literal["L", "C", "P", "L K"]
-"""L: token slots that a row attends over. C: tokens that it computes; fewer than L where pairs share prefixes
-(`fusejax.models.decoder.prefix_sharing`). P: pairs that it holds at most. K: ids of a soft target."""
-Presence = Literal["always", "shared prefixes", "pairs", "reference", "soft targets"]
+Axis = Literal["L", "C", "P", "1", "L K"]
+"""L: token slots that a row attends over. C: tokens that it computes; fewer than L where answers share prefixes
+(`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row. K: ids of
+a soft target."""
+Condition = Literal["shared prefixes", "pairs", "triples", "reference", "progress", "soft targets"]
+"""What the microbatch has, of which an array is a part: pairs are examples of two answers or of three."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,36 +27,48 @@ class BatchArray:
 
     axis: Axis
     dtype: type[np.generic]
-    present: Presence
+    part_of: tuple[Condition, ...]
+    """It is there only where the microbatch has all of these."""
     padding: int | Axis
     """The value of empty places. An axis stands for its size: an index just beyond the last."""
     meaning: str
 
 
 ARRAYS = {
-    "tokens": BatchArray("L", np.int32, "always", 0, "token ids"),
-    "positions": BatchArray("L", np.int32, "always", 0, "position ids, from 0 in each sequence"),
-    "segment_ids": BatchArray("L", np.int32, "always", 0, "which sequence of the row, from 1; 0 is padding"),
+    "tokens": BatchArray("L", np.int32, (), 0, "token ids"),
+    "positions": BatchArray("L", np.int32, (), 0, "position ids, from 0 in each sequence"),
+    "segment_ids": BatchArray("L", np.int32, (), 0, "which sequence of the row, from 1; 0 is padding"),
     "loss_mask": BatchArray(
-        "L", np.bool_, "always", 0, "True where the token is a target, so never at the first of a sequence"
+        "L", np.bool_, (), 0, "True where the token is a target, so never at the first of a sequence"
     ),
-    "first": BatchArray("C", np.int32, "shared prefixes", "L", "slot of each computed token"),
-    "second": BatchArray("C", np.int32, "shared prefixes", "L", "its other slot, in the rejected sequence, if any"),
-    "source": BatchArray("L", np.int32, "shared prefixes", "C", "computed token of each slot"),
+    "first": BatchArray("C", np.int32, ("shared prefixes",), "L", "slot of each computed token"),
+    "second": BatchArray("C", np.int32, ("shared prefixes",), "L", "its other slot, in the second sequence, if any"),
+    "third": BatchArray("C", np.int32, ("shared prefixes", "triples"), "L", "its slot in the third sequence, if any"),
+    "source": BatchArray("L", np.int32, ("shared prefixes",), "C", "computed token of each slot"),
     "pair_ids": BatchArray(
         "P",
         np.int32,
-        "pairs",
+        ("pairs",),
         -1,
-        "examples of the row; the k-th of them, from 0, has segment 2k + 1 for chosen and 2k + 2 for rejected",
+        "examples of the row; the k-th, from 0, of n answers each has segments kn + 1 to kn + n, the last for rejected",
+    ),
+    "reference_source": BatchArray(
+        "P", np.float32, ("triples", "reference"), 0, "as below, of a triple's first response, the source's"
     ),
     "reference_chosen": BatchArray(
-        "P", np.float32, "reference", 0, "log-probability of the chosen response under the starting model, in nats"
+        "P",
+        np.float32,
+        ("pairs", "reference"),
+        0,
+        "log-probability of the chosen response, of a triple the target's, under the starting model, in nats",
     ),
-    "reference_rejected": BatchArray("P", np.float32, "reference", 0, "the same of the rejected response"),
-    "soft_ids": BatchArray("L K", np.int32, "soft targets", 0, "ids that a source holds possible in the token's place"),
+    "reference_rejected": BatchArray("P", np.float32, ("pairs", "reference"), 0, "the same of the rejected response"),
+    "progress": BatchArray("1", np.float32, ("progress",), 0, "optimizer steps done, as a share of the run's"),
+    "soft_ids": BatchArray(
+        "L K", np.int32, ("soft targets",), 0, "ids that a source holds possible in the token's place"
+    ),
     "soft_weights": BatchArray(
-        "L K", np.float32, "soft targets", 0, "their probabilities; all 0 where there is no distribution"
+        "L K", np.float32, ("soft targets",), 0, "their probabilities; all 0 where there is no distribution"
     ),
 }
 
@@ -67,11 +81,13 @@ class BatchShape:
     row_length: int
     """C: tokens that a row computes."""
     attention_length: int
-    """L: tokens that a row attends over. With more than `row_length`, pairs share their prefixes."""
-    pairs: bool = False
-    """Whether examples are pairs, chosen before rejected, and not single sequences."""
+    """L: tokens that a row attends over. With more than `row_length`, answers share their prefixes."""
+    answers: int = 0
+    """Of each example; 0 where examples are single sequences."""
     reference: bool = False
-    """Whether the reference's log-probabilities of the pairs are there."""
+    """Whether the reference's log-probabilities of the answers are there."""
+    progress: bool = False
+    """Whether the loss is told how far the run is."""
     soft: int = 0
     """K: ids of a soft target; 0 without soft targets."""
 
@@ -81,24 +97,25 @@ class BatchShape:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name -> shape and dtype of each array that is present."""
-        present = {
-            "always": True,
+        has: dict[Condition, bool] = {
             "shared prefixes": self.shares_prefixes,
-            "pairs": self.pairs,
+            "pairs": self.answers > 0,
+            "triples": self.answers == 3,
             "reference": self.reference,
+            "progress": self.progress,
             "soft targets": self.soft > 0,
         }
         return {
             name: ((self.rows, *self._sizes(array.axis)), np.dtype(array.dtype))
             for name, array in ARRAYS.items()
-            if present[array.present]
+            if all(has[each] for each in array.part_of)
         }
 
     def empty(self) -> dict[str, np.ndarray]:
         """A microbatch without examples.
 
         Example:
-          >>> BatchShape(rows=2, row_length=16, attention_length=16, pairs=True).empty()["pair_ids"].tolist()
+          >>> BatchShape(rows=2, row_length=16, attention_length=16, answers=2).empty()["pair_ids"].tolist()
           [[-1], [-1]]
         """
 
@@ -114,6 +131,7 @@ class BatchShape:
             "L": (self.attention_length,),
             "C": (self.row_length,),
             "P": (max_examples_per_row(self.row_length),),
+            "1": (1,),
             "L K": (self.attention_length, self.soft),
         }[axis]
 

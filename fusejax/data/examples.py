@@ -18,6 +18,7 @@ from fusejax.common.chat_template import DEFAULT_DATE
 from fusejax.common.cli import UserError
 from fusejax.data.chat import CHANGES, Change, ChatError, Encoded, encode_conversations
 from fusejax.data.records import (
+    ANSWERS,
     AnswerDistributions,
     Kind,
     Message,
@@ -25,6 +26,7 @@ from fusejax.data.records import (
     PreferenceTriple,
     Record,
     RecordError,
+    SFTExample,
     Shards,
 )
 
@@ -37,8 +39,8 @@ class Rejection:
     """An example left out, and why.
 
     `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `unordered_pair` (chosen is not scored above
-    rejected), `prompt_too_long`, `identical_pair` (chosen and rejected have the same tokens, as far as they are kept);
-    `detail` says what was found.
+    rejected), `prompt_too_long`, `identical_pair` (a chosen answer and the rejected one have the same tokens, as far as
+    they are kept); `detail` says what was found. Of triples, the pair is that of the target.
     """
 
     id: str
@@ -48,7 +50,7 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """The kept examples, in the order of the source: one sequence each (sft), or chosen then rejected (dpo)."""
+    """The kept examples, in the order of the source: one sequence each (sft), or one for each of its `ANSWERS`."""
 
     kind: Kind
     tokens: Int32[np.ndarray, "T"]
@@ -75,16 +77,16 @@ class Tokenized:
 
     @property
     def sequences_per_example(self) -> int:
-        return 2 if self.kind == "dpo" else 1
+        return len(ANSWERS[self.kind]) or 1
 
     @functools.cached_property
     def lengths(self) -> Int64[np.ndarray, "N"]:
-        """Tokens of each example, for pairs of both sequences."""
+        """Tokens of each example, in all of its sequences."""
         return np.diff(self.offsets).reshape(len(self), -1).sum(1)
 
     @functools.cached_property
     def target_lengths(self) -> Int64[np.ndarray, "N"]:
-        """Target tokens of each example, for pairs of both sequences."""
+        """Target tokens of each example, in all of its sequences."""
         # One sequence at a time: `np.add.reduceat` or `np.cumsum` would first convert every token to 8 bytes.
         spans = itertools.pairwise(self.offsets.tolist())
         counts = [np.count_nonzero(self.loss_mask[start:stop]) for start, stop in spans]
@@ -92,16 +94,20 @@ class Tokenized:
 
     @functools.cached_property
     def shared_lengths(self) -> Int64[np.ndarray, "N"]:
-        """Tokens that both sequences of each pair begin with, the prompt at least; 0 for single sequences."""
+        """Tokens that all sequences of each example begin with, the prompt at least; 0 for single sequences."""
         if self.sequences_per_example == 1:
             return np.zeros(len(self), np.int64)
         return np.array([self._shared_length(i) for i in range(len(self))], np.int64)
 
-    def _shared_length(self, pair: int) -> int:
-        (chosen, _), (rejected, _) = self.sequence(2 * pair), self.sequence(2 * pair + 1)
-        length = min(len(chosen), len(rejected))
-        differs = chosen[:length] != rejected[:length]
-        return int(differs.argmax()) if differs.any() else length
+    def _shared_length(self, example: int) -> int:
+        each = self.sequences_per_example
+        first, *others = (self.sequence(each * example + i)[0] for i in range(each))
+        return min(_common(first, other) for other in others)
+
+    @functools.cached_property
+    def computed_lengths(self) -> Int64[np.ndarray, "N"]:
+        """Tokens of each example where those that all of its sequences begin with are computed once."""
+        return self.lengths - (self.sequences_per_example - 1) * self.shared_lengths
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -113,7 +119,7 @@ class Tokenized:
         return digest.hexdigest()
 
     def sequence(self, index: int) -> tuple[Int32[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-        """Tokens and loss mask of sequence `index`; example i has sequences i (sft), or 2i and 2i + 1 (dpo)."""
+        """Tokens and loss mask of sequence `index`; example i has the sequences from `i * sequences_per_example` on."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.loss_mask[span]
 
@@ -135,6 +141,13 @@ class Tokenized:
         rejected = f"{len(self.rejected):,} rejected" + (f" ({why})" if why else "")
         changed = "".join(f"{len(ids):,} {change}, " for change, ids in self.changes.items())
         return f"{len(self):,} examples, {self.lengths.sum():,} tokens; {changed}{rejected}"
+
+
+def _common(one: Int32[np.ndarray, "n"], other: Int32[np.ndarray, "m"]) -> int:
+    """Tokens that both begin with."""
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length
 
 
 def parts(records: range, count: int) -> list[range]:
@@ -196,7 +209,8 @@ def tokenize(
       max_prompt_length: tokens before the first target; an example with more is rejected. Default `max_length - 1`.
       stop_ids: tokens that stop generation, as of `fusejax.data.chat.encode_conversation`.
       date: today's, as far as the template is told.
-      drop_unordered_pairs: reject pairs whose chosen response is not scored above the rejected one.
+      drop_unordered_pairs: reject pairs whose chosen response is not scored above the rejected one, and triples whose
+        target's is not.
     """
     prompt_limit = max_length - 1 if max_prompt_length is None else max_prompt_length
     ids: list[str] = []
@@ -252,35 +266,45 @@ def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
     except RecordError as error:
         return Rejection(f"#{index}", "bad_record", str(error))
     assert not isinstance(record, AnswerDistributions), "of shards of another kind than a task trains on"
-    if isinstance(record, PreferencePair):
-        scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
-        for name, score in scores.items():
-            if score is not None and not math.isfinite(score):
-                return Rejection(record.id, "non_finite_score", f"{name} is {score}")
-        if ordered and _is_unordered(record):
-            detail = f"chosen_score {record.chosen_score} is not above rejected_score {record.rejected_score}"
-            return Rejection(record.id, "unordered_pair", detail)
+    scores = _scores(record)
+    for name, score in scores.items():
+        if score is not None and not math.isfinite(score):
+            return Rejection(record.id, "non_finite_score", f"{name} is {score}")
+    if ordered and _is_unordered(record):
+        *_, (name, score), (rejected_name, rejected_score) = scores.items()
+        return Rejection(record.id, "unordered_pair", f"{name} {score} is not above {rejected_name} {rejected_score}")
     return record
 
 
+def _scores(record: Record) -> dict[str, float | None]:
+    """The scores of its answers, in the order of `ANSWERS`."""
+    if isinstance(record, PreferencePair):
+        return {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
+    if isinstance(record, PreferenceTriple):
+        names = ("source_score", "target_score", "rejected_score")
+        return {name: getattr(record, name) for name in names}
+    return {}
+
+
 def _is_unordered(record: Record) -> bool:
-    """Whether it is a pair whose scores say that chosen is not the better response; nothing is said without scores."""
-    if not isinstance(record, PreferencePair) or record.chosen_score is None or record.rejected_score is None:
-        return False
-    return record.chosen_score <= record.rejected_score
+    """Whether scores say that the chosen answer, the target's of triples, is not better than the rejected one."""
+    *_, chosen, rejected = (None, None, *_scores(record).values())
+    return chosen is not None and rejected is not None and chosen <= rejected
 
 
 def _conversations(record: Record) -> list[list[Message]]:
-    if isinstance(record, PreferencePair):
-        return [record.prompt + record.chosen, record.prompt + record.rejected]
-    if isinstance(record, PreferenceTriple):
-        return [record.prompt + answer for answer in (record.source_chosen, record.target_chosen, record.rejected)]
-    return [record.messages]
+    if isinstance(record, SFTExample):
+        return [record.messages]
+    return [record.prompt + getattr(record, answer) for answer in _answers(record)]
+
+
+def _answers(record: PreferencePair | PreferenceTriple) -> tuple[str, ...]:
+    return ANSWERS["dpo" if isinstance(record, PreferencePair) else "wrpo"]
 
 
 def _first_target(record: Record) -> int:
     """The first turn that can be a target: of pairs and triples, all the assistant says after the prompt."""
-    return len(record.prompt) if isinstance(record, PreferencePair | PreferenceTriple) else 0
+    return 0 if isinstance(record, SFTExample) else len(record.prompt)
 
 
 def _fit(
@@ -300,9 +324,12 @@ def _fit(
             changes = changes | {"cut"}
         # Copies, so that the whole of a long conversation is not kept alive by its beginning.
         sequences.append(Encoded(tokens[:max_length].copy(), loss_mask[:max_length].copy(), changes))
-    if isinstance(record, PreferencePair) and np.array_equal(sequences[0].tokens, sequences[1].tokens):
-        cut = " when cut" if "cut" in sequences[0].changes | sequences[1].changes else ""
-        return Rejection(record.id, "identical_pair", f"chosen and rejected are the same{cut}")
+    if not isinstance(record, SFTExample):
+        *chosen, rejected = sequences
+        for name, sequence in zip(_answers(record), chosen, strict=False):
+            if np.array_equal(sequence.tokens, rejected.tokens):
+                cut = " when cut" if "cut" in sequence.changes | rejected.changes else ""
+                return Rejection(record.id, "identical_pair", f"{name} and rejected are the same{cut}")
     return sequences
 
 

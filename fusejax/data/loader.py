@@ -18,6 +18,7 @@ from fusejax.common.cli import UserError
 from fusejax.data.batch import BatchShape, max_examples_per_row
 from fusejax.data.examples import Tokenized
 from fusejax.data.packing import PackedRow, PackingPlan, plan_eval
+from fusejax.data.records import ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,10 @@ def train_batches(
 
     Args:
       tokenized: the data set.
-      batch_size: examples (pairs) per step, over all hosts.
+      batch_size: examples (pairs, triples) per step, over all hosts.
       row_length: tokens that a row computes.
-      attention_length: tokens that a row attends over, where the shared prefix of a pair counts twice. If it equals
-        `row_length`, the default, there is no prefix sharing.
+      attention_length: tokens that a row attends over, where the shared prefix of an example's answers counts once for
+        each. If it equals `row_length`, the default, there is no prefix sharing.
       seed: of the order of examples.
       rows_per_microbatch: R, over all hosts: rows per device times devices.
       num_steps: steps of the whole run, from `packing.num_steps`, or fewer.
@@ -103,7 +104,7 @@ def eval_batches(
 
 def check_fits(tokenized: Tokenized, row_length: int, attention_length: int) -> None:
     """Raises UserError if a row cannot hold one of the examples. For use before slow work; plans raise it later."""
-    computed = tokenized.lengths - (tokenized.shared_lengths if attention_length > row_length else 0)
+    computed = tokenized.computed_lengths if attention_length > row_length else tokenized.lengths
     too_long = np.count_nonzero(computed > row_length)
     if too_long:
         raise UserError(
@@ -117,7 +118,7 @@ def _sizes(tokenized: Tokenized, row_length: int, attention_length: int) -> dict
     limit = max_examples_per_row(row_length)
     if attention_length == row_length:
         return {"lengths": tokenized.lengths, "row_length": row_length, "max_examples_per_row": limit}
-    lengths = np.stack([tokenized.lengths - tokenized.shared_lengths, tokenized.lengths], axis=1)
+    lengths = np.stack([tokenized.computed_lengths, tokenized.lengths], axis=1)
     limits = np.array([row_length, attention_length])
     # The scarcer length first: rows that are full only by the other would be searched again and again.
     order = np.argsort(-lengths.sum(axis=0) / limits, kind="stable")
@@ -147,9 +148,9 @@ def assemble(
 ) -> dict[str, np.ndarray]:
     """The microbatch of the given rows of examples, without the reference's values; lengths as in `train_batches`."""
     each = tokenized.sequences_per_example
-    shape = BatchShape(len(rows), row_length, attention_length or row_length, pairs=each == 2)
-    if tokenized.soft_ids is not None:
-        shape = dataclasses.replace(shape, soft=tokenized.soft_ids.shape[1])
+    answers = len(ANSWERS[tokenized.kind])
+    soft = 0 if tokenized.soft_ids is None else tokenized.soft_ids.shape[1]
+    shape = BatchShape(len(rows), row_length, attention_length or row_length, answers=answers, soft=soft)
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
@@ -166,23 +167,29 @@ def assemble(
                 targets = start + np.flatnonzero(mask)
                 row["soft_ids"][targets], row["soft_weights"][targets] = tokenized.soft_targets(sequence)
             start += len(ids)
-        if shape.pairs:
+        if answers:
             row["pair_ids"][: len(examples)] = examples
         if shape.shares_prefixes:
             _share_prefixes(tokenized, examples, row)
     return microbatch
 
 
-def _share_prefixes(tokenized: Tokenized, pairs: PackedRow, row: dict[str, np.ndarray]) -> None:
-    """Fills a row's `first`, `second` and `source`."""
+def _share_prefixes(tokenized: Tokenized, examples: PackedRow, row: dict[str, np.ndarray]) -> None:
+    """Fills a row's `first`, `second`, `third` if there are triples, and `source`."""
+    each = tokenized.sequences_per_example
     token = slot = 0
-    for pair in pairs:
-        chosen, rejected = np.diff(tokenized.offsets[2 * pair : 2 * pair + 3]).tolist()
-        shared = int(tokenized.shared_lengths[pair])
-        slots = np.arange(slot, slot + chosen + rejected)
-        computed = np.arange(token, token + chosen + rejected - shared)
-        again = slice(chosen, chosen + shared)
-        row["first"][computed] = np.delete(slots, again)
-        row["second"][computed[:shared]] = slots[again]
-        row["source"][slots] = np.insert(computed, chosen, computed[:shared])
-        token, slot = token + len(computed), slot + len(slots)
+    for example in examples:
+        lengths = np.diff(tokenized.offsets[each * example : each * (example + 1) + 1]).tolist()
+        shared = int(tokenized.shared_lengths[example])
+        begins = slot + np.cumsum([0, *lengths])
+        prefix = np.arange(token, token + shared)
+        token += shared
+        for name, begin, length in zip(("first", "second", "third"), begins, lengths, strict=False):
+            row[name][prefix] = np.arange(begin, begin + shared)
+            row["source"][begin : begin + shared] = prefix
+            # What is a sequence's own comes after what was computed before.
+            own = np.arange(token, token + length - shared)
+            row["first"][own] = np.arange(begin + shared, begin + length)
+            row["source"][begin + shared : begin + length] = own
+            token += len(own)
+        slot = begins[-1]

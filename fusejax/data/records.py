@@ -145,6 +145,13 @@ CLASSES: dict[Kind, type[SFTExample] | type[PreferencePair] | type[PreferenceTri
     "wrpo": PreferenceTriple,
     "distributions": AnswerDistributions,
 }
+ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "sft": (),
+    "dpo": ("chosen", "rejected"),
+    "wrpo": ("source_chosen", "target_chosen", "rejected"),
+    "distributions": (),
+}
+"""The fields of the answers that are compared, in the order of their sequences; the last is the rejected one."""
 _ARRAYS = {"tokens": "<i4", "logprobs": "<f2", "ends": "<i4", "top_ids": "<u4", "top_logprobs": "<f2"}
 """Dtypes of `AnswerDistributions`, as they are stored."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.data.batch import Microbatch
+from fusejax.data.records import ANSWERS
 from fusejax.objectives.fusion import fusion_losses, teacher_entropy
 from fusejax.objectives.logprobs import Logprobs
 from fusejax.objectives.losses import PairLoss
@@ -52,14 +53,8 @@ def fusion_sums(clm_weight: float, logprobs: Logprobs, microbatch: Microbatch) -
 
 
 def preference_sums(loss: PairLoss, logprobs: Logprobs, microbatch: Microbatch) -> Sums:
-    """Sums over pairs: `loss`, `count` (pairs), and metrics of the rewards."""
-    references = ("reference_chosen", "reference_rejected") if loss.needs_reference else ()
-    pairs = Pairs(
-        *pair_sums(logprobs.target, microbatch),
-        *pair_sums(microbatch["loss_mask"].astype(jnp.int32), microbatch),
-        *(microbatch[name] for name in references),
-    )
-    result = loss(pairs)
+    """Sums over pairs or triples: `loss`, `count` (of them), and metrics of the rewards."""
+    result = loss(_pairs(loss, logprobs.target, microbatch))
     is_pair = microbatch["pair_ids"] >= 0
 
     def total(values: Float[Array, "R P"]) -> Float[Array, ""]:
@@ -73,12 +68,32 @@ def preference_sums(loss: PairLoss, logprobs: Logprobs, microbatch: Microbatch) 
         "reward_margin": total(margin),
         "chosen_reward": total(result.chosen_rewards),
         "rejected_reward": total(result.rejected_rewards),
+        **{name: total(values) for name, values in result.metrics.items()},
     }
 
 
-def pair_sums(
-    values: Float[Array, "R L"] | Int[Array, "R L"], microbatch: Microbatch
-) -> tuple[Float[Array, "R P"] | Int[Array, "R P"], Float[Array, "R P"] | Int[Array, "R P"]]:
-    """Sums over each pair's chosen and rejected response; 0 where a slot for a pair is empty."""
-    sums = segment_sums(values, microbatch["segment_ids"], 2 * microbatch["pair_ids"].shape[1])
-    return sums[:, 0::2], sums[:, 1::2]
+def _pairs(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Pairs:
+    """What the loss is given."""
+    answers = len(ANSWERS[loss.kind])
+    *source, chosen, rejected = answer_sums(logprobs, microbatch, answers)
+    lengths = answer_sums(microbatch["loss_mask"].astype(jnp.int32), microbatch, answers)
+    *source_lengths, chosen_lengths, rejected_lengths = lengths
+    references = microbatch.get("reference_chosen"), microbatch.get("reference_rejected")
+    pairs = Pairs(chosen, rejected, chosen_lengths, rejected_lengths, *references)
+    if source:
+        pairs = pairs._replace(
+            source_logprobs=source[0],
+            source_lengths=source_lengths[0],
+            reference_source_logprobs=microbatch.get("reference_source"),
+        )
+    if loss.needs_progress:
+        pairs = pairs._replace(progress=jnp.broadcast_to(microbatch["progress"], chosen.shape))
+    return pairs
+
+
+def answer_sums(
+    values: Float[Array, "R L"] | Int[Array, "R L"], microbatch: Microbatch, answers: int
+) -> tuple[Float[Array, "R P"] | Int[Array, "R P"], ...]:
+    """Sums over each example's first response, over its second, ...; 0 where a slot for an example is empty."""
+    sums = segment_sums(values, microbatch["segment_ids"], answers * microbatch["pair_ids"].shape[1])
+    return tuple(sums[:, i::answers] for i in range(answers))

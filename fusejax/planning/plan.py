@@ -1,6 +1,6 @@
 """Whether a run fits a TPU slice, and how long it takes, found by compiling the run's own programs for the slice.
 
-`Planner` compiles; `TaskPlan` has the results for one task: training, or for pairs the reference pass before it.
+`Planner` compiles; `TaskPlan` has the results for one task: training, or the reference pass before it.
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ class Planner:
         self._compiled = functools.cache(self._compile)
 
     def plan(self, config: TrainConfig) -> dict[str, TaskPlan]:
-        """The plan of each task: of `sft`, or of `reference` and `dpo`."""
+        """The plan of each task: of `sft`, or of `reference` and `dpo` or `wrpo`."""
         return {task: self._task(config, task) for task in tasks(config)}
 
     def rows_per_microbatch(self, config: TrainConfig) -> int:
@@ -201,7 +201,7 @@ class Planner:
             examples = self.work.examples / self.work.passes(programs.rows_per_microbatch)
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
         a_token = model_flops(self.model, parameters, config.attention_length, training=not reference)
-        # The shared prefix of a pair counts once.
+        # What answers share counts once.
         useful = a_token * examples * self.work.tokens_per_example * config.row_length / config.attention_length
         devices = self.topology.num_devices
         return Speed(

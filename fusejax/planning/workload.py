@@ -8,12 +8,13 @@ from etils import epath
 
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
-from fusejax.data.records import MANIFEST
+from fusejax.data.records import MANIFEST, Kind
 
 # What is assumed where nothing is known: the counts of FuseChat-3.0's data, and the mean length of real answers with
-# their prompts (`benchmarks/packing_fill.py` on four models' answers to AlpacaEval; a pair has two of them).
-EXAMPLES = {"sft": 94_539, "dpo": 64_128}
-TOKENS = {"sft": 466, "dpo": 932}
+# their prompts (`benchmarks/packing_fill.py` on four models' answers to AlpacaEval; a pair has two of them). WRPO's
+# triples are of two thirds of the prompts of UltraFeedback, which has about 60,000.
+EXAMPLES: dict[Kind, int] = {"sft": 94_539, "dpo": 64_128, "wrpo": 40_000}
+TOKENS: dict[Kind, int] = {"sft": 466, "dpo": 932, "wrpo": 1_398}
 FILL = 0.996
 """Share of a packed row that holds tokens, measured there too."""
 
@@ -22,7 +23,7 @@ FILL = 0.996
 class Workload:
     examples: int
     tokens_per_example: float
-    """Of a pair: both of its sequences."""
+    """Of a pair or a triple: all of its sequences."""
     steps: int
     batch_size: int
     tokens_per_row: int

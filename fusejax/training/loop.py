@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import yaml
 from etils import epath
 from jax.sharding import Mesh
@@ -174,14 +175,16 @@ def run_steps(
       Stopped: SIGTERM came, and a checkpoint was saved.
     """
 
-    def put(split: str, microbatches: Iterable[Microbatch]) -> Iterator[Microbatch]:
+    def put(split: str, microbatches: Iterable[Microbatch], steps_done: int) -> Iterator[Microbatch]:
         for microbatch in microbatches:
             known = reference[split].at(microbatch["pair_ids"]) if reference else {}
+            if config.needs_progress:
+                known["progress"] = np.full((len(microbatch["tokens"]), 1), steps_done / last_step, np.float32)
             yield batches.put({**microbatch, **known})
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(steps_done: int) -> dict[str, float]:
         with clock.phase("evaluation"):
-            return _evaluate(programs, state.params, put("eval", batches.once("eval")), pace)
+            return _evaluate(programs, state.params, put("eval", batches.once("eval"), steps_done), pace)
 
     learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, last_step))(jnp.arange(last_step)))
     accumulator = programs.zeros()
@@ -212,7 +215,7 @@ def run_steps(
 
         try:
             if unevaluated:
-                scores = evaluate()
+                scores = evaluate(first_step)
                 write(unevaluated, scores)
                 flush()
                 hosts.lead(lambda: checkpoints.set_metrics(first_step, scores))
@@ -222,7 +225,7 @@ def run_steps(
                 profile.before(step)
                 # Implicit transfers between host and devices raise; a profiler trace gets step numbers.
                 with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    for microbatch in put("train", batch.microbatches):
+                    for microbatch in put("train", batch.microbatches, batch.step):
                         pace.start()
                         accumulator = programs.accumulate(state.params, *accumulator, microbatch)
                         pace.started(accumulator.sums["count"])
@@ -239,7 +242,7 @@ def run_steps(
                 if due or is_regular(step):
                     # What is saved between regular steps is not evaluated: scores would stay in the log.
                     evaluates = is_regular(step) and config.data.eval is not None
-                    scores = evaluate() if evaluates else {}
+                    scores = evaluate(step) if evaluates else {}
                     write(entry(*pending), scores)
                     pending = None
                     flush()
@@ -336,7 +339,7 @@ def _evaluate(programs: Programs, params: Params, microbatches: Iterable[Microba
 
 
 def _throughput(config: TrainConfig, programs: Programs) -> Throughput:
-    """Counts FLOPs as `fusejax plan` does: the shared prefix of a pair counts once."""
+    """Counts FLOPs as `fusejax plan` does: the shared prefix of an example counts once."""
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(programs.params))
     a_token = model_flops(programs.model, parameters, config.attention_length, training=True)
     return Throughput(a_token * config.row_length / config.attention_length, list(programs.mesh.devices.flat))
@@ -399,7 +402,7 @@ def _note_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:
 
 
 def _note_shared(config: TrainConfig, tokenized: Tokenized, hosts: Hosts) -> None:
-    share = tokenized.shared_lengths.sum() / tokenized.lengths.sum()
+    share = (tokenized.lengths - tokenized.computed_lengths).sum() / tokenized.lengths.sum()
     if share >= 0.05 and not config.shares_prefixes:
         length = whole_blocks(round(config.row_length / (1 - share)))
         hosts.note(
@@ -452,7 +455,8 @@ def _references(
         **{f"{split} tokens": tokenized.fingerprint for split, tokenized in data.items()},
     }
     sizes = {split: len(tokenized) for split, tokenized in data.items()}
-    return references(path, made_from, programs, load_start, batches, sizes)
+    answers = config.sequences_per_example
+    return references(path, made_from, programs, load_start, batches, sizes, answers=answers)
 
 
 def _keep_model_files(model: StartingModel, target: epath.Path) -> None:

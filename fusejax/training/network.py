@@ -37,7 +37,7 @@ from fusejax.objectives.logprobs import (
     target_logprobs,
     target_logprobs_vjp,
 )
-from fusejax.objectives.microbatch_loss import Loss, Sums, pair_sums
+from fusejax.objectives.microbatch_loss import Loss, Sums, answer_sums
 
 Remat = Literal["none", "dots", "full"]
 Params = dict[str, Any]
@@ -86,7 +86,7 @@ class _Trace(NamedTuple):
 
 
 class Network:
-    """The passes of a decoder and its loss: `accumulate`, `evaluate` and `pair_logprobs`, functions of whole arrays.
+    """The passes of a decoder and its loss: `accumulate`, `evaluate` and `answer_logprobs`, functions of whole arrays.
 
     Args:
       config: of the decoder.
@@ -180,13 +180,13 @@ class Network:
 
         return jax.tree.map(jnp.sum, self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch))
 
-    def pair_logprobs(
-        self, params: Params, microbatch: Microbatch
-    ) -> tuple[Int[Array, "R P"], Float32[Array, "R P"], Float32[Array, "R P"]]:
-        """`pair_ids`, and the summed log-probabilities of the chosen and the rejected responses."""
+    def answer_logprobs(
+        self, params: Params, microbatch: Microbatch, answers: int
+    ) -> tuple[Int[Array, "R P"], tuple[Float32[Array, "R P"], ...]]:
+        """`pair_ids`, and the summed log-probabilities of each of the examples' answers."""
 
         def local(params: Params, microbatch: Microbatch):
-            return microbatch["pair_ids"], *pair_sums(self._forward(params, microbatch)[0].target, microbatch)
+            return microbatch["pair_ids"], answer_sums(self._forward(params, microbatch)[0].target, microbatch, answers)
 
         return self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch)
 
@@ -340,7 +340,7 @@ def _check_heads(config: DecoderConfig, mesh: Mesh) -> None:
 
 def _shared(microbatch: Microbatch) -> SharedPrefixes | None:
     return (
-        SharedPrefixes(microbatch["first"], microbatch["second"], microbatch["source"])
+        SharedPrefixes(microbatch["first"], microbatch["second"], microbatch["source"], microbatch.get("third"))
         if "source" in microbatch
         else None
     )

@@ -34,7 +34,7 @@ class Programs:
 
     Attributes:
       params, state, accumulator, microbatch: their shapes, dtypes and shardings.
-      reference_microbatch: as `microbatch`, but without the reference's log-probabilities.
+      reference_microbatch: as `microbatch`, but with what the loader makes alone.
       eval_microbatch: as `microbatch`, but without soft targets: evaluations are on the answers alone.
       init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
@@ -43,7 +43,7 @@ class Programs:
         The sums are not overwritten: when they are ready, their microbatch is done.
       apply: state, accumulator -> state after the step, the step's metrics.
       evaluate: params, eval_microbatch -> sums of the loss and of the other metrics.
-      reference: params, reference_microbatch -> pair_ids, log-probabilities of chosen and of rejected, on every device.
+      reference: params, reference_microbatch -> pair_ids, log-probabilities of each answer, on every device.
     """
 
     def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int | None = None):
@@ -62,7 +62,7 @@ class Programs:
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
         shape = config.batch_shape(self.rows_per_microbatch)
         self.microbatch = self._microbatch(shape)
-        self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False))
+        self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False, progress=False))
         self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0))
         sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(
@@ -99,8 +99,9 @@ class Programs:
             out_shardings=accumulator,
         )
         self.evaluate = compiled(network.evaluate, out_shardings=everywhere)
-        # On every device, so that every host has every pair.
-        self.reference = compiled(network.pair_logprobs, out_shardings=everywhere)
+        # On every device, so that every host has every example.
+        reference = functools.partial(network.answer_logprobs, answers=config.sequences_per_example)
+        self.reference = compiled(reference, out_shardings=everywhere)
 
     def set_steps(self, num_steps: int) -> None:
         """Makes `apply` that of a run of so many steps."""

@@ -7,7 +7,7 @@ The sidecar names what it was computed from, and a run with other inputs refuses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -22,31 +22,40 @@ from fusejax.training.batches import Batches
 from fusejax.training.programs import Programs
 from fusejax.training.state import Params
 
+_NAMES = ("source", "chosen", "rejected")
+
 
 @dataclass(frozen=True)
 class Reference:
-    """Summed log-probabilities in nats, by index into the tokenised data set; float32 [N]."""
+    """Summed log-probabilities in nats: name in the sidecar -> by index into the tokenised data set.
 
-    chosen: Float[np.ndarray, "N"]
-    rejected: Float[np.ndarray, "N"]
+    The names are `chosen` and `rejected`; of triples these are the target's, and `source` comes before them.
+    """
+
+    values: dict[str, Float[np.ndarray, "N"]]
 
     @classmethod
-    def empty(cls, size: int) -> "Reference":
-        """NaN everywhere: a pair that the pass missed would make the loss NaN, not slightly wrong."""
-        return cls(np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32))
+    def empty(cls, size: int, answers: int) -> "Reference":
+        """NaN everywhere: an example that the pass missed would make the loss NaN, not slightly wrong."""
+        return cls({name: np.full(size, np.nan, np.float32) for name in _NAMES[-answers:]})
 
-    def fill(self, pair_ids: Int[np.ndarray, "R P"], chosen: np.ndarray, rejected: np.ndarray) -> None:
+    def fill(self, pair_ids: Int[np.ndarray, "R P"], logprobs: Sequence[np.ndarray]) -> None:
+        """Takes the values of the examples `pair_ids`, of each answer [R, P]."""
         filled = pair_ids >= 0
-        self.chosen[pair_ids[filled]] = chosen[filled]
-        self.rejected[pair_ids[filled]] = rejected[filled]
+        for values, each in zip(self.values.values(), logprobs, strict=True):
+            values[pair_ids[filled]] = each[filled]
 
     def at(self, pair_ids: Int[np.ndarray, "R P"]) -> dict[str, Float[np.ndarray, "R P"]]:
-        """The arrays that a microbatch with these pairs needs; 0 in empty slots."""
+        """The arrays that a microbatch with these examples needs; 0 in empty slots."""
         filled = pair_ids >= 0
         return {
-            "reference_chosen": np.where(filled, self.chosen[pair_ids], np.float32(0)),
-            "reference_rejected": np.where(filled, self.rejected[pair_ids], np.float32(0)),
+            f"reference_{name}": np.where(filled, values[pair_ids], np.float32(0))
+            for name, values in self.values.items()
         }
+
+    def broken(self) -> int:
+        """Examples with an answer of no finite log-probability."""
+        return int((~np.isfinite(sum(self.values.values()))).sum())
 
 
 def references(
@@ -56,6 +65,8 @@ def references(
     load_params: Callable[[], Params],
     batches: Batches,
     sizes: dict[str, int],
+    *,
+    answers: int,
 ) -> dict[str, Reference]:
     """The reference of each split: read from the sidecar at `path`, or else computed and written there.
 
@@ -64,7 +75,8 @@ def references(
       programs: of the run.
       load_params: the starting model's parameters; called only if something is computed.
       batches: of the run.
-      sizes: pairs in each split.
+      sizes: pairs or triples in each split.
+      answers: of each of them.
 
     Raises:
       UserError: as `load`; or the model gives a response no finite log-probability.
@@ -72,17 +84,16 @@ def references(
     if path.exists():
         return load(path, identity)
     params = load_params()
-    found = {split: Reference.empty(size) for split, size in sizes.items()}
+    found = {split: Reference.empty(size, answers) for split, size in sizes.items()}
     for split, reference in found.items():
-        with Progress(f"reference, {split}", sizes[split], "pair", quiet=jax.process_index() > 0) as progress:
+        with Progress(f"reference, {split}", sizes[split], "example", quiet=jax.process_index() > 0) as progress:
             for rows in batches.once(split):
-                pair_ids, chosen, rejected = jax.device_get(programs.reference(params, batches.put(rows)))
-                reference.fill(pair_ids, chosen, rejected)
+                pair_ids, logprobs = jax.device_get(programs.reference(params, batches.put(rows)))
+                reference.fill(pair_ids, logprobs)
                 progress.add(int((pair_ids >= 0).sum()))
-        broken = int((~np.isfinite(reference.chosen + reference.rejected)).sum())
-        if broken:
+        if broken := reference.broken():
             raise UserError(
-                f"reference pass: the starting model gives {broken} of {sizes[split]} {split} pairs no finite "
+                f"reference pass: the starting model gives {broken} of {sizes[split]} {split} examples no finite "
                 "log-probability; its weights are damaged, or too large for dtype.compute"
             )
     if jax.process_index() == 0:  # all hosts have the same result
@@ -91,8 +102,12 @@ def references(
 
 
 def save(path: epath.Path, identity: dict[str, str], found: dict[str, Reference]) -> None:
-    arrays = {f"{split}.chosen": reference.chosen for split, reference in found.items()}
-    arrays |= {f"{split}.rejected": reference.rejected for split, reference in found.items()}
+    arrays = {
+        f"{split}.{name}": reference.values[name]
+        for name in _NAMES
+        for split, reference in found.items()
+        if name in reference.values
+    }
     with replacing(path) as file:
         np.savez(file, identity=np.array(json.dumps(identity)), **arrays)  # type: ignore[arg-type]  # as in tokens.py
 
@@ -123,6 +138,6 @@ def load(path: epath.Path, identity: dict[str, str]) -> dict[str, Reference]:
             "delete it, or set preference.reference to another file"
         )
     return {
-        split: Reference(arrays[f"{split}.chosen"], arrays[f"{split}.rejected"])
+        split: Reference({name: arrays[f"{split}.{name}"] for name in _NAMES if f"{split}.{name}" in arrays})
         for split in sorted({name.rpartition(".")[0] for name in arrays})
     }

@@ -39,7 +39,8 @@ def open_data(config: TrainConfig) -> dict[str, Shards]:
 def _open(config: TrainConfig, split: str, path: str) -> Shards:
     records = open_shards(path)
     if records.kind != config.record_kind:
-        raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}")
+        loss = f" with the loss {config.preference.loss}, which takes {config.record_kind}" if config.preference else ""
+        raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}{loss}")
     return records
 
 

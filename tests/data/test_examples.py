@@ -12,7 +12,7 @@ from fusejax.common.cli import UserError
 from fusejax.data import examples
 from fusejax.data.chat import encode_conversation
 from fusejax.data.examples import Rejection, check_any_kept, joined, parts, tokenize
-from fusejax.data.records import PreferencePair, SFTExample, Shards, encode, open_shards, write_shards
+from fusejax.data.records import PreferencePair, PreferenceTriple, SFTExample, Shards, encode, open_shards, write_shards
 from tests.data.families import make_tokenizer
 
 
@@ -29,9 +29,15 @@ def pair(name: str, chosen="yes", rejected="no", prompt="Hi", scores=(1.0, 0.5))
     return PreferencePair(name, "set", "math", "source", *sides, *scores)
 
 
-def shards(*records: SFTExample | PreferencePair | bytes) -> Shards:
+def triple(name: str, source="Yes!", target="yes", rejected="no", prompt="Hi", scores=(2.0, 1.0, 0.5)):
+    answers = ([turn("assistant", answer)] for answer in (source, target, rejected))
+    return PreferenceTriple(name, "set", "math", "source", [turn("user", prompt)], *answers, *scores)
+
+
+def shards(*records: SFTExample | PreferencePair | PreferenceTriple | bytes) -> Shards:
     """As opened, without files; bytes stand for a record that someone else wrote."""
-    kind = "dpo" if any(isinstance(record, PreferencePair) for record in records) else "sft"
+    types = {type(record) for record in records} - {bytes}
+    kind = "dpo" if PreferencePair in types else "wrpo" if PreferenceTriple in types else "sft"
     data = [record if isinstance(record, bytes) else encode(record) for record in records]
     return Shards("data/train", kind, "fingerprint", [data])
 
@@ -63,6 +69,54 @@ def test_pairs(tokenizer):
         assert tokenizer.decode(tokens[mask]) == answer[0]["content"] + "<|im_end|>"  # never earlier answers
     lengths = [len(tokenized.sequence(i)[0]) for i in range(4)]
     assert tokenized.lengths.tolist() == [lengths[0] + lengths[1], lengths[2] + lengths[3]]
+
+
+def test_triples(tokenizer):
+    """The sequences are the source's chosen answer, the target's, and the rejected one."""
+    record = triple("a")
+    tokenized = tokenize(shards(record, triple("b", source="yes")), tokenizer, max_length=100)
+    assert tokenized.ids == ["a", "b"] and tokenized.sequences_per_example == 3
+    for i, answer in enumerate(("Yes!", "yes", "no")):
+        tokens, mask = tokenized.sequence(i)
+        said = [turn("assistant", answer)]
+        assert np.array_equal(tokens, encode_conversation(tokenizer, record.prompt + said).tokens)
+        assert tokenizer.decode(tokens[mask]) == answer + "<|im_end|>"
+    # A source and a target may say the same: what all three sequences begin with is the prompt still.
+    assert tokenized.shared_lengths.tolist() == [tokenized.sequence(i)[1].argmax() for i in (0, 3)]
+
+
+def test_every_rejection_of_a_triple_has_its_reason(tokenizer):
+    records = [
+        triple("good"),
+        triple("nobody scored it", scores=()),
+        triple("target is rejected", target="no"),
+        triple("source is rejected", source="no"),
+        triple("source and target say the same", source="yes"),
+        triple("nan of the source", scores=(math.nan, 1.0, 0.5)),
+        triple("infinite of the rejected", scores=(2.0, 1.0, -math.inf)),
+        triple("tie of the target", scores=(2.0, 0.5, 0.5)),
+        triple("source is the worst", scores=(0.1, 1.0, 0.5)),
+        triple("same when cut", source="a" + " b" * 100 + "c", rejected="a" + " b" * 100 + "d"),
+        encode(pair("a pair")),
+    ]
+    kept = tokenize(shards(*records), tokenizer, max_length=80)
+    reasons = {
+        "target is rejected": "identical_pair",
+        "source is rejected": "identical_pair",
+        "nan of the source": "non_finite_score",
+        "infinite of the rejected": "non_finite_score",
+        "same when cut": "identical_pair",
+        "#10": "bad_record",
+    }
+    assert {rejection.id: rejection.reason for rejection in kept.rejected} == reasons
+    details = {rejection.id: rejection.detail for rejection in kept.rejected}
+    assert details["target is rejected"] == "target_chosen and rejected are the same"
+    assert details["same when cut"] == "source_chosen and rejected are the same when cut"
+    assert kept.changes == {"unordered": ["tie of the target"]}
+    dropped = tokenize(shards(*records), tokenizer, max_length=80, drop_unordered_pairs=True)
+    assert {rejection.id: rejection.reason for rejection in dropped.rejected} == reasons | {
+        "tie of the target": "unordered_pair"
+    }
 
 
 def test_all_that_the_assistant_says_after_a_prompt_is_a_target(tokenizer):

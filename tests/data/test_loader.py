@@ -14,11 +14,12 @@ from fusejax.data.batch import max_examples_per_row
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import eval_batches, train_batches
 from fusejax.data.packing import num_steps, plan_eval
+from fusejax.data.records import ANSWERS
 
 
 def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
     """Sequences of the given lengths; tokens count on over all, so that each is known by its value."""
-    each = 2 if kind == "dpo" else 1
+    each = len(ANSWERS[kind]) or 1
     total = sum(lengths)
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
     mask = np.arange(total) % 3 != 0
@@ -29,8 +30,8 @@ def tokenized(lengths: list[int], kind: str = "sft") -> Tokenized:
 
 @st.composite
 def problems(draw):
-    kind = draw(st.sampled_from(["sft", "dpo"]))
-    each = 2 if kind == "dpo" else 1
+    kind = draw(st.sampled_from(["sft", "dpo", "wrpo"]))
+    each = len(ANSWERS[kind]) or 1
     count = draw(st.integers(1, 30))
     data = tokenized(draw(st.lists(st.integers(1, 20), min_size=count * each, max_size=count * each)), kind)
     row_length = draw(st.integers(int(data.lengths.max()), 80))
@@ -49,7 +50,7 @@ def sequences(data: Tokenized, microbatches):
             "positions": np.int32,
             "segment_ids": np.int32,
             "loss_mask": bool,
-        } | ({"pair_ids": np.int32} if data.kind == "dpo" else {})
+        } | ({"pair_ids": np.int32} if each > 1 else {})
         for row in range(len(microbatch["tokens"])):
             tokens, positions, segments, mask = (
                 microbatch[name][row] for name in ("tokens", "positions", "segment_ids", "loss_mask")
@@ -64,13 +65,13 @@ def sequences(data: Tokenized, microbatches):
                 assert np.array_equal(positions[where], np.arange(len(ids)))
                 assert np.array_equal(where, np.arange(where[0], where[0] + len(ids)))
                 assert not mask[where[0]]
-                if each == 2:
-                    assert sequence % 2 == (segment - 1) % 2
-                    assert microbatch["pair_ids"][row, (segment - 1) // 2] == sequence // 2
+                if each > 1:
+                    assert sequence % each == (segment - 1) % each
+                    assert microbatch["pair_ids"][row, (segment - 1) // each] == sequence // each
                 yield sequence // each
-            if each == 2:
+            if each > 1:
                 pairs = microbatch["pair_ids"][row]
-                assert (pairs >= 0).sum() * 2 == segments.max()
+                assert (pairs >= 0).sum() * each == segments.max()
                 assert pairs.shape == (max_examples_per_row(len(tokens)),)
 
 
@@ -136,43 +137,55 @@ def test_eval_batches(problem):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=20), st.integers(0, 40), st.integers(1, 3))
-def test_what_pairs_share_is_computed_once(pairs, more, rows):
-    """Pairs of (tokens in common, tokens of the chosen sequence's own, of the rejected one's)."""
-    pairs = [(shared, chosen + (shared == 0), rejected + (shared == 0)) for shared, chosen, rejected in pairs]
-    lengths = [length for shared, *own in pairs for length in (shared + own[0], shared + own[1])]
-    data = tokenized(lengths, "dpo")
-    for pair, (shared, *_) in enumerate(pairs):
-        chosen, rejected = (data.tokens[start:][:shared] for start in data.offsets[2 * pair : 2 * pair + 2])
-        rejected[:] = chosen
-    assert data.shared_lengths.tolist() == [shared for shared, *_ in pairs]
+@given(
+    st.sampled_from(["dpo", "wrpo"]),
+    st.lists(st.tuples(*[st.integers(0, 9)] * 4), min_size=1, max_size=20),
+    st.integers(0, 40),
+    st.integers(1, 3),
+)
+def test_what_answers_share_is_computed_once(kind, examples, more, rows):
+    """Examples of (tokens in common, tokens of each sequence's own)."""
+    each = len(ANSWERS[kind])
+    examples = [(shared, [length + (shared == 0) for length in own[:each]]) for shared, *own in examples]
+    data = tokenized([shared + length for shared, own in examples for length in own], kind)
+    for example, (shared, _) in enumerate(examples):
+        first, *others = (data.tokens[start:][:shared] for start in data.offsets[each * example :][:each])
+        for other in others:
+            other[:] = first
+    assert data.shared_lengths.tolist() == [shared for shared, _ in examples]
+    assert data.computed_lengths.tolist() == [shared + sum(own) for shared, own in examples]
 
     attention_length = int(data.lengths.max()) + more
-    row_length = max(int((data.lengths - data.shared_lengths).max()), attention_length - 10)
+    row_length = max(int(data.computed_lengths.max()), attention_length - 10)
     options = {"row_length": row_length, "rows_per_microbatch": rows}
     assume(attention_length > row_length)
     found = 0
     for microbatch in eval_batches(data, **options, attention_length=attention_length):
         assert microbatch["tokens"].shape == microbatch["source"].shape == (rows, attention_length)
-        assert microbatch["first"].shape == microbatch["second"].shape == (rows, row_length)
+        again = [name for name in ("second", "third") if name in microbatch]
+        assert len(again) == each - 1
+        assert all(microbatch[name].shape == (rows, row_length) for name in ("first", *again))
         for row in range(rows):
-            segments, tokens, first, second, source, ids = (
-                microbatch[name][row] for name in ("segment_ids", "tokens", "first", "second", "source", "pair_ids")
+            segments, tokens, first, source, ids = (
+                microbatch[name][row] for name in ("segment_ids", "tokens", "first", "source", "pair_ids")
             )
+            others = [microbatch[name][row] for name in again]
             slots, computed = np.count_nonzero(segments), np.count_nonzero(first < attention_length)
-            assert computed == (data.lengths - data.shared_lengths)[ids[ids >= 0]].sum()
-            # What is computed comes first, and each slot has one that is in its own pair and has its past.
-            assert (first[computed:] == attention_length).all() and (second[computed:] == attention_length).all()
+            assert computed == data.computed_lengths[ids[ids >= 0]].sum()
+            # What is computed comes first, and each slot has one that is in its own example and has its past.
+            assert all((slots_of[computed:] == attention_length).all() for slots_of in (first, *others))
             assert (source[slots:] == row_length).all() and (source[:slots] < computed).all()
             assert (first[source[:slots]] <= np.arange(slots)).all()
             for slot in range(slots):
                 origin = first[source[slot]]
-                assert (segments[origin] - 1) // 2 == (segments[slot] - 1) // 2
+                assert (segments[origin] - 1) // each == (segments[slot] - 1) // each
                 past, pasts = (np.flatnonzero(segments[: at + 1] == segments[at]) for at in (slot, origin))
                 assert np.array_equal(tokens[past], tokens[pasts])
-                assert slot in (origin, second[source[slot]])
-            assert (source[second[second < attention_length]] == np.flatnonzero(second < attention_length)).all()
-            assert np.count_nonzero(second < attention_length) == slots - computed
+                assert slot in (origin, *(slots_of[source[slot]] for slots_of in others))
+            for slots_of in others:
+                used = slots_of < attention_length
+                assert (source[slots_of[used]] == np.flatnonzero(used)).all()
+            assert sum(np.count_nonzero(slots_of < attention_length) for slots_of in others) == slots - computed
             found += slots
     assert found == data.lengths.sum()
 

@@ -30,7 +30,7 @@ PAGES = sorted(
 PACKAGES = ("fusejax", "data_pipeline")
 FOLDERS = (*PACKAGES, "quickstart", "examples", "benchmarks", "configs", "docs", "tests", "tpu", ".ci")
 FILES = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|simpo|commonsense|poetry|my_reward")
+EXAMPLE = re.compile(r"NAME|FILE|SPLIT|SOURCE|COMMAND|correct_only|exact|hinge|commonsense|poetry|my_reward")
 """Names of what a guide tells to write."""
 GUIDE = (ROOT / "docs/adding/family.md").read_text()
 

@@ -13,23 +13,26 @@ from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, sprea
 def sharings(draw):
     """A row in which some slots share what is computed, some computed tokens are filling, and some slots padding."""
     slots = draw(st.integers(1, 12))
-    first, second, source = [], [], []
+    most = draw(st.sampled_from([2, 3]))
+    first, others, source = [], [], []
     for slot in range(slots):
-        single = [token for token, other in enumerate(second) if other is None]
-        if single and draw(st.booleans()):
-            token = draw(st.sampled_from(single))
-            second[token] = slot
+        open_ = [token for token, found in enumerate(others) if len(found) < most - 1]
+        if open_ and draw(st.booleans()):
+            token = draw(st.sampled_from(open_))
+            others[token].append(slot)
         else:
             token = len(first)
             first.append(slot)
-            second.append(None)
+            others.append([])
         source.append(token)
     length, computed = 13, draw(st.sampled_from([12, 13]))
     filling = [length] * (computed - len(first))
+    second, third = ([found[i] if len(found) > i else length for found in others] for i in range(2))
     return SharedPrefixes(
         jnp.array([first + filling]),
-        jnp.array([[length if slot is None else slot for slot in second] + filling]),
+        jnp.array([second + filling]),
         jnp.array([source + [computed] * (length - slots)]),
+        jnp.array([third + filling]) if most == 3 else None,
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fusejax.objectives.losses.dpo import DPO
+from fusejax.objectives.losses.ipo import IPO
+from fusejax.objectives.losses.simpo import SimPO
 from fusejax.objectives.preference import Pairs, segment_sums
 from fusejax.objectives.sft import sft_loss
 
@@ -91,39 +93,77 @@ def _loss_before_metrics(stub, inputs, outputs, stop):
     raise AssertionError("TRL no longer gathers metrics after the loss")
 
 
-def our_loss(beta, length_normalized, label_smoothing=0.0):
+def our_loss(loss):
+    """Mean loss and its gradient in the per-token log-probabilities."""
     logprobs, reference, mask = numbers()
 
-    def loss(logprobs):
+    def mean(logprobs):
         sums = jnp.sum(logprobs, axis=1)
         lengths = mask.sum(1)
         pairs = Pairs(
             sums[:PAIRS], sums[PAIRS:], lengths[:PAIRS], lengths[PAIRS:], reference[:PAIRS], reference[PAIRS:]
         )
-        loss = DPO(beta=beta, length_normalized=length_normalized, label_smoothing=label_smoothing)
         return jnp.mean(loss(pairs).losses)
 
-    value, gradient = jax.value_and_grad(loss)(logprobs)
+    value, gradient = jax.value_and_grad(mean)(logprobs)
     return float(value), np.asarray(gradient)
 
 
 @pytest.mark.parametrize(
-    ("trl_type", "length_normalized", "label_smoothing"),
-    [("sigmoid", False, 0.0), ("sigmoid_norm", True, 0.0), ("aot", False, 0.0), ("aot", False, 0.2)],
+    ("trl_type", "kind", "settings"),
+    [
+        ("sigmoid", DPO, {}),
+        ("sigmoid_norm", DPO, {"length_normalized": True}),
+        ("aot", DPO, {}),
+        ("aot", DPO, {"label_smoothing": 0.2}),
+        ("ipo", IPO, {}),
+    ],
 )
 @pytest.mark.parametrize("beta", [0.01, 0.1, 10.0])
-def test_values_and_gradients_agree_with_trl(trl_type, length_normalized, label_smoothing, beta):
-    ours, our_gradient = our_loss(beta, length_normalized, label_smoothing)
-    theirs, their_gradient = trl_loss(trl_type, beta, label_smoothing)
+def test_values_and_gradients_agree_with_trl(trl_type, kind, settings, beta):
+    ours, our_gradient = our_loss(kind(beta=beta, **settings))
+    theirs, their_gradient = trl_loss(trl_type, beta, settings.get("label_smoothing", 0.0))
     assert ours == pytest.approx(theirs, rel=1e-5)
     mask = numbers()[2][:, 1:] == 1
     np.testing.assert_allclose(our_gradient[mask], their_gradient[mask], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("beta", [2.0, 10.0])
+def test_simpo_agrees_with_trl(beta, gamma):
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    logprobs, _, mask = numbers()
+    stub = SimpleNamespace(
+        alpha=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+        loss_type="simpo",
+        simpo_gamma=gamma,
+        beta=beta,
+        label_smoothing=0.0,
+    )
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    means = leaf.sum(1) / torch.tensor(mask).sum(1)
+    losses, _, _ = CPOTrainer.cpo_loss(stub, means[:PAIRS], means[PAIRS:])
+    losses.mean().backward()
+    ours, our_gradient = our_loss(SimPO(beta=beta, gamma=gamma))
+    assert ours == pytest.approx(losses.mean().item(), rel=1e-5)
+    where = mask[:, 1:] == 1
+    np.testing.assert_allclose(our_gradient[where], leaf.grad.numpy()[where], rtol=1e-4, atol=1e-9)
+
+
+def test_simpo_of_a_worked_example():
+    """Means of -0.30 and -0.60, as sums over ten and five tokens."""
+    sums, lengths = (jnp.array([-3.0]), jnp.array([-3.0])), (jnp.array([10]), jnp.array([5]))
+    found = SimPO(beta=2.0, gamma=0.5)(Pairs(*sums, *lengths))
+    assert found.losses[0] == pytest.approx(0.64439666, abs=1e-7)
+    np.testing.assert_allclose([found.chosen_rewards[0], found.rejected_rewards[0]], [-0.6, -1.2], rtol=1e-6)
+
+
 def test_label_smoothing_with_length_normalization_is_the_same_mixture():
     """TRL has no such combination: check it against its definition, a mixture of the loss and its mirror image."""
-    plain, _ = our_loss(2.0, True)
-    smooth, _ = our_loss(2.0, True, 0.1)
+    plain, _ = our_loss(DPO(beta=2.0, length_normalized=True))
+    smooth, _ = our_loss(DPO(beta=2.0, length_normalized=True, label_smoothing=0.1))
     logprobs, reference, mask = numbers()
     sums, lengths, reference = map(jnp.asarray, (logprobs.sum(1), mask.sum(1), reference))
     flipped = DPO(beta=2.0, length_normalized=True)(
@@ -142,10 +182,10 @@ def test_the_loss_is_log_2_where_policy_and_reference_agree(length_normalized):
     np.testing.assert_array_equal(result.chosen_rewards, 0)
 
 
-def test_empty_slots_make_no_nan():
+@pytest.mark.parametrize("loss", [DPO(beta=1.0, length_normalized=True), SimPO(), IPO()])
+def test_empty_slots_make_no_nan(loss):
     zeros = jnp.zeros(3)
     empty = jnp.zeros(3, int)
-    loss = DPO(beta=1.0, length_normalized=True)
     gradient = jax.grad(lambda x: jnp.sum(loss(Pairs(x, x, empty, empty, zeros, zeros)).losses))(zeros)
     assert np.isfinite(gradient).all()
 

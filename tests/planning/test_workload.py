@@ -14,8 +14,9 @@ from tests.tiny_runs import run_config
 def test_the_recipes_counts_are_assumed_where_there_is_no_data(tmp_path):
     sft = workload(run_config(tmp_path, tmp_path / "out", batch_size=128, epochs=3))
     dpo = workload(run_config(tmp_path, tmp_path / "out", "dpo", batch_size=128, epochs=1))
-    assert (sft.steps, dpo.steps) == (2_216, 501)
-    assert sft.assumed == dpo.assumed == ("examples", "tokens_per_example")
+    wrpo = workload(run_config(tmp_path, tmp_path / "out", "wrpo", batch_size=128, epochs=1))
+    assert (sft.steps, dpo.steps, wrpo.steps) == (2_216, 501, 313)
+    assert sft.assumed == dpo.assumed == wrpo.assumed == ("examples", "tokens_per_example")
 
 
 def test_data_that_is_there_is_counted(tmp_path):

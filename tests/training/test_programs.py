@@ -12,6 +12,7 @@ import pytest
 from fusejax.config import OptimizerConfig, TrainConfig
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import assemble
+from fusejax.data.records import ANSWERS
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.planning.topology import parse_topology
@@ -44,22 +45,30 @@ def programs(devices=None, model=MODEL, num_steps: int | None = 2, **settings) -
 
 
 @pytest.mark.parametrize(
-    ("task", "packing"),
-    [("sft", {}), ("preference", {}), ("preference", {"row_length": 768, "attention_length": 1024})],
+    ("kind", "packing"),
+    [
+        ("sft", {}),
+        ("dpo", {}),
+        ("dpo", {"row_length": 768, "attention_length": 1024}),
+        ("wrpo", {}),
+        ("wrpo", {"row_length": 768, "attention_length": 1536}),
+    ],
 )
-def test_microbatches_are_what_programs_are_compiled_for(task, packing):
-    """Names, shapes and dtypes of what the loader makes, and of what the reference adds."""
-    settings = {"task": task, "packing": packing | {"rows_per_device": 3}}
-    made = programs(**settings, **({"preference": {}} if task == "preference" else {}))
-    length, each = 12, 2 if task == "preference" else 1
+def test_microbatches_are_what_programs_are_compiled_for(kind, packing):
+    """Names, shapes and dtypes of what the loader makes, and of what the run adds."""
+    settings = {"task": "sft"} if kind == "sft" else {"task": "preference", "preference": {"loss": kind}}
+    made = programs(**settings, packing=packing | {"rows_per_device": 3})
+    length, each = 12, len(ANSWERS[kind]) or 1
     offsets = np.arange(0, (2 * each + 1) * length, length, dtype=np.int64)
     tokens = np.arange(offsets[-1], dtype=np.int32)
-    data = Tokenized("dpo" if each == 2 else "sft", tokens, tokens % length > 5, offsets, ["a", "b"], [], {})
+    data = Tokenized(kind, tokens, tokens % length > 5, offsets, ["a", "b"], [], {})
     lengths = (packing["row_length"], packing["attention_length"]) if packing else (512 * each,)
     fed = assemble(data, [[1], [0], []], *lengths)
     assert described(fed) == described(made.reference_microbatch)
-    if each == 2:
-        fed |= Reference.empty(2).at(fed["pair_ids"])
+    if each > 1:
+        fed |= Reference.empty(2, each).at(fed["pair_ids"])
+    if kind == "wrpo":
+        fed["progress"] = np.zeros((3, 1), np.float32)
     assert described(fed) == described(made.microbatch)
 
 

@@ -44,7 +44,7 @@ def logged(output_dir: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "dpo", "wrpo"])
 def test_killed_at_any_moment(world, tmp_path, monkeypatch, task):
     # Compiled once for all attempts; and hundreds of steps would take no longer to start than these twelve.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))

@@ -299,13 +299,21 @@ def test_mistakes_end_in_one_line(world, tmp_path, changes, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "packing"), [("sft", {}), ("dpo", {}), ("dpo", {"attention_length": 192})])
+@pytest.mark.parametrize(
+    ("task", "packing"),
+    [
+        ("sft", {"row_length": 128}),
+        ("dpo", {"row_length": 128}),
+        ("dpo", {"row_length": 128, "attention_length": 192}),
+        ("wrpo", {"row_length": 144, "attention_length": 256}),
+    ],
+)
 def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
     """Four devices, parameters split over two of them and heads over the other two, against one device."""
     losses = {}
     for name, devices, mesh in (("one", 1, {}), ("four", 4, {"fsdp": 2, "tensor": 2})):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        changes = {"mesh": mesh, "packing": {"row_length": 128, "rows_per_device": 2, **packing}}
+        changes = {"mesh": mesh, "packing": {"rows_per_device": 2, **packing}}
         subprocess.run(train_command(world, tmp_path / name, task, **changes), env=environment, check=True)
         losses[name] = [line["loss"] for line in metrics(tmp_path / name)]
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)

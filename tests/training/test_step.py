@@ -1,5 +1,6 @@
 """One optimizer step: the same result however the batch falls into rows and microbatches."""
 
+import functools
 import math
 
 import jax
@@ -36,6 +37,7 @@ class Setup:
         start = StartingModel(config.model)
         self.params = start.load(self.mesh, dtype="float32")
         preference = DPO(**preference) if preference else config.preference
+        self.loss = preference
         self.network = Network(
             start.config,
             self.mesh,
@@ -57,6 +59,9 @@ class Setup:
                 filled = batch["pair_ids"] >= 0
                 batch["reference_chosen"] = np.where(filled, -20.0 - batch["pair_ids"] % 5, 0).astype(np.float32)
                 batch["reference_rejected"] = np.where(filled, -40.0 + batch["pair_ids"] % 3, 0).astype(np.float32)
+                if self.loss.kind == "wrpo":
+                    batch["reference_source"] = np.where(filled, -30.0 + batch["pair_ids"] % 7, 0).astype(np.float32)
+                    batch["progress"] = np.full((len(rows), 1), 0.8, np.float32)
             if total is None:
                 sums = jax.eval_shape(self.network.evaluate, self.params, batch)
                 total = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), Accumulator(self.params, sums))
@@ -64,11 +69,12 @@ class Setup:
         return jax.tree.map(lambda x: x[0] / total.sums["count"][0], total)
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("task", ["sft", "dpo", "wrpo"])
 def test_rows_and_microbatches_change_nothing(world, task):
     setup = Setup(world, task)
-    one_row_each = setup.gradients([([[i]], 128) for i in range(8)])
-    packed = setup.gradients([([[0, 3], [5]], 256), ([[1, 2, 6], []], 256), ([[7, 4]], 256)])
+    length = 128 * setup.data.sequences_per_example
+    one_row_each = setup.gradients([([[i]], length) for i in range(8)])
+    packed = setup.gradients([([[0, 3], [5]], length), ([[1, 2, 6], []], length), ([[7, 4]], length)])
     for name, value in one_row_each.sums.items():
         np.testing.assert_allclose(packed.sums[name], value, rtol=1e-5, err_msg=name)
     jax.tree.map(
@@ -78,16 +84,18 @@ def test_rows_and_microbatches_change_nothing(world, task):
 
 def check_that_sharing_changes_nothing(setup):
     assert setup.data.shared_lengths[:8].min() > 4
-    apart = setup.gradients([([[0, 3], [5]], 256), ([[1, 2, 6], []], 256), ([[7, 4]], 256)])
-    shared = setup.gradients([([[0, 3], [5]], 180, 256), ([[1, 2, 6], []], 180, 256), ([[7, 4]], 180, 256)])
+    length = 128 * setup.data.sequences_per_example
+    apart = setup.gradients([([[0, 3], [5]], length), ([[1, 2, 6], []], length), ([[7, 4]], length)])
+    rows = ([[0, 3], [5]], [[1, 2, 6], []], [[7, 4]])
+    shared = setup.gradients([(each, length - 76, length) for each in rows])
     for name, value in apart.sums.items():
         np.testing.assert_allclose(shared.sums[name], value, rtol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), shared.gradients, apart.gradients)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_sharing_what_pairs_begin_with_changes_nothing(world, remat):
-    check_that_sharing_changes_nothing(Setup(world, "dpo", remat=remat))
+@pytest.mark.parametrize(("task", "remat"), [("dpo", "none"), ("dpo", "dots"), ("dpo", "full"), ("wrpo", "dots")])
+def test_sharing_what_answers_begin_with_changes_nothing(world, task, remat):
+    check_that_sharing_changes_nothing(Setup(world, task, remat=remat))
 
 
 def test_sharing_goes_with_layers_that_differ(tmp_path):
@@ -109,11 +117,11 @@ def test_sft_loss_is_that_of_transformers(world):
     assert float(ours.sums["loss"]) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
+def test_answer_logprobs_do_not_depend_on_neighbours_or_padding(world):
     setup = Setup(world, "dpo")
-    pass_ = jax.jit(setup.network.pair_logprobs)
-    alone = [pass_(setup.params, assemble(setup.data, [[i]], 128))[1:] for i in range(4)]
-    packed = pass_(setup.params, assemble(setup.data, [[2, 0], [3, 1], []], 512))[1:]
+    pass_ = jax.jit(functools.partial(setup.network.answer_logprobs, answers=2))
+    alone = [pass_(setup.params, assemble(setup.data, [[i]], 128))[1] for i in range(4)]
+    packed = pass_(setup.params, assemble(setup.data, [[2, 0], [3, 1], []], 512))[1]
     for side in range(2):
         expected = [[alone[2][side][0, 0], alone[0][side][0, 0]], [alone[3][side][0, 0], alone[1][side][0, 0]]]
         np.testing.assert_allclose(packed[side][:2, :2], np.array(expected), rtol=1e-5)
@@ -125,7 +133,7 @@ def test_pair_logprobs_do_not_depend_on_neighbours_or_padding(world):
 def test_dpo_starts_at_log_2(world, length_normalized):
     setup = Setup(world, "dpo", beta=10.0, length_normalized=length_normalized)
     batch = dict(assemble(setup.data, [[0, 1], [2]], 256))
-    _, chosen, rejected = setup.network.pair_logprobs(setup.params, batch)
+    _, (chosen, rejected) = setup.network.answer_logprobs(setup.params, batch, answers=2)
     batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
     sums = setup.network.evaluate(setup.params, batch)
     assert float(sums["count"]) == 3

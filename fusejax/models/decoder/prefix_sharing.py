@@ -1,7 +1,7 @@
-"""Prefix sharing: the common prefix of two sequences of a row is computed once.
+"""Prefix sharing: the common prefix of two or three sequences of a row is computed once.
 
-A row has L slots, one for each token of its sequences, over which attention and the loss work. Where two sequences have
-a common prefix, as a pair's chosen and rejected have their prompt, its hidden states are the same in both. So they are
+A row has L slots, one for each token of its sequences, over which attention and the loss work. Where sequences have a
+common prefix, as a pair's chosen and rejected have their prompt, its hidden states are the same in all. So they are
 computed once: layers work on C <= L tokens, which are spread over the slots only for attention and the loss.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Shaped
 
 
 class SharedPrefixes(NamedTuple):
-    """`first` and `second` are the inverse of `source`: no token has more than two slots."""
+    """`first`, `second` and `third` are the inverse of `source`: no token has more than three slots."""
 
     first: Int[Array, "B C"]
     """The slot of each computed token; L where there is none."""
@@ -21,6 +21,8 @@ class SharedPrefixes(NamedTuple):
     """Its second slot, in the other sequence; L where there is none."""
     source: Int[Array, "B L"]
     """The computed token of each slot; C in padding."""
+    third: Int[Array, "B C"] | None = None
+    """Its third slot, likewise; None where all examples are pairs."""
 
 
 @jax.custom_vjp
@@ -35,6 +37,11 @@ def collect(x: Shaped[Array, "B L ..."], shared: SharedPrefixes) -> Shaped[Array
     return _taken(x, shared.first)
 
 
+def _spread_backward(shared: SharedPrefixes, cotangent: Shaped[Array, "B L ..."]) -> tuple[Array, None]:
+    total = _taken(cotangent, shared.first) + _taken(cotangent, shared.second)
+    return total if shared.third is None else total + _taken(cotangent, shared.third), None
+
+
 def _collect_backward(shared: SharedPrefixes, cotangent: Shaped[Array, "B C ..."]) -> tuple[Array, None]:
     slots = jnp.arange(shared.source.shape[1])
     is_first = _taken(shared.first, shared.source) == slots
@@ -42,10 +49,7 @@ def _collect_backward(shared: SharedPrefixes, cotangent: Shaped[Array, "B C ..."
 
 
 # Gradients are written out as gathers: those of JAX would be scatters, which are slow.
-spread.defvjp(
-    lambda x, shared: (spread(x, shared), shared),
-    lambda shared, cotangent: (_taken(cotangent, shared.first) + _taken(cotangent, shared.second), None),
-)
+spread.defvjp(lambda x, shared: (spread(x, shared), shared), _spread_backward)
 collect.defvjp(lambda x, shared: (collect(x, shared), shared), _collect_backward)
 
 

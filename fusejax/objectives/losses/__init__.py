@@ -1,8 +1,9 @@
-"""The losses on pairs of answers: each file of this folder is one, named as `preference.loss` names it.
+"""The losses on pairs and triples of answers: each file of this folder is one, named as `preference.loss` names it.
 
 The file defines one subclass of `PairLoss`. Its fields are then keys of the section `preference`; whether there is a
-reference pass, and reference values in batches and plans, follows from its `needs_reference`. No other code names a
-loss. JAX is imported only when a loss is asked for, so that other configurations are checked without it.
+reference pass, and reference values in batches and plans, follows from its `needs_reference`, and what it is trained on
+from its `kind`. No other code names a loss. JAX is imported only when a loss is asked for, so that other configurations
+are checked without it.
 """
 
 import abc
@@ -11,6 +12,7 @@ import pkgutil
 from typing import TYPE_CHECKING, ClassVar
 
 from fusejax.common.cli import ConfigModel, Location
+from fusejax.data.records import Kind
 
 if TYPE_CHECKING:
     from fusejax.objectives.preference import PairLosses, Pairs
@@ -27,6 +29,8 @@ class PairLoss(ConfigModel, abc.ABC):
 
     needs_reference: ClassVar[bool]
     """Whether `Pairs` must have the log-probabilities of the starting model."""
+    kind: ClassVar[Kind] = "dpo"
+    """The records that it is a loss of: pairs (`dpo`), or triples (`wrpo`)."""
 
     loss: str
     """Name of the loss: a file of `fusejax/objectives/losses/`."""
@@ -38,9 +42,14 @@ class PairLoss(ConfigModel, abc.ABC):
     def variants(cls) -> list[type[ConfigModel]]:
         return [find_loss(name) for name in LOSSES] if cls is PairLoss else []
 
+    @property
+    def needs_progress(self) -> bool:
+        """Whether `Pairs` must say how far the run is."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, pairs: "Pairs") -> "PairLosses":
-        """The loss and the rewards of each pair. Empty slots of a row have length 0, and must not give NaN."""
+        """The loss and the rewards of each example. Empty slots of a row have length 0, and must not give NaN."""
 
 
 def find_loss(name: str) -> type[PairLoss]:

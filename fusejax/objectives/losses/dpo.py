@@ -6,12 +6,10 @@ conservative DPO, Mitchell 2023.
 
 from typing import ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
 from pydantic import Field, PositiveFloat
 
 from fusejax.objectives.losses import PairLoss
-from fusejax.objectives.preference import PairLosses, Pairs
+from fusejax.objectives.preference import PairLosses, Pairs, log_sigmoid_losses
 
 
 class DPO(PairLoss):
@@ -35,12 +33,6 @@ class DPO(PairLoss):
           >>> float(DPO()(Pairs(zeros, zeros, ones, ones, zeros, zeros)).losses[0])  # log 2 where p equals q
           0.6931471824645996
         """
-        chosen, rejected = pairs.log_ratios()
-        if self.length_normalized:
-            # An empty slot of a packed row has length 0; it is masked later and must not make a NaN on the way.
-            chosen = chosen / jnp.maximum(pairs.chosen_lengths, 1)
-            rejected = rejected / jnp.maximum(pairs.rejected_lengths, 1)
-        margin = self.beta * (chosen - rejected)
-        smoothing = self.label_smoothing
-        losses = -(1 - smoothing) * jax.nn.log_sigmoid(margin) - smoothing * jax.nn.log_sigmoid(-margin)
+        chosen, rejected = pairs.log_ratios(mean=self.length_normalized)
+        losses = log_sigmoid_losses(self.beta * (chosen - rejected), self.label_smoothing)
         return PairLosses(losses, self.beta * chosen, self.beta * rejected)
