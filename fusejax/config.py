@@ -62,6 +62,31 @@ def _by_its_loss(section: Any) -> Any:
     return find_loss(name).model_validate_json(json.dumps(section, default=str), strict=True)
 
 
+class FusionConfig(ConfigModel):
+    sidecars: tuple[Location, ...] = Field(min_length=1)
+    """What the sources would have said at each place of `data.train`'s answers: shards as `DIR/SPLIT`, one for each
+    source, that the data pipeline's stage `distributions` has written. FuseLLM has the target itself among them."""
+    clm_weight: float = Field(0.9, ge=0, le=1)
+    """Lambda: the weight of the answer's own tokens; the rest is that of the fused distribution. A token without a
+    distribution is trained on as in plain SFT."""
+    top_k: PositiveInt = 10
+    """Ids of a fused distribution."""
+    choose: str = "mince"
+    """`mince`: of each answer, the distributions of the source that finds it the most likely by byte; `avgce`: the mean
+    of all sources', weighted by that likelihood; or the name of a source."""
+    tail: Literal["renormalize", "keep"] = "renormalize"
+    """What becomes of the probability outside of these ids: it is spread over them, or is missing, and the place counts
+    less."""
+    temperature: PositiveFloat = 1.0
+    """Of the sources' distributions: above 1, they are flatter."""
+
+    @pydantic.model_validator(mode="after")
+    def _known_mass(self) -> "FusionConfig":
+        if self.temperature != 1 and self.tail == "keep":
+            raise ValueError("fusion.tail keep needs fusion.temperature 1: else the tail's share is not known")
+        return self
+
+
 class MeshConfig(ConfigModel):
     """Devices along each mesh axis; an axis of -1 takes the devices that the others leave."""
 
@@ -150,6 +175,8 @@ class TrainConfig(ConfigModel):
     """The optimizer and its learning rate."""
     preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
     """`loss` names a file of `fusejax/objectives/losses/`, by default `dpo`; the other keys are that loss's own."""
+    fusion: FusionConfig | None = None
+    """Explicit fusion: sft learns from sources' distributions, too. Evaluation is on the answers alone, as in sft."""
     mesh: MeshConfig = MeshConfig()
     """How devices are used."""
     dtype: DtypeConfig = DtypeConfig()
@@ -200,6 +227,7 @@ class TrainConfig(ConfigModel):
             answers=len(ANSWERS[self.record_kind]),
             reference=self.needs_reference,
             progress=self.needs_progress,
+            soft=self.fusion.top_k if self.fusion else 0,
         )
 
     @property
@@ -217,6 +245,8 @@ class TrainConfig(ConfigModel):
             raise ValueError("task preference (or dpo) needs the section 'preference'")
         if self.task == "sft" and self.preference is not None:
             raise ValueError("task sft has no use for the section 'preference'")
+        if self.task != "sft" and self.fusion is not None:
+            raise ValueError("fusion is for task sft: only single conversations have distributions")
         if self.task == "sft" and self.drop_unordered_pairs:
             raise ValueError("drop_unordered_pairs is for task preference: only its answers have scores to compare")
         if self.preference is not None and self.preference.reference is not None and not self.needs_reference:

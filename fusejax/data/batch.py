@@ -13,10 +13,11 @@ import numpy as np
 Microbatch = Mapping[str, Any]
 """The arrays that are present, by their names in `ARRAYS`: NumPy's on the host, JAX's on devices."""
 
-Axis = Literal["L", "C", "P", "1"]
+Axis = Literal["L", "C", "P", "1", "L K"]
 """L: token slots that a row attends over. C: tokens that it computes; fewer than L where answers share prefixes
-(`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row."""
-Condition = Literal["shared prefixes", "pairs", "triples", "reference", "progress"]
+(`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row. K: ids of
+a soft target."""
+Condition = Literal["shared prefixes", "pairs", "triples", "reference", "progress", "soft targets"]
 """What the microbatch has, of which an array is a part: pairs are examples of two answers or of three."""
 
 
@@ -63,6 +64,12 @@ ARRAYS = {
     ),
     "reference_rejected": BatchArray("P", np.float32, ("pairs", "reference"), 0, "the same of the rejected response"),
     "progress": BatchArray("1", np.float32, ("progress",), 0, "optimizer steps done, as a share of the run's"),
+    "soft_ids": BatchArray(
+        "L K", np.int32, ("soft targets",), 0, "ids that a source holds possible in the token's place"
+    ),
+    "soft_weights": BatchArray(
+        "L K", np.float32, ("soft targets",), 0, "their probabilities; all 0 where there is no distribution"
+    ),
 }
 
 
@@ -81,12 +88,14 @@ class BatchShape:
     """Whether the reference's log-probabilities of the answers are there."""
     progress: bool = False
     """Whether the loss is told how far the run is."""
+    soft: int = 0
+    """K: ids of a soft target; 0 without soft targets."""
 
     @property
     def shares_prefixes(self) -> bool:
         return self.attention_length > self.row_length
 
-    def arrays(self) -> dict[str, tuple[tuple[int, int], np.dtype]]:
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name -> shape and dtype of each array that is present."""
         has: dict[Condition, bool] = {
             "shared prefixes": self.shares_prefixes,
@@ -94,9 +103,10 @@ class BatchShape:
             "triples": self.answers == 3,
             "reference": self.reference,
             "progress": self.progress,
+            "soft targets": self.soft > 0,
         }
         return {
-            name: ((self.rows, self._size(array.axis)), np.dtype(array.dtype))
+            name: ((self.rows, *self._sizes(array.axis)), np.dtype(array.dtype))
             for name, array in ARRAYS.items()
             if all(has[each] for each in array.part_of)
         }
@@ -110,15 +120,20 @@ class BatchShape:
         """
 
         def fill(padding: int | Axis) -> int:
-            return padding if isinstance(padding, int) else self._size(padding)
+            return padding if isinstance(padding, int) else self._sizes(padding)[0]
 
         return {
             name: np.full(shape, fill(ARRAYS[name].padding), dtype) for name, (shape, dtype) in self.arrays().items()
         }
 
-    def _size(self, axis: Axis) -> int:
-        examples = max_examples_per_row(self.row_length)
-        return {"L": self.attention_length, "C": self.row_length, "P": examples, "1": 1}[axis]
+    def _sizes(self, axis: Axis) -> tuple[int, ...]:
+        return {
+            "L": (self.attention_length,),
+            "C": (self.row_length,),
+            "P": (max_examples_per_row(self.row_length),),
+            "1": (1,),
+            "L K": (self.attention_length, self.soft),
+        }[axis]
 
 
 def max_examples_per_row(row_length: int) -> int:

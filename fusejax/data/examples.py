@@ -8,9 +8,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from transformers import PreTrainedTokenizerBase
 
 from fusejax.common.chat_template import DEFAULT_DATE
@@ -64,6 +65,12 @@ class Tokenized:
     """In the order of the source, too."""
     changes: dict[str, list[str]]
     """What happened to kept examples (a key of `fusejax.data.chat.CHANGES`) -> their ids."""
+    soft_ids: Int32[np.ndarray, "S K"] | None = None
+    """Explicit fusion: for each target token, ids that a source holds possible in its place, ..."""
+    soft_weights: Float32[np.ndarray, "S K"] | None = None
+    """... and their probabilities; all 0 where there is no distribution. No id stands twice in a row."""
+    fused: dict[str, float] | None = None
+    """How they came about: counts, as `fusejax.fusion.soft_targets` says."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,7 +113,8 @@ class Tokenized:
     def fingerprint(self) -> str:
         """A hash of all that is trained on: it changes with the records, the tokenizer, its template and the limits."""
         digest = hashlib.sha256(self.kind.encode())
-        for array in (self.tokens, self.loss_mask, self.offsets):
+        soft = [] if self.soft_ids is None else [self.soft_ids, self.soft_weights]
+        for array in (self.tokens, self.loss_mask, self.offsets, *soft):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -114,6 +122,17 @@ class Tokenized:
         """Tokens and loss mask of sequence `index`; example i has the sequences from `i * sequences_per_example` on."""
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.tokens[span], self.loss_mask[span]
+
+    @functools.cached_property
+    def _soft_starts(self) -> Int64[np.ndarray, "sequences_plus_1"]:
+        """The first of each example's rows of `soft_ids`, where examples are single sequences."""
+        return np.cumsum([0, *self.target_lengths])
+
+    def soft_targets(self, index: int) -> tuple[Int32[np.ndarray, "n K"], Float32[np.ndarray, "n K"]]:
+        """The rows of `soft_ids` and `soft_weights` for the target tokens of sequence `index`."""
+        assert self.soft_ids is not None and self.soft_weights is not None
+        span = slice(self._soft_starts[index], self._soft_starts[index + 1])
+        return self.soft_ids[span], self.soft_weights[span]
 
     def summary(self) -> str:
         """One line: how many examples are kept, changed and rejected, with reasons."""
@@ -154,7 +173,19 @@ def joined(tokenized: Sequence[Tokenized]) -> Tokenized:
         changes=_without_empty(
             {change: [name for each in tokenized for name in each.changes.get(change, [])] for change in CHANGES}
         ),
+        **_joined_soft(tokenized),
     )
+
+
+def _joined_soft(tokenized: Sequence[Tokenized]) -> dict[str, Any]:
+    """The soft targets of all parts, which all have them or none."""
+    if tokenized[0].soft_ids is None:
+        return {}
+    fused = [each.fused or {} for each in tokenized]
+    return {
+        **{name: np.concatenate([getattr(each, name) for each in tokenized]) for name in ("soft_ids", "soft_weights")},
+        "fused": {name: sum(each.get(name, 0) for each in fused) for name in dict.fromkeys(itertools.chain(*fused))},
+    }
 
 
 def tokenize(

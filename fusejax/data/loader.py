@@ -149,7 +149,8 @@ def assemble(
     """The microbatch of the given rows of examples, without the reference's values; lengths as in `train_batches`."""
     each = tokenized.sequences_per_example
     answers = len(ANSWERS[tokenized.kind])
-    shape = BatchShape(len(rows), row_length, attention_length or row_length, answers=answers)
+    soft = 0 if tokenized.soft_ids is None else tokenized.soft_ids.shape[1]
+    shape = BatchShape(len(rows), row_length, attention_length or row_length, answers=answers, soft=soft)
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
@@ -162,6 +163,9 @@ def assemble(
             row["positions"][span] = np.arange(len(ids))
             row["segment_ids"][span] = segment
             row["loss_mask"][span] = mask
+            if shape.soft:
+                targets = start + np.flatnonzero(mask)
+                row["soft_ids"][targets], row["soft_weights"][targets] = tokenized.soft_targets(sequence)
             start += len(ids)
         if answers:
             row["pair_ids"][: len(examples)] = examples

@@ -7,6 +7,12 @@ vocabulary, the head's rows for the next are all-gathered, and the gradient of t
 reduce-scattered and added to the gradient accumulator. Targets
 are sorted to the front and the loop stops after them, so that prompts and padding cost nothing. The backward pass
 recomputes each chunk's logits.
+
+A target may also have a *soft target*: a few ids with weights, which stand for another model's distribution at its
+place. Its expected log-probability, `sum_k w_k log p_k = sum_k w_k z_k - m log Z` with logits z and mass
+`m = sum_k w_k`, has the gradient `w_k - m p_k` with respect to the logits. In a chunk of the vocabulary every id is
+compared with the chunk's: on TPUs that costs less than to gather and scatter single numbers
+(`benchmarks/soft_targets.py`).
 """
 
 import dataclasses
@@ -59,6 +65,25 @@ class Projection:
         return -(-vocab_size // self.vocab_at_once(vocab_size))
 
 
+class SoftTargets(NamedTuple):
+    """For each token, ids that another model holds possible in its place, with weights.
+
+    No two ids of a place that have weights are equal. An id of weight 0 stands for nothing.
+    """
+
+    ids: Int[Array, "B L K"]
+    weights: Float32[Array, "B L K"]
+
+
+class Logprobs(NamedTuple):
+    """Of each target token, given those before it in its row; 0 for other tokens. The input of losses."""
+
+    target: Float32[Array, "B L"]
+    """Log-probability of the token itself."""
+    soft: Float32[Array, "B L"] | None = None
+    """Sum of the log-probabilities of its soft target's ids, times their weights; None without soft targets."""
+
+
 class Residuals(NamedTuple):
     """What the backward pass needs, with tokens in an order that has all targets first."""
 
@@ -70,6 +95,8 @@ class Residuals(NamedTuple):
     targets_first: Int[Array, ""]
     """How many of the tokens are targets."""
     normalizers: Float32[Array, "P"]
+    soft: SoftTargets | None
+    """[K, P], with ids as in `targets`."""
 
 
 def target_logprobs(
@@ -78,8 +105,9 @@ def target_logprobs(
     tokens: Int[Array, "B L"],
     loss_mask: Bool[Array, "B L"],
     projection: Projection,
-) -> tuple[Float32[Array, "B L"], Residuals]:
-    """Log-probability of each target token given those before it in its row.
+    soft: SoftTargets | None = None,
+) -> tuple[Logprobs, Residuals]:
+    """Log-probabilities of the target tokens, and of their soft targets.
 
     Args:
       hidden: the decoder's output after its final norm; position `i - 1` predicts token `i`.
@@ -88,9 +116,10 @@ def target_logprobs(
       tokens: token ids.
       loss_mask: True where `tokens[b, i]` is a target. Never True at a sequence's first token, which nothing predicts.
       projection: see there.
+      soft: soft targets, aligned with `tokens`. Those of other tokens than targets do not count.
 
     Returns:
-      float32 [B, L], aligned with `tokens`, 0 where `loss_mask` is False; and what `target_logprobs_vjp` needs.
+      The log-probabilities, aligned with `tokens`; and what `target_logprobs_vjp` needs.
     """
     rows, length, width = hidden.shape
     mask = loss_mask[:, 1:].reshape(-1)
@@ -103,6 +132,7 @@ def target_logprobs(
         order=order,
         targets_first=jnp.sum(mask, dtype=jnp.int32),
         normalizers=jnp.zeros(order.shape, jnp.float32),
+        soft=None if soft is None else _in_order(soft, mask.size, order, first_id),
     )
 
     def over_vocab(chunk, kernel, stats):
@@ -110,37 +140,44 @@ def target_logprobs(
 
         def over_tokens(turn, stats):
             at = turn * size
-            highest, total, target = (jax.lax.dynamic_slice_in_dim(x, at, size) for x in stats)
+            highest, total, target, *expected = (jax.lax.dynamic_slice_in_dim(x, at, size) for x in stats)
             chunk_hidden, targets = _tokens(residuals, at, size)
             logits = _logits(chunk_hidden, kernel, fresh, projection)
             higher = jnp.maximum(highest, jnp.max(logits, axis=1))
             total = total * jnp.exp(highest - higher) + jnp.sum(jnp.exp(logits - higher[:, None]), axis=1)
             target += jnp.sum(jnp.where(_is_target(targets, start, kernel, fresh), logits, 0.0), axis=1)
-            new = (higher, total, target)
+            if residuals.soft is not None:
+                weights = _soft_weights(_soft_tokens(residuals.soft, at, size), start, kernel, fresh)
+                expected = [expected[0] + jnp.sum(jnp.where(fresh, weights * logits, 0.0), axis=1)]
+            new = (higher, total, target, *expected)
             return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, at, 0) for x, y in zip(stats, new, strict=True))
 
         return _for_tokens(residuals, size, projection, over_tokens, stats)
 
     nothing = jnp.zeros(order.shape, jnp.float32)
     # Not -inf: a device whose ids are all padding would subtract it from itself.
-    start = (jnp.full(order.shape, jnp.finfo(jnp.float32).min), nothing, nothing)
-    highest, total, target = _for_vocab(head, projection, hidden.dtype, over_vocab, start)
+    start = (jnp.full(order.shape, jnp.finfo(jnp.float32).min), nothing, nothing, *([] if soft is None else [nothing]))
+    highest, total, *sums = _for_vocab(head, projection, hidden.dtype, over_vocab, start)
     if projection.tensor is not None:
         # Padded tokens have no highest logit; their sums stay 0.
         everywhere = jax.lax.pmax(highest, projection.tensor)
         total = jax.lax.psum(jnp.where(total > 0, total * jnp.exp(highest - everywhere), 0.0), projection.tensor)
-        target, highest = jax.lax.psum(target, projection.tensor), everywhere
+        sums, highest = jax.lax.psum(sums, projection.tensor), everywhere
     is_target = jnp.arange(order.size) < residuals.targets_first
     normalizers = jnp.where(is_target, highest + jnp.log(jnp.where(is_target, total, 1.0)), 0.0)
-    logprobs = _unsort(order, jnp.where(is_target, target - normalizers, 0.0), mask.size)
-    logprobs = jnp.pad(logprobs.reshape(rows, length - 1), ((0, 0), (1, 0)))
-    return logprobs, residuals._replace(normalizers=normalizers)
+    masses = [1.0] if residuals.soft is None else [1.0, jnp.sum(residuals.soft.weights, axis=0)]
+
+    def logprobs(weighted: Array, mass: Array | float) -> Array:
+        values = _unsort(order, jnp.where(is_target, weighted - mass * normalizers, 0.0), mask.size)
+        return jnp.pad(values.reshape(rows, length - 1), ((0, 0), (1, 0)))
+
+    return Logprobs(*map(logprobs, sums, masses)), residuals._replace(normalizers=normalizers)
 
 
 def target_logprobs_vjp(
     residuals: Residuals,
     head: Float[Array, "words channels"],
-    cotangent: Float32[Array, "B L"],
+    cotangent: Logprobs,
     head_gradient: Float32[Array, "words channels"],
     projection: Projection,
 ) -> tuple[Float[Array, "B L D"], Float32[Array, "words channels"]]:
@@ -148,11 +185,11 @@ def target_logprobs_vjp(
 
     `head_gradient` has the shape of `head`; what is added to it is summed over the devices along `fsdp`.
     """
-    rows, length = cotangent.shape
+    rows, length = cotangent.target.shape
     order, dtype = residuals.order, residuals.hidden.dtype
     size = projection.tokens_at_once(rows * (length - 1))
     is_target = jnp.arange(order.size) < residuals.targets_first
-    cotangents = jnp.where(is_target, cotangent[:, 1:].reshape(-1)[order], 0.0)
+    cotangents = jax.tree.map(lambda x: jnp.where(is_target, x[:, 1:].reshape(-1)[order], 0.0), cotangent)
 
     def add(chunk, d_kernel, head_gradient):
         """Sums a chunk's gradient over the devices along `fsdp`, and adds it in place."""
@@ -173,11 +210,16 @@ def target_logprobs_vjp(
             at = turn * size
             chunk_hidden, targets = _tokens(residuals, at, size)
             normalizers = jax.lax.dynamic_slice_in_dim(residuals.normalizers, at, size)
-            factors = jax.lax.dynamic_slice_in_dim(cotangents, at, size)
+            factors = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, size)[:, None], cotangents)
             logits = _logits(chunk_hidden, kernel, fresh, projection)
             # d logprob / d logits = onehot(target) - softmax(logits)
-            d_logits = _is_target(targets, start, kernel, fresh) - jnp.exp(logits - normalizers[:, None])
-            d_logits *= factors[:, None]
+            probabilities = jnp.exp(logits - normalizers[:, None])
+            d_logits = _is_target(targets, start, kernel, fresh) - probabilities
+            d_logits *= factors.target
+            if residuals.soft is not None:
+                soft = _soft_tokens(residuals.soft, at, size)
+                mass = jnp.sum(soft.weights, axis=0)[:, None]
+                d_logits += (_soft_weights(soft, start, kernel, fresh) - mass * probabilities) * factors.soft
             if projection.softcap is not None:
                 # The derivative of tanh. Ids of the chunk before, and padding, stay at exactly 0.
                 slope = 1.0 - jnp.square(logits / projection.softcap)
@@ -261,6 +303,28 @@ def _tokens(residuals: Residuals, at, size: int) -> tuple[Float[Array, "C D"], I
 
 def _is_target(targets: Int[Array, "C"], start, kernel: Array, fresh: Bool[Array, "W"]) -> Bool[Array, "C W"]:
     return (start + jnp.arange(kernel.shape[0]) == targets[:, None]) & fresh
+
+
+def _in_order(soft: SoftTargets, size: int, order: Int[Array, "P"], first_id: int | Int[Array, ""]) -> SoftTargets:
+    """The soft targets as `Residuals` has them."""
+    ids, weights = (x[:, 1:].reshape(size, -1)[order].T for x in soft)
+    # An id that stands for nothing is none.
+    return SoftTargets(jnp.where(weights == 0, -1, ids - first_id), weights)
+
+
+def _soft_tokens(soft: SoftTargets, at, size: int) -> SoftTargets:
+    """Soft targets of a chunk of tokens, [K, C]."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, at, size, axis=1), soft)
+
+
+def _soft_weights(soft: SoftTargets, start, kernel: Array, fresh: Bool[Array, "W"]) -> Float32[Array, "C W"]:
+    """The weight of each id of a chunk of the vocabulary in each token's soft target."""
+    ids = start + jnp.arange(kernel.shape[0])
+    weights = jnp.zeros((soft.ids.shape[1], ids.size), jnp.float32)
+    # Selects without sums, as an id stands only once at a place.
+    for each, weight in zip(soft.ids, soft.weights, strict=True):
+        weights = jnp.where(each[:, None] == ids, weight[:, None], weights)
+    return jnp.where(fresh, weights, 0.0)
 
 
 def _logits(hidden: Array, kernel: Array, fresh: Bool[Array, "W"], projection: Projection) -> Float32[Array, "C W"]:

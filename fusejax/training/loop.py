@@ -51,7 +51,7 @@ from fusejax.training.start import StartingModel, fingerprint
 from fusejax.training.state import Params, TrainState
 from fusejax.training.step import means
 from fusejax.training.throughput import Throughput, model_flops
-from fusejax.training.tokenizing import missing, not_shared, open_data, read, tell, tokenize
+from fusejax.training.tokenizing import fusion_identity, missing, not_shared, open_data, read, tell, tokenize
 
 
 def train(config: TrainConfig, hosts: Hosts | None = None, clock: Clock | None = None) -> None:
@@ -368,6 +368,7 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     check_divides(model.config, mesh)
     tokenizer = load_tokenizer(model.directory)
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
+    identity |= fusion_identity(config, shards)
     claim(output_dir, config, identity, resumes=resumes)
     if not resumes:
         _keep_model_files(model, output_dir / "model")

@@ -29,7 +29,14 @@ from fusejax.models.decoder.decoder import Layer, abstract_decoder, entry
 from fusejax.models.decoder.layers import rms_norm
 from fusejax.models.decoder.prefix_sharing import SharedPrefixes, collect, spread
 from fusejax.models.decoder.rotary import rotations
-from fusejax.objectives.logprobs import Projection, Residuals, target_logprobs, target_logprobs_vjp
+from fusejax.objectives.logprobs import (
+    Logprobs,
+    Projection,
+    Residuals,
+    SoftTargets,
+    target_logprobs,
+    target_logprobs_vjp,
+)
 from fusejax.objectives.microbatch_loss import Loss, Sums, answer_sums
 
 Remat = Literal["none", "dots", "full"]
@@ -179,7 +186,7 @@ class Network:
         """`pair_ids`, and the summed log-probabilities of each of the examples' answers."""
 
         def local(params: Params, microbatch: Microbatch):
-            return microbatch["pair_ids"], answer_sums(self._forward(params, microbatch)[0], microbatch, answers)
+            return microbatch["pair_ids"], answer_sums(self._forward(params, microbatch)[0].target, microbatch, answers)
 
         return self._mapped(local, self._params, BATCH, out=BATCH)(params, microbatch)
 
@@ -195,7 +202,7 @@ class Network:
         """
         logprobs, trace = self._forward(params, microbatch)
 
-        def summed(logprobs: Float32[Array, "R L"]) -> tuple[Float32[Array, ""], Sums]:
+        def summed(logprobs: Logprobs) -> tuple[Float32[Array, ""], Sums]:
             sums = self.loss(logprobs, microbatch)
             return sums["loss"], sums
 
@@ -215,7 +222,7 @@ class Network:
         gradients["embedder"] = {"embedding": embedding}
         return gradients, sums
 
-    def _forward(self, params: Params, microbatch: Microbatch) -> tuple[Float32[Array, "R L"], _Trace]:
+    def _forward(self, params: Params, microbatch: Microbatch) -> tuple[Logprobs, _Trace]:
         x = self._embed(params["embedder"]["embedding"], _computed(microbatch["tokens"], microbatch))
         placements = self._placements(microbatch)
 
@@ -236,7 +243,7 @@ class Network:
         hidden, hidden_vjp = jax.vjp(functools.partial(self._hidden, _shared(microbatch)), params["final_norm"], x)
         head = params["embedder" if self.config.tie_embeddings else "lm_head"]["embedding"]
         logprobs, residuals = target_logprobs(
-            hidden, head, microbatch["tokens"], microbatch["loss_mask"], self.projection
+            hidden, head, microbatch["tokens"], microbatch["loss_mask"], self.projection, _soft(microbatch)
         )
         return logprobs, _Trace(layers, tail, hidden_vjp, residuals)
 
@@ -337,6 +344,10 @@ def _shared(microbatch: Microbatch) -> SharedPrefixes | None:
         if "source" in microbatch
         else None
     )
+
+
+def _soft(microbatch: Microbatch) -> SoftTargets | None:
+    return SoftTargets(microbatch["soft_ids"], microbatch["soft_weights"]) if "soft_ids" in microbatch else None
 
 
 def _computed(values: Int[Array, "R L"], microbatch: Microbatch) -> Int[Array, "R C"]:

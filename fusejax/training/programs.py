@@ -35,13 +35,14 @@ class Programs:
     Attributes:
       params, state, accumulator, microbatch: their shapes, dtypes and shardings.
       reference_microbatch: as `microbatch`, but with what the loader makes alone.
+      eval_microbatch: as `microbatch`, but without soft targets: evaluations are on the answers alone.
       init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
       zeroed: gradients, sums (of an accumulator) -> an accumulator of zeros, with its gradients in their place.
       accumulate: params, gradients, sums, microbatch -> accumulator, with the microbatch's gradients and sums added.
         The sums are not overwritten: when they are ready, their microbatch is done.
       apply: state, accumulator -> state after the step, the step's metrics.
-      evaluate: params, microbatch -> sums of the loss and of the other metrics.
+      evaluate: params, eval_microbatch -> sums of the loss and of the other metrics.
       reference: params, reference_microbatch -> pair_ids, log-probabilities of each answer, on every device.
     """
 
@@ -53,7 +54,7 @@ class Programs:
         _, shapes = abstract_decoder(model, **dtypes)
         optimizer, moments = make_optimizer(config.optimizer, num_steps or 1), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
-        loss = make_loss(config.preference)
+        loss = make_loss(config.preference, config.fusion.clm_weight if config.fusion else None)
         tuned = tuning(mesh)
         network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, exchanges=tuned.exchanges)
 
@@ -62,6 +63,7 @@ class Programs:
         shape = config.batch_shape(self.rows_per_microbatch)
         self.microbatch = self._microbatch(shape)
         self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False, progress=False))
+        self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0))
         sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(
             jax.tree.map(self._per_replica, self.params),
@@ -112,7 +114,7 @@ class Programs:
             "accumulate": (self.params, *self.accumulator, self.microbatch),
             "apply": (self.state, self.accumulator),
             "zeroed": (*self.accumulator,),
-            "evaluate": (self.params, self.microbatch),
+            "evaluate": (self.params, self.eval_microbatch),
         }[name]
 
     def _per_replica(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

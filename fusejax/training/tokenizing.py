@@ -4,19 +4,23 @@ Each host tokenises a part of the examples. What the others than host 0 have mad
 `train-00001-of-00004.npz`, until host 0 has joined it to the whole: the same on any number of hosts.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 
 from etils import epath
+from transformers import PreTrainedTokenizerBase
 
 from fusejax.common.cli import UserError, note
 from fusejax.common.files import write_text
-from fusejax.config import TrainConfig
-from fusejax.data.chat import load_tokenizer
+from fusejax.config import FusionConfig, TrainConfig
+from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.data.cores import tokenize_on_all_cores
 from fusejax.data.examples import Tokenized, check_any_kept, joined, parts
 from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.hosts import Hosts
+from fusejax.fusion.sidecars import open_sidecars
+from fusejax.fusion.soft_targets import Rules, describe, with_soft_targets
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.identity import tokenizer_fingerprint
@@ -38,6 +42,38 @@ def _open(config: TrainConfig, split: str, path: str) -> Shards:
         loss = f" with the loss {config.preference.loss}, which takes {config.record_kind}" if config.preference else ""
         raise UserError(f"data.{split} {path} holds examples for {records.kind}, but the task is {config.task}{loss}")
     return records
+
+
+def fusion_identity(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str, str]:
+    """What decides the soft targets, besides what decides the tokens; nothing without explicit fusion.
+
+    Raises:
+      UserError: as `open_sidecars`.
+    """
+    if config.fusion is None:
+        return {}
+    sidecars = open_sidecars(config.fusion.sidecars, data["train"])
+    return {
+        **{f"sidecar of {sidecar.source}": sidecar.fingerprint for sidecar in sidecars},
+        "fusion": json.dumps([[sidecar.source for sidecar in sidecars], dataclasses.astuple(_rules(config.fusion))]),
+    }
+
+
+def _rules(fusion: FusionConfig) -> Rules:
+    return Rules(fusion.choose, fusion.top_k, fusion.tail, fusion.temperature)
+
+
+def _with_soft_targets(
+    tokenized: Tokenized, config: TrainConfig, records: Shards, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+) -> Tokenized:
+    """The examples with soft targets, if the run has explicit fusion."""
+    if config.fusion is None:
+        return tokenized
+    end = turn_end(tokenizer, stops)
+    if end is None:
+        raise UserError(f"model {config.model}: its chat template takes no answer, so that nothing can be fused")
+    sidecars = open_sidecars(config.fusion.sidecars, records)
+    return with_soft_targets(tokenized, sidecars, tokenizer, end, _rules(config.fusion))
 
 
 def missing(config: TrainConfig, identity: dict[str, str], *, resumes: bool) -> list[str]:
@@ -95,6 +131,8 @@ def tokenize(config: TrainConfig, splits: list[str], identity: dict[str, str], s
             date=config.chat.date,
             drop_unordered_pairs=config.drop_unordered_pairs,
         )
+        if split == "train":
+            mine = _with_soft_targets(mine, config, records, tokenizer, stops)
         path = output_dir / "tokens" / f"{split}.npz"
         others = [path.with_name(f"{split}-{i:05d}-of-{hosts.count:05d}.npz") for i in range(1, hosts.count)]
         if hosts.index > 0:
@@ -149,6 +187,8 @@ def tell(config: TrainConfig, data: Mapping[str, Tokenized], *, vocab_size: int)
     """
     for split, tokenized in data.items():
         note(f"{split}: {tokenized.summary()}")
+        if tokenized.fused is not None:
+            note(f"{split}: {describe(tokenized.fused)}")
     check_tokens(config.model, vocab_size, max(int(tokenized.tokens.max()) for tokenized in data.values()))
     _write_rejected(epath.Path(config.output_dir) / "rejected.jsonl", data)
     _write_changed(epath.Path(config.output_dir) / "changed.jsonl", data)

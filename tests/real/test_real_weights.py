@@ -74,7 +74,7 @@ def packed_logprobs(model: Decoder, texts: list[list[int]], length: int) -> list
     def run(model: Decoder, tokens, positions, segment_ids, loss_mask):
         hidden = model(tokens, positions, segment_ids)
         projection = Projection(softcap=model.config.logits_softcap)
-        return target_logprobs(hidden, model.head(), tokens, loss_mask, projection)[0]
+        return target_logprobs(hidden, model.head(), tokens, loss_mask, projection)[0].target
 
     found = {}
     for row in rows(texts, length):

@@ -27,6 +27,7 @@ from fusejax.distributed.collectives import sum_unsplit
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder import decoder as decoders
 from fusejax.models.decoder.config import DecoderConfig
+from fusejax.objectives.logprobs import Logprobs
 from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training import network as networks
 from fusejax.training.network import Accumulator, Network
@@ -39,26 +40,33 @@ DTYPES = {"param_dtype": jnp.dtype("float32"), "compute_dtype": jnp.dtype("float
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 
-def faults_in_process(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> list[str]:
+def faults_in_process(
+    hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], clm_weight: float | None = None
+) -> list[str]:
     """`faults_on`, in a process that has the devices for it."""
     environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.mesh_gradients"]
-    told = json.dumps({"hf_config": hf_config, "meshes": meshes})
+    told = json.dumps({"hf_config": hf_config, "meshes": meshes, "clm_weight": clm_weight})
     result = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> list[str]:
+def faults_on(
+    hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], clm_weight: float | None = None
+) -> list[str]:
     """What is wrong with the loss or any parameter's gradient on any of the meshes, a line each.
 
     Args:
       hf_config: of a decoder, as its `config.json` has it. Its parameters are all random: norms and biases, too.
       meshes: sizes of the axes; besides, `remat` and `exchanges` as `Network` takes them, and whether to `forget` the
         sums of gradients in attention and MLP.
+      clm_weight: of explicit fusion, with soft targets of three ids; None: plain SFT.
     """
     config = DecoderConfig.from_hf(hf_config)
-    rows, loss = batch(config.vocab_size), make_loss(None)
+    rows, loss = batch(config.vocab_size), make_loss(None, clm_weight)
+    if clm_weight is not None:
+        rows |= soft_targets(rows["tokens"], config.vocab_size)
     graph, shapes = decoders.abstract_decoder(config, **DTYPES)
     params = random_parameters(shapes, config.norm_offset)
 
@@ -66,8 +74,13 @@ def faults_on(hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]]) -> li
         decoder = nnx.merge(graph, params)
         logits = decoder.logits(decoder(rows["tokens"], rows["positions"], rows["segment_ids"]))
         logprobs = jax.nn.log_softmax(logits[:, :-1])
-        logprobs = jnp.take_along_axis(logprobs, rows["tokens"][:, 1:, None], -1)[..., 0]
-        sums = loss(jnp.where(rows["loss_mask"], jnp.pad(logprobs, ((0, 0), (1, 0))), 0), rows)
+
+        def of(ids):
+            values = jnp.pad(jnp.take_along_axis(logprobs, ids[:, 1:], -1), ((0, 0), (1, 0), (0, 0)))
+            return jnp.where(rows["loss_mask"][..., None], values, 0)
+
+        soft = None if clm_weight is None else jnp.sum(rows["soft_weights"] * of(rows["soft_ids"]), axis=-1)
+        sums = loss(Logprobs(of(rows["tokens"][..., None])[..., 0], soft), rows)
         return sums["loss"], sums
 
     expected, sums = jax.jit(jax.grad(plain, has_aux=True))(params)
@@ -203,6 +216,14 @@ def batch(vocab_size: int) -> dict[str, np.ndarray]:
         "segment_ids": segment_ids,
         "loss_mask": (positions > 0) & (rng.random((rows, length)) < 0.6),
     }
+
+
+def soft_targets(tokens: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
+    """Three ids at each place, of mass 1, 0.7 or 0."""
+    rng = np.random.default_rng(1)
+    ids = rng.permuted(np.broadcast_to(np.arange(vocab_size), (*tokens.shape, vocab_size)), axis=-1)[..., :3]
+    weights = rng.dirichlet(np.ones(3), tokens.shape) * rng.choice([1, 0.7, 0], tokens.shape)[..., None]
+    return {"soft_ids": ids.astype(np.int32), "soft_weights": weights.astype(np.float32)}
 
 
 if __name__ == "__main__":

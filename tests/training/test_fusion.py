@@ -1,0 +1,178 @@
+"""Explicit fusion in the trainer: its loss and gradients against PyTorch's in float64 and on meshes, and whole runs."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from fusejax.common.cli import UserError
+from fusejax.config import MeshConfig
+from fusejax.distributed.mesh import make_mesh
+from fusejax.models.decoder.config import DecoderConfig
+from fusejax.models.decoder.decoder import abstract_decoder, named_parameters
+from fusejax.models.huggingface import checkpoint as huggingface
+from fusejax.objectives.microbatch_loss import make_loss
+from fusejax.training.loop import train
+from fusejax.training.network import Accumulator, Network
+from tests.fusion.sidecar_files import byte_level, random_sidecar
+from tests.models import tiny_checkpoints as tiny
+from tests.tiny_runs import make_tokenizer, run_config, train_command
+from tests.training.mesh_gradients import DTYPES, batch, faults_in_process, soft_targets
+from tests.training.test_resume import final_arrays, logged
+
+FAMILIES = ["llama-untied", "gemma2"]
+"""A head apart; one that is tied to the embedding, with a soft cap."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_the_full_logits_in_float64(family, tmp_path):
+    reference = tiny.checkpoint(tmp_path / "model", family)
+    config = DecoderConfig.from_hf(reference.config.to_dict())
+    rows = batch(config.vocab_size)
+    rows |= soft_targets(rows["tokens"], config.vocab_size)
+
+    exact = copy.deepcopy(reference).double()
+    loss = torch.zeros((), dtype=torch.float64)
+    for row in range(len(rows["tokens"])):
+        for segment in (1, 2):  # a text at a time, without packing
+            at = np.flatnonzero(rows["segment_ids"][row] == segment)
+            tokens = torch.tensor(rows["tokens"][row, at], dtype=torch.int64)
+            logprobs = exact(tokens[None]).logits[0].log_softmax(-1)
+            for place in np.flatnonzero(rows["loss_mask"][row, at]):
+                weights, ids = (rows[name][row, at[place]] for name in ("soft_weights", "soft_ids"))
+                target = np.zeros(logprobs.shape[-1])
+                target[tokens[place]] = 0.6 if weights.any() else 1.0
+                np.add.at(target, ids, 0.4 * weights.astype(np.float64))
+                loss = loss - torch.from_numpy(target) @ logprobs[place - 1]
+    loss.backward()
+    exact.load_state_dict({name: value.grad for name, value in exact.named_parameters()}, strict=False)
+    exact.float().save_pretrained(tmp_path / "gradients")
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    network = Network(config, mesh, make_loss(None, 0.6), **DTYPES, remat="none")
+    _, shapes = abstract_decoder(config, **DTYPES)
+
+    def read(name):
+        named = {
+            path: np.asarray(variable.get_value())
+            for path, variable in named_parameters(huggingface.load(str(tmp_path / name))).items()
+        }
+        return jax.tree_util.tree_map_with_path(lambda path, _: named[".".join(str(key.key) for key in path)], shapes)
+
+    params, gradients = read("model"), read("gradients")
+    sums = jax.eval_shape(network.evaluate, params, rows)
+    zeros = Accumulator(
+        jax.tree.map(lambda x: np.zeros((1, *x.shape), np.float32), params),
+        jax.tree.map(lambda _: np.zeros(1, np.float32), sums),
+    )
+    found = jax.jit(network.accumulate)(params, zeros, rows)
+    assert float(found.sums["loss"][0]) == pytest.approx(loss.item(), rel=1e-5)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(found.gradients), jax.tree.leaves(gradients), strict=True
+    ):
+        largest = np.abs(theirs).max()
+        assert np.abs(np.asarray(ours)[0] - theirs).max() < 1e-4 * largest, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_on_meshes_of_four_devices(family):
+    """With a vocabulary that `tensor` does not divide."""
+    hf_config = tiny.reference(family, num_hidden_layers=4 if family == "gemma2" else 2).config.to_dict()
+    meshes = [{"fsdp": 4, "remat": "full"}, {"fsdp": 2, "tensor": 2, "remat": "none"}]
+    faults = faults_in_process(hf_config | {"vocab_size": 97}, meshes, clm_weight=0.6)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture(scope="module")
+def sidecars(world, tmp_path_factory):
+    """Of two sources: one with the target's tokenizer, and one of a few words, without every fifth answer."""
+    folder, data = tmp_path_factory.mktemp("sidecars"), world / "sft" / "train"
+    return [
+        random_sidecar(folder / "same", "same", make_tokenizer(), data, "<|im_end|>", seed=0),
+        random_sidecar(folder / "other", "other", byte_level(["12", "21", "110"]), data, "<|end|>", seed=1, skip=5),
+    ]
+
+
+def fusion(sidecars, **changes):
+    return {"sidecars": sidecars, "top_k": 4, **changes}
+
+
+def test_a_run(world, sidecars, tmp_path):
+    """Its log says what the loss is made of; its evaluation, before the first step alike, is plain SFT's."""
+    changes = {"max_steps": 4, "dtype": {"params": "float32", "compute": "float32"}}
+    train(run_config(world, tmp_path / "sft", **changes))
+    train(run_config(world, tmp_path / "one", fusion=fusion(sidecars, clm_weight=1.0), **changes))
+    train(run_config(world, tmp_path / "fused", fusion=fusion(sidecars, clm_weight=0.5, choose="avgce"), **changes))
+    sft, one, fused = (logged(tmp_path / name) for name in ("sft", "one", "fused"))
+    for plain, weighed in zip(sft, one, strict=True):
+        assert {name: weighed[name] for name in plain} == plain
+        assert weighed["clm"] == weighed["loss"]
+    for name, array in final_arrays(tmp_path / "sft").items():
+        np.testing.assert_array_equal(array, final_arrays(tmp_path / "one")[name], err_msg=name)
+    assert fused[0]["clm"] == sft[0]["loss"]
+    for line in fused:
+        assert 0 < line["teacher_entropy"] < line["fusion_ce"]
+        assert 0.5 < line["fused"] <= 1
+        assert line["loss"] != line["clm"]
+    kl = [line["fusion_ce"] - line["teacher_entropy"] for line in fused]
+    assert kl[-1] < kl[0]
+    assert "eval_loss" in fused[-1]
+    assert "eval_clm" not in fused[-1]
+
+    other = random_sidecar(tmp_path / "other", "other", byte_level([]), world / "sft" / "train", "<|end|>", seed=2)
+    again = run_config(world, tmp_path / "fused", fusion=fusion([sidecars[0], other], clm_weight=0.5, choose="avgce"))
+    again = again.model_copy(update={"max_steps": 4})
+    with pytest.raises(UserError, match=r"differs in fusion\.sidecars, the sidecar of other"):
+        train(again)
+
+
+def test_one_line_where_a_sidecar_is_of_other_data(world, sidecars, tmp_path):
+    changes = {"data": {"train": str(world / "sft" / "eval")}, "fusion": fusion(sidecars)}
+    found = subprocess.run(train_command(world, tmp_path / "run", **changes), capture_output=True, text=True)
+    assert found.returncode == 2
+    *_, line = found.stderr.splitlines()
+    assert line.endswith(
+        "is about the answers of other data than data.train " + changes["data"]["train"] + ": make it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "dpo", "preference": {}}, "fusion is for task sft"),
+        ({"fusion": {"sidecars": ["a/train"], "temperature": 2.0, "tail": "keep"}}, "needs fusion.temperature 1"),
+        ({"fusion": {"sidecars": []}}, "at least 1 item"),
+    ],
+)
+def test_configurations_without_sense(world, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_config(world, tmp_path / "run", **{"fusion": fusion(["a/train"]), **changes})
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(world, sidecars, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    changes = {"checkpoint": {"every_steps": 2, "keep": 2}, "epochs": 4, "fusion": fusion(sidecars)}
+    subprocess.run(train_command(world, tmp_path / "unbroken", **changes), check=True)
+    command, metrics = train_command(world, tmp_path / "killed", **changes), tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(command, stderr=sys.stderr)
+    while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    assert logged(tmp_path / "killed") == logged(tmp_path / "unbroken")
+    expected, found = final_arrays(tmp_path / "unbroken"), final_arrays(tmp_path / "killed")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    with np.load(tmp_path / "killed" / "tokens" / "train.npz") as kept:
+        assert kept["soft_ids"].shape[1] == 4
+        assert json.loads(str(kept["header"]))["fused"]["without"] == 0
