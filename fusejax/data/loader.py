@@ -149,7 +149,9 @@ def assemble(
     """The microbatch of the given rows of examples, without the reference's values; lengths as in `train_batches`."""
     each = tokenized.sequences_per_example
     answers = len(ANSWERS[tokenized.kind])
-    shape = BatchShape(len(rows), row_length, attention_length or row_length, answers=answers)
+    weights = tokenized.weights
+    lengths = (row_length, attention_length or row_length)
+    shape = BatchShape(len(rows), *lengths, answers=answers, weights=weights is not None)
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
@@ -163,6 +165,8 @@ def assemble(
             row["segment_ids"][span] = segment
             row["loss_mask"][span] = mask
             start += len(ids)
+        if weights is not None:
+            row["weights"][: len(examples)] = weights[examples]
         if answers:
             row["pair_ids"][: len(examples)] = examples
         if shape.shares_prefixes:

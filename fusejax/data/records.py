@@ -264,6 +264,7 @@ def write_shards(
                 "kind": kind,
                 "format": format,
                 "examples": len(examples),
+                **({"weighted": True} if any(_weight(example) is not None for example in examples) else {}),
                 "by_dataset": _counts(example.dataset for example in examples),
                 "by_domain": _counts(example.domain for example in examples),
                 "by_source_model": _counts(example.source_model for example in examples),
@@ -314,6 +315,7 @@ class _Split(BaseModel):
     format: Format
     examples: NonNegativeInt
     shards: list[_Shard]
+    weighted: bool = False
 
 
 @runtime_checkable
@@ -330,12 +332,14 @@ class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would
     Indexing raises `RecordError` for a record that is whole on disk but malformed.
     """
 
-    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: Sequence[_Reader]):
+    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: Sequence[_Reader], *, weighted: bool = False):
         self.name = name
         """As given to `open_shards`."""
         self.kind: Kind = kind
         self.fingerprint = fingerprint
         """A hash of the contents of all shards: the key of everything cached from this data set."""
+        self.weighted = weighted
+        """Whether any example has a weight."""
         self._readers = readers
         self._ends = list(itertools.accumulate(map(len, readers)))
 
@@ -402,7 +406,8 @@ def open_shards(source: PathLike) -> Shards:
     except tfrecord.CorruptError as error:
         raise UserError(f"data {source}: {error}") from None
     hashes = "".join(shard.sha256 for shard in entry.shards)
-    return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
+    fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
+    return Shards(str(source), entry.kind, fingerprint, readers, weighted=entry.weighted)
 
 
 def _refuse_rows(path: epath.Path) -> None:
@@ -464,6 +469,10 @@ def _sha256(path: Path) -> str:
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(collections.Counter(values).items()))
+
+
+def _weight(record: Stored) -> float | None:
+    return getattr(record, "weight", None)
 
 
 def _is_number(field: dataclasses.Field) -> bool:

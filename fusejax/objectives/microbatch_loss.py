@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Float32, Int
 from fusejax.data.batch import Microbatch
 from fusejax.data.records import ANSWERS
 from fusejax.objectives.losses import PairLoss
-from fusejax.objectives.preference import Pairs, segment_sums
+from fusejax.objectives.preference import Pairs, mean_logprobs, segment_sums
 from fusejax.objectives.sft import sft_loss
 
 Sums = dict[str, Float32[Array, ""]]
@@ -23,29 +23,53 @@ def make_loss(preference: PairLoss | None) -> Loss:
 
 
 def sft_sums(logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
-    """`loss`, and `count`, the number of target tokens."""
+    """`loss`, and `count`, the number of target tokens; with weights, each token counts by that of its example."""
     mask = microbatch["loss_mask"]
-    return {"loss": sft_loss(logprobs, mask), "count": jnp.sum(mask, dtype=jnp.float32)}
+    if "weights" not in microbatch:
+        return {"loss": sft_loss(logprobs, mask), "count": jnp.sum(mask, dtype=jnp.float32)}
+    # Segment 0 is padding, and has no weight.
+    by_segment = jnp.pad(microbatch["weights"], ((0, 0), (1, 0)))
+    weights = jnp.where(mask, jnp.take_along_axis(by_segment, microbatch["segment_ids"], axis=1), 0.0)
+    return {"loss": sft_loss(weights * logprobs, mask), "count": jnp.sum(weights)}
 
 
 def preference_sums(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Sums:
-    """Sums over pairs or triples: `loss`, `count` (of them), and metrics of the rewards."""
-    result = loss(_pairs(loss, logprobs, microbatch))
+    """Sums over pairs or triples, weighted if they have weights: `loss`, `count` (of them), metrics of the rewards."""
+    pairs = _pairs(loss, logprobs, microbatch)
+    result = loss(pairs)
+    losses, metrics = result.losses, dict(result.metrics)
+    if loss.sft_weight:
+        metrics["sft_loss"] = _chosen_loss(loss, pairs)
+        losses = losses + loss.sft_weight * metrics["sft_loss"]
     is_pair = microbatch["pair_ids"] >= 0
 
     def total(values: Float[Array, "R P"]) -> Float[Array, ""]:
+        if "weights" in microbatch:
+            values = values * microbatch["weights"]
         return jnp.sum(jnp.where(is_pair, values, 0.0))
 
     margin = result.chosen_rewards - result.rejected_rewards
     return {
-        "loss": total(result.losses),
+        "loss": total(losses),
         "count": total(jnp.ones_like(margin)),
         "reward_accuracy": total((margin > 0).astype(jnp.float32)),
         "reward_margin": total(margin),
         "chosen_reward": total(result.chosen_rewards),
         "rejected_reward": total(result.rejected_rewards),
-        **{name: total(values) for name, values in result.metrics.items()},
+        **{name: total(values) for name, values in metrics.items()},
     }
+
+
+def _chosen_loss(loss: PairLoss, pairs: Pairs) -> Float[Array, "R P"]:
+    """Mean negative log-likelihood of the tokens of what is chosen, per example.
+
+    That is the first term of RPO, Pang et al. 2024 (arXiv:2404.19733), and TRL's `sft` loss of a batch of one pair.
+    """
+    chosen = mean_logprobs(pairs.chosen_logprobs, pairs.chosen_lengths)
+    if pairs.source_logprobs is not None and pairs.source_lengths is not None:
+        share = loss.source_share(pairs)
+        chosen = share * mean_logprobs(pairs.source_logprobs, pairs.source_lengths) + (1 - share) * chosen
+    return -chosen
 
 
 def _pairs(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Pairs:
