@@ -218,8 +218,8 @@ class TrainConfig(ConfigModel):
     def attention_length(self) -> int:
         return self.packing.attention_length or self.row_length
 
-    def batch_shape(self, rows: int) -> BatchShape:
-        """The shape of a microbatch with `rows` rows."""
+    def batch_shape(self, rows: int, *, weights: bool = False) -> BatchShape:
+        """The shape of a microbatch with `rows` rows, whose examples perhaps have weights."""
         return BatchShape(
             rows,
             self.row_length,
@@ -227,6 +227,7 @@ class TrainConfig(ConfigModel):
             answers=len(ANSWERS[self.record_kind]),
             reference=self.needs_reference,
             progress=self.needs_progress,
+            weights=weights,
             soft=self.fusion.top_k if self.fusion else 0,
         )
 

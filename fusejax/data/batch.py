@@ -17,7 +17,7 @@ Axis = Literal["L", "C", "P", "1", "L K"]
 """L: token slots that a row attends over. C: tokens that it computes; fewer than L where answers share prefixes
 (`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row. K: ids of
 a soft target."""
-Condition = Literal["shared prefixes", "pairs", "triples", "reference", "progress", "soft targets"]
+Condition = Literal["shared prefixes", "pairs", "triples", "weights", "reference", "progress", "soft targets"]
 """What the microbatch has, of which an array is a part: pairs are examples of two answers or of three."""
 
 
@@ -52,6 +52,7 @@ ARRAYS = {
         -1,
         "examples of the row; the k-th, from 0, of n answers each has segments kn + 1 to kn + n, the last for rejected",
     ),
+    "weights": BatchArray("P", np.float32, ("weights",), 0, "of the row's examples in the loss, in order"),
     "reference_source": BatchArray(
         "P", np.float32, ("triples", "reference"), 0, "as below, of a triple's first response, the source's"
     ),
@@ -86,6 +87,8 @@ class BatchShape:
     """Of each example; 0 where examples are single sequences."""
     reference: bool = False
     """Whether the reference's log-probabilities of the answers are there."""
+    weights: bool = False
+    """Whether examples have weights."""
     progress: bool = False
     """Whether the loss is told how far the run is."""
     soft: int = 0
@@ -103,6 +106,7 @@ class BatchShape:
             "triples": self.answers == 3,
             "reference": self.reference,
             "progress": self.progress,
+            "weights": self.weights,
             "soft targets": self.soft > 0,
         }
         return {

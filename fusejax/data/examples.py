@@ -38,9 +38,10 @@ CHUNK = 512
 class Rejection:
     """An example left out, and why.
 
-    `reason` is a `ChatError`'s, or `bad_record`, `non_finite_score`, `unordered_pair` (chosen is not scored above
-    rejected), `prompt_too_long`, `identical_pair` (a chosen answer and the rejected one have the same tokens, as far as
-    they are kept); `detail` says what was found. Of triples, the pair is that of the target.
+    `reason` is a `ChatError`'s, or `bad_record`, `bad_weight` (not finite, or not above 0), `non_finite_score`,
+    `unordered_pair` (chosen is not scored above rejected), `prompt_too_long`, `identical_pair` (a chosen answer and the
+    rejected one have the same tokens, as far as they are kept); `detail` says what was found. Of triples, the pair that
+    is unordered is that of the target.
     """
 
     id: str
@@ -65,6 +66,8 @@ class Tokenized:
     """In the order of the source, too."""
     changes: dict[str, list[str]]
     """What happened to kept examples (a key of `fusejax.data.chat.CHANGES`) -> their ids."""
+    weights: Float32[np.ndarray, "N"] | None = None
+    """Of the kept examples in the loss; None where no record has one, and all are 1."""
     soft_ids: Int32[np.ndarray, "S K"] | None = None
     """Explicit fusion: for each target token, ids that a source holds possible in its place, ..."""
     soft_weights: Float32[np.ndarray, "S K"] | None = None
@@ -116,7 +119,13 @@ class Tokenized:
         soft = [] if self.soft_ids is None else [self.soft_ids, self.soft_weights]
         for array in (self.tokens, self.loss_mask, self.offsets, *soft):
             digest.update(np.ascontiguousarray(array).data)
+        if self.weights is not None:
+            digest.update(self.weights.data)
         return digest.hexdigest()
+
+    def weighted(self) -> "Tokenized":
+        """The same with weights, if need be of 1."""
+        return self if self.weights is not None else dataclasses.replace(self, weights=np.ones(len(self), np.float32))
 
     def sequence(self, index: int) -> tuple[Int32[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
         """Tokens and loss mask of sequence `index`; example i has the sequences from `i * sequences_per_example` on."""
@@ -170,6 +179,7 @@ def joined(tokenized: Sequence[Tokenized]) -> Tokenized:
         offsets=np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64),
         ids=[name for each in tokenized for name in each.ids],
         rejected=[rejection for each in tokenized for rejection in each.rejected],
+        weights=_joined_weights(tokenized),
         changes=_without_empty(
             {change: [name for each in tokenized for name in each.changes.get(change, [])] for change in CHANGES}
         ),
@@ -217,6 +227,7 @@ def tokenize(
     sequences: list[Encoded] = []
     rejected: list[Rejection] = []
     changes: dict[str, list[str]] = {change: [] for change in CHANGES}
+    weights: list[float | None] = []
     indices = range(len(source)) if records is None else records
     for start in range(0, len(indices), CHUNK):
         read = [_read(source, index, ordered=drop_unordered_pairs) for index in indices[start : start + CHUNK]]
@@ -234,6 +245,7 @@ def tokenize(
                 rejected.append(fitted)
                 continue
             ids.append(record.id)
+            weights.append(_weight(record))
             sequences.extend(fitted)
             found = frozenset[Change]().union(*(sequence.changes for sequence in fitted))
             for change in found | ({"unordered"} if _is_unordered(record) else frozenset()):
@@ -246,6 +258,9 @@ def tokenize(
         ids=ids,
         rejected=rejected,
         changes=_without_empty(changes),
+        weights=None
+        if all(weight is None for weight in weights)
+        else np.array([1.0 if weight is None else weight for weight in weights], np.float32),
     )
 
 
@@ -254,6 +269,12 @@ def check_any_kept(tokenized: Tokenized, name: str) -> None:
     rejected = tokenized.rejected
     if not tokenized.ids:
         raise UserError(f"data {name}: all {len(rejected)} examples are rejected, as {_commonest(rejected)}")
+
+
+def _joined_weights(tokenized: Sequence[Tokenized]) -> Float32[np.ndarray, "N"] | None:
+    if all(each.weights is None for each in tokenized):
+        return None
+    return np.concatenate([each.weighted().weights for each in tokenized])
 
 
 def _without_empty(changes: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -266,6 +287,9 @@ def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
     except RecordError as error:
         return Rejection(f"#{index}", "bad_record", str(error))
     assert not isinstance(record, AnswerDistributions), "of shards of another kind than a task trains on"
+    weight = _weight(record)
+    if weight is not None and not (math.isfinite(weight) and weight > 0):
+        return Rejection(record.id, "bad_weight", f"weight is {weight}")
     scores = _scores(record)
     for name, score in scores.items():
         if score is not None and not math.isfinite(score):
@@ -274,6 +298,10 @@ def _read(source: Shards, index: int, *, ordered: bool) -> Record | Rejection:
         *_, (name, score), (rejected_name, rejected_score) = scores.items()
         return Rejection(record.id, "unordered_pair", f"{name} {score} is not above {rejected_name} {rejected_score}")
     return record
+
+
+def _weight(record: Record) -> float | None:
+    return None if isinstance(record, PreferenceTriple) else record.weight
 
 
 def _scores(record: Record) -> dict[str, float | None]:

@@ -150,7 +150,9 @@ def assemble(
     each = tokenized.sequences_per_example
     answers = len(ANSWERS[tokenized.kind])
     soft = 0 if tokenized.soft_ids is None else tokenized.soft_ids.shape[1]
-    shape = BatchShape(len(rows), row_length, attention_length or row_length, answers=answers, soft=soft)
+    weights = tokenized.weights
+    lengths = (row_length, attention_length or row_length)
+    shape = BatchShape(len(rows), *lengths, answers=answers, weights=weights is not None, soft=soft)
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
@@ -167,6 +169,8 @@ def assemble(
                 targets = start + np.flatnonzero(mask)
                 row["soft_ids"][targets], row["soft_weights"][targets] = tokenized.soft_targets(sequence)
             start += len(ids)
+        if weights is not None:
+            row["weights"][: len(examples)] = weights[examples]
         if answers:
             row["pair_ids"][: len(examples)] = examples
         if shape.shares_prefixes:

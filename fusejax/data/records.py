@@ -251,13 +251,16 @@ def write_shards(
     if not isinstance(examples, Sequence):
         examples = list(examples)
     counts = {name: collections.Counter[str]() for name in ("dataset", "domain", "source_model")}
+    weighted = False
 
     def encoded(index: int) -> bytes:
+        nonlocal weighted
         example = examples[index]
         if type(example) is not CLASSES[kind]:
             raise TypeError(f"a data set of kind {kind} cannot hold {example!r}")
         for name, counter in counts.items():
             counter[getattr(example, name)] += 1
+        weighted = weighted or getattr(example, "weight", None) is not None
         return encode(example)
 
     with temporary_folder(directory) as folder:
@@ -273,6 +276,7 @@ def write_shards(
                 "kind": kind,
                 "format": format,
                 "examples": len(examples),
+                **({"weighted": True} if weighted else {}),
                 **{f"by_{name}": dict(sorted(counter.items())) for name, counter in counts.items()},
                 "shards": entries,
             }
@@ -321,6 +325,7 @@ class _Split(BaseModel):
     format: Format
     examples: NonNegativeInt
     shards: list[_Shard]
+    weighted: bool = False
 
 
 @runtime_checkable
@@ -337,12 +342,14 @@ class Shards(Sequence):  # not `Sequence[Record]`: a run-time type checker would
     Indexing raises `RecordError` for a record that is whole on disk but malformed.
     """
 
-    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: Sequence[_Reader]):
+    def __init__(self, name: str, kind: Kind, fingerprint: str, readers: Sequence[_Reader], *, weighted: bool = False):
         self.name = name
         """As given to `open_shards`."""
         self.kind: Kind = kind
         self.fingerprint = fingerprint
         """A hash of the contents of all shards: the key of everything cached from this data set."""
+        self.weighted = weighted
+        """Whether any example has a weight."""
         self._readers = readers
         self._ends = list(itertools.accumulate(map(len, readers)))
 
@@ -409,7 +416,8 @@ def open_shards(source: PathLike) -> Shards:
     except tfrecord.CorruptError as error:
         raise UserError(f"data {source}: {error}") from None
     hashes = "".join(shard.sha256 for shard in entry.shards)
-    return Shards(str(source), entry.kind, hashlib.sha256(hashes.encode()).hexdigest(), readers)
+    fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
+    return Shards(str(source), entry.kind, fingerprint, readers, weighted=entry.weighted)
 
 
 def _refuse_rows(path: epath.Path) -> None:

@@ -11,7 +11,7 @@ from fusejax.data.records import ANSWERS
 from fusejax.objectives.fusion import fusion_losses, teacher_entropy
 from fusejax.objectives.logprobs import Logprobs
 from fusejax.objectives.losses import PairLoss
-from fusejax.objectives.preference import Pairs, segment_sums
+from fusejax.objectives.preference import Pairs, mean_logprobs, segment_sums
 from fusejax.objectives.sft import sft_loss
 
 Sums = dict[str, Float32[Array, ""]]
@@ -27,7 +27,10 @@ def make_loss(preference: PairLoss | None, clm_weight: float | None = None) -> L
 
 
 def sft_sums(logprobs: Logprobs, microbatch: Microbatch) -> Sums:
-    """`loss`, and `count`, the number of target tokens."""
+    """`loss`, and `count`, the number of target tokens; with weights, each token counts by that of its example."""
+    weights = _token_weights(microbatch)
+    if weights is not None:
+        return {"loss": sft_loss(weights * logprobs.target, weights > 0), "count": jnp.sum(weights)}
     mask = microbatch["loss_mask"]
     return {"loss": sft_loss(logprobs.target, mask), "count": jnp.sum(mask, dtype=jnp.float32)}
 
@@ -37,39 +40,68 @@ def fusion_sums(clm_weight: float, logprobs: Logprobs, microbatch: Microbatch) -
     fall, and `fused`, the number of target tokens with a distribution. Without any, it is plain SFT: an evaluation."""
     if logprobs.soft is None:
         return sft_sums(logprobs, microbatch)
-    mask, weights = microbatch["loss_mask"], microbatch["soft_weights"]
+    mask, probabilities, weights = microbatch["loss_mask"], microbatch["soft_weights"], _token_weights(microbatch)
 
     def total(values: Float[Array, "R L"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(mask, values, 0.0))
+        return jnp.sum(jnp.where(mask, values if weights is None else weights * values, 0.0))
 
     return {
-        "loss": total(fusion_losses(logprobs.target, logprobs.soft, weights, clm_weight)),
-        "count": jnp.sum(mask, dtype=jnp.float32),
-        "clm": sft_loss(logprobs.target, mask),
-        "fusion_ce": -total(logprobs.soft),
-        "teacher_entropy": total(teacher_entropy(weights)),
-        "fused": total(jnp.any(weights > 0, axis=-1).astype(jnp.float32)),
+        **sft_sums(logprobs, microbatch),
+        "loss": total(fusion_losses(logprobs.target, logprobs.soft, probabilities, clm_weight)),
+        "clm": total(-logprobs.target),
+        "fusion_ce": total(-logprobs.soft),
+        "teacher_entropy": total(teacher_entropy(probabilities)),
+        "fused": total(jnp.any(probabilities > 0, axis=-1).astype(jnp.float32)),
     }
 
 
+def _token_weights(microbatch: Microbatch) -> Float[Array, "R L"] | None:
+    """The weight of each target token's example, 0 for other tokens; None where examples have no weights."""
+    if "weights" not in microbatch:
+        return None
+    # Segment 0 is padding, and has no weight.
+    by_segment = jnp.pad(microbatch["weights"], ((0, 0), (1, 0)))
+    weights = jnp.take_along_axis(by_segment, microbatch["segment_ids"], axis=1)
+    return jnp.where(microbatch["loss_mask"], weights, 0.0)
+
+
 def preference_sums(loss: PairLoss, logprobs: Logprobs, microbatch: Microbatch) -> Sums:
-    """Sums over pairs or triples: `loss`, `count` (of them), and metrics of the rewards."""
-    result = loss(_pairs(loss, logprobs.target, microbatch))
+    """Sums over pairs or triples, weighted if they have weights: `loss`, `count` (of them), metrics of the rewards."""
+    pairs = _pairs(loss, logprobs.target, microbatch)
+    result = loss(pairs)
+    losses, metrics = result.losses, dict(result.metrics)
+    if loss.sft_weight:
+        metrics["sft_loss"] = _chosen_loss(loss, pairs)
+        losses = losses + loss.sft_weight * metrics["sft_loss"]
     is_pair = microbatch["pair_ids"] >= 0
 
     def total(values: Float[Array, "R P"]) -> Float[Array, ""]:
+        if "weights" in microbatch:
+            values = values * microbatch["weights"]
         return jnp.sum(jnp.where(is_pair, values, 0.0))
 
     margin = result.chosen_rewards - result.rejected_rewards
     return {
-        "loss": total(result.losses),
+        "loss": total(losses),
         "count": total(jnp.ones_like(margin)),
         "reward_accuracy": total((margin > 0).astype(jnp.float32)),
         "reward_margin": total(margin),
         "chosen_reward": total(result.chosen_rewards),
         "rejected_reward": total(result.rejected_rewards),
-        **{name: total(values) for name, values in result.metrics.items()},
+        **{name: total(values) for name, values in metrics.items()},
     }
+
+
+def _chosen_loss(loss: PairLoss, pairs: Pairs) -> Float[Array, "R P"]:
+    """Mean negative log-likelihood of the tokens of what is chosen, per example.
+
+    That is the first term of RPO, Pang et al. 2024 (arXiv:2404.19733), and TRL's `sft` loss of a batch of one pair.
+    """
+    chosen = mean_logprobs(pairs.chosen_logprobs, pairs.chosen_lengths)
+    if pairs.source_logprobs is not None and pairs.source_lengths is not None:
+        share = loss.source_share(pairs)
+        chosen = share * mean_logprobs(pairs.source_logprobs, pairs.source_lengths) + (1 - share) * chosen
+    return -chosen
 
 
 def _pairs(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch) -> Pairs:

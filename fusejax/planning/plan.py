@@ -229,7 +229,8 @@ class Planner:
         )
 
     def _programs(self, config: TrainConfig) -> Programs:
-        return Programs(config, self.model, make_mesh(config.mesh, self._devices), num_steps=self.work.steps)
+        mesh = make_mesh(config.mesh, self._devices)
+        return Programs(config, self.model, mesh, num_steps=self.work.steps, weights=self.work.weights)
 
     def _layer_inputs(self, config: TrainConfig) -> int:
         tokens = config.packing.rows_per_device * config.row_length

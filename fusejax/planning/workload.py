@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 from etils import epath
 
@@ -30,6 +31,8 @@ class Workload:
     """The row's `attention_length`: pairs are assumed to share as many tokens as it allows for."""
     assumed: tuple[str, ...]
     """Which of `examples`, `tokens_per_example` and `shared_tokens` are assumptions."""
+    weights: bool = False
+    """Whether examples have weights."""
 
     @property
     def rows_per_step(self) -> float:
@@ -51,8 +54,9 @@ class Workload:
 def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_example: float | None = None) -> Workload:
     """The workload by what is given, else by the manifest of `data.train`, else by the constants above."""
     assumed = []
+    manifests = {split: _manifest(path) for split, path in config.data if path is not None}
     if examples is None:
-        examples = _count(config.data.train)
+        examples = manifests["train"].get("examples")
     if examples is None:
         examples = EXAMPLES[config.record_kind]
         assumed.append("examples")
@@ -69,13 +73,15 @@ def workload(config: TrainConfig, *, examples: int | None = None, tokens_per_exa
         batch_size=config.batch_size,
         tokens_per_row=config.attention_length,
         assumed=tuple(assumed),
+        weights=any(bool(manifest.get("weighted")) for manifest in manifests.values()),
     )
 
 
-def _count(train: str) -> int | None:
-    """Examples of the training split, if it lies where the configuration says."""
-    path = epath.Path(train)
+def _manifest(split: str) -> dict[str, Any]:
+    """What the manifest says of a split, if it lies where the configuration says."""
+    path = epath.Path(split)
     try:
-        return int(json.loads((path.parent / MANIFEST).read_text())["splits"][path.name]["examples"])
+        found = json.loads((path.parent / MANIFEST).read_text())["splits"][path.name]
+        return {**found, "examples": int(found["examples"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}

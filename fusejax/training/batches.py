@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fusejax.common.cli import UserError
 from fusejax.config import TrainConfig
 from fusejax.data.batch import Microbatch
 from fusejax.data.examples import Tokenized
@@ -22,12 +23,25 @@ class Batches:
 
     Args:
       rows_per_microbatch: over all hosts.
+      weights: whether examples have weights, as the data's manifests say.
 
     Raises:
-      UserError: an example does not fit a row.
+      UserError: an example does not fit a row, or has a weight of which the manifest says nothing.
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, data: Mapping[str, Tokenized], *, rows_per_microbatch: int):
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: Mesh,
+        data: Mapping[str, Tokenized],
+        *,
+        rows_per_microbatch: int,
+        weights: bool = False,
+    ):
+        if weights:
+            data = {split: tokenized.weighted() for split, tokenized in data.items()}
+        elif found := [split for split, tokenized in data.items() if tokenized.weights is not None]:
+            raise UserError(f"data.{found[0]}: records have weights, but its manifest does not say so: write it again")
         self._config, self._data, self._rows = config, data, rows_per_microbatch
         self._sharding = batch_sharding(mesh)
         parts = self._sharding.addressable_devices_indices_map((rows_per_microbatch,)).values()

@@ -77,7 +77,7 @@ def train(config: TrainConfig, hosts: Hosts | None = None, clock: Clock | None =
     if not (output_dir / "run.yaml").exists():
         raise not_shared(output_dir, hosts.index, 0)
     model = huggingface.read_config(output_dir / "model")
-    programs = Programs(config, model, mesh)
+    programs = Programs(config, model, mesh, weights=prepared.pop("weights"))
     with Ahead(programs, clock) as ahead:
         hosts.is_busy = ahead.is_busy
         with clock.phase("tokens"):
@@ -120,7 +120,8 @@ def _train(
             return
         programs.set_steps(steps)
         ahead.compile(*_large_programs(config), "apply", "zeroed", *(["evaluate"] if config.data.eval else []))
-        batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch)
+        weights = "weights" in programs.microbatch
+        batches = Batches(config, mesh, data, rows_per_microbatch=programs.rows_per_microbatch, weights=weights)
         if first_step:
             hosts.note(f"going on after step {first_step} of {steps}")
             # If the reference pass has to be repeated, the starting model is freed before the checkpoint is read.
@@ -356,7 +357,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     """Makes the run's folder, with configuration, architecture and tokenizer.
 
     Returns:
-      Arguments of `tokenize`: `splits` that have no tokens yet, `identity` of all, `stops`.
+      Arguments of `tokenize`: `splits` that have no tokens yet, `identity` of all, `stops`; and whether any examples
+      have `weights`.
     """
     output_dir = epath.Path(config.output_dir)
     _check_folders(config)
@@ -376,7 +378,12 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     _note_long(config, model)
     stops = named_ends(model.directory, tokenizer)
     _note_end(tokenizer, stops)
-    return {"identity": identity, "stops": sorted(stops), "splits": missing(config, identity, resumes=resumes)}
+    return {
+        "identity": identity,
+        "stops": sorted(stops),
+        "splits": missing(config, identity, resumes=resumes),
+        "weights": any(records.weighted for records in shards.values()),
+    }
 
 
 def _check_folders(config: TrainConfig) -> None:

@@ -31,6 +31,7 @@ class Programs:
 
     Args:
       num_steps: of the whole run. Only `apply` depends on it, by its schedule; None: `set_steps` follows.
+      weights: whether examples have weights.
 
     Attributes:
       params, state, accumulator, microbatch: their shapes, dtypes and shardings.
@@ -46,7 +47,15 @@ class Programs:
       reference: params, reference_microbatch -> pair_ids, log-probabilities of each answer, on every device.
     """
 
-    def __init__(self, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, num_steps: int | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: DecoderConfig,
+        mesh: Mesh,
+        *,
+        num_steps: int | None = None,
+        weights: bool = False,
+    ):
         self.mesh, self.model = mesh, model
         self.rows_per_microbatch = config.packing.rows_per_device * axis_size(mesh, BATCH_AXES)
         """Rows of a microbatch, over all devices."""
@@ -60,7 +69,7 @@ class Programs:
 
         self.params = laid_out(shapes, mesh)
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
-        shape = config.batch_shape(self.rows_per_microbatch)
+        shape = config.batch_shape(self.rows_per_microbatch, weights=weights)
         self.microbatch = self._microbatch(shape)
         self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False, progress=False))
         self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0))

@@ -21,7 +21,9 @@ def save(path: epath.Path, identity: dict[str, str], tokenized: Tokenized) -> No
     """Keeps a split's tokens, together with what they were made from."""
     fields = {field.name: getattr(tokenized, field.name) for field in dataclasses.fields(tokenized)}
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    header = {name: value for name, value in fields.items() if name not in arrays} | {"identity": identity}
+    # A field that has nothing is left out: a release that did not have it reads the file, too.
+    header = {name: value for name, value in fields.items() if name not in arrays and value is not None}
+    header["identity"] = identity
     header["rejected"] = [dataclasses.asdict(rejection) for rejection in tokenized.rejected]
     with replacing(path) as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]  # none is called allow_pickle

@@ -1,5 +1,6 @@
 """What of a data set is kept, what is cut, and what is rejected for which reason."""
 
+import dataclasses
 import math
 import pickle
 
@@ -117,6 +118,26 @@ def test_every_rejection_of_a_triple_has_its_reason(tokenizer):
     assert {rejection.id: rejection.reason for rejection in dropped.rejected} == reasons | {
         "tie of the target": "unordered_pair"
     }
+
+
+def test_weights(tokenizer):
+    """None where no record has one; 1 for those without, where others have one."""
+    plain = [sft("a"), sft("b"), sft("c"), sft("d")]
+    given = zip(plain, (None, 2.5, 0.5, None), strict=True)
+    records = [dataclasses.replace(record, weight=weight) for record, weight in given]
+    source = shards(*records)
+    whole = tokenize(source, tokenizer, max_length=100)
+    assert whole.weights.dtype == np.float32 and whole.weights.tolist() == [1.0, 2.5, 0.5, 1.0]
+    apart = [tokenize(source, tokenizer, records=each, max_length=100) for each in (range(1), range(1, 4))]
+    assert apart[0].weights is None and joined(apart).weights.tolist() == whole.weights.tolist()
+    without = tokenize(shards(*plain), tokenizer, max_length=100)
+    assert without.weights is None and joined([without, without]).weights is None
+    assert len({whole.fingerprint, without.fingerprint, without.weighted().fingerprint}) == 3
+    bad = [dataclasses.replace(sft(str(weight)), weight=weight) for weight in (0.0, -1.0, math.nan, math.inf)]
+    kept = tokenize(shards(*records, *bad), tokenizer, max_length=100)
+    assert kept.ids == whole.ids
+    reasons = {rejection.id: rejection.reason for rejection in kept.rejected}
+    assert reasons == dict.fromkeys(("0.0", "-1.0", "nan", "inf"), "bad_weight")
 
 
 def test_all_that_the_assistant_says_after_a_prompt_is_a_target(tokenizer):

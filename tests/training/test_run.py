@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, what they refuse, what they import."""
 
+import dataclasses
 import datetime
 import json
 import math
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import UserError
-from fusejax.data.records import PreferencePair, write_shards
+from fusejax.data.records import PreferencePair, open_shards, write_shards
 from fusejax.training.checkpoints import Checkpoints
 from fusejax.training.export import export
 from fusejax.training.loop import train
@@ -255,6 +256,32 @@ def test_broken_records_are_counted_and_kept_out(world, tmp_path):
     }
     changed = [json.loads(line) for line in (tmp_path / "run" / "changed.jsonl").read_text().splitlines()]
     assert changed == [{"split": "train", "id": "spelled", "change": "spelled"}]
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_records_with_weights(world, tmp_path, task):
+    """A run on examples of which some have a weight: equal ones change nothing but the kept tokens, others the loss."""
+    records = open_shards(world / task / "train")[:]
+
+    def losses(name, weights):
+        weighted = [dataclasses.replace(record, weight=weights[i % 2]) for i, record in enumerate(records)]
+        write_shards(tmp_path / name, "train", weighted, kind=task, num_shards=1, manifest={})
+        data = {"train": str(tmp_path / name / "train"), "eval": str(world / task / "eval")}
+        train(run_config(world, tmp_path / f"{name}-run", task, data=data, max_steps=2))
+        return [line["loss"] for line in metrics(tmp_path / f"{name}-run")]
+
+    train(run_config(world, tmp_path / "plain", task, max_steps=2))
+    plain = [line["loss"] for line in metrics(tmp_path / "plain")]
+    assert losses("equal", (0.25, 0.25)) == pytest.approx(plain, rel=1e-5)
+    assert losses("different", (None, 4.0)) != pytest.approx(plain, rel=1e-5)
+    kept = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("equal", "different")]
+    assert all(each["splits"]["train"]["weighted"] for each in kept)
+    # The manifest of an earlier writer says nothing of weights.
+    path = tmp_path / "equal" / "manifest.json"
+    path.write_text(path.read_text().replace('"weighted": true,', ""))
+    with pytest.raises(UserError, match=r"data\.train: records have weights, but its manifest does not say so"):
+        data = {"train": str(tmp_path / "equal" / "train")}
+        train(run_config(world, tmp_path / "other", task, data=data, max_steps=1))
 
 
 def test_training_needs_neither_torch_nor_vllm(world, tmp_path):

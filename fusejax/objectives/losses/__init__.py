@@ -11,10 +11,14 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import NonNegativeFloat
+
 from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.records import Kind
 
 if TYPE_CHECKING:
+    from jax import Array
+
     from fusejax.objectives.preference import PairLosses, Pairs
 
 LOSSES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
@@ -42,10 +46,18 @@ class PairLoss(ConfigModel, abc.ABC):
     def variants(cls) -> list[type[ConfigModel]]:
         return [find_loss(name) for name in LOSSES] if cls is PairLoss else []
 
+    sft_weight: NonNegativeFloat = 0.0
+    """Factor of the mean negative log-likelihood of a chosen response's tokens, which is added to the loss (RPO). Of
+    triples, the source's and the target's response have the shares that they have in the loss."""
+
     @property
     def needs_progress(self) -> bool:
         """Whether `Pairs` must say how far the run is."""
         return False
+
+    def source_share(self, pairs: "Pairs") -> "Array | float":
+        """Of triples, the share of the source's response in what is chosen; the target's has the rest."""
+        return 0.0
 
     @abc.abstractmethod
     def __call__(self, pairs: "Pairs") -> "PairLosses":

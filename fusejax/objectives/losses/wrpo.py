@@ -8,6 +8,7 @@ label smoothing are those of DPO.
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 from pydantic import Field, PositiveFloat
 
 from fusejax.data.records import Kind
@@ -39,13 +40,17 @@ class WRPO(PairLoss):
     def needs_progress(self) -> bool:
         return self.dynamic
 
+    def source_share(self, pairs: Pairs) -> Float[Array, "*P"]:
+        alpha = jnp.full_like(pairs.chosen_logprobs, self.alpha)
+        if not self.dynamic:
+            return alpha
+        assert pairs.progress is not None
+        return alpha * pairs.progress
+
     def __call__(self, pairs: Pairs) -> PairLosses:
         source = pairs.source_log_ratio(mean=self.length_normalized)
         target, rejected = pairs.log_ratios(mean=self.length_normalized)
-        alpha = jnp.full_like(target, self.alpha)
-        if self.dynamic:
-            assert pairs.progress is not None
-            alpha = alpha * pairs.progress
+        alpha = self.source_share(pairs)
         chosen = alpha * source + (1 - alpha) * target
         losses = log_sigmoid_losses(self.beta * (chosen - rejected), self.label_smoothing)
         metrics = {
