@@ -45,6 +45,7 @@ def test_preference_and_dpo_are_one_task(tmp_path, name):
         "length_normalized": False,
         "label_smoothing": 0.0,
         "reference": None,
+        "sft_weight": 0.0,
     }
     assert TrainConfig.model_validate(kept) == config
 
