@@ -155,7 +155,7 @@ class _Source:
                 self._indices[name] = index
 
     def aligned(self, names: Sequence[str], answers: Sequence[_Answer], counts: Counter[str]) -> list[_Aligned | None]:
-        found = []
+        found: list[_Aligned | None] = []
         for name, answer in zip(names, answers, strict=True):
             index = self._indices.get(name)
             record = None if index is None else self._records[index]

@@ -165,7 +165,9 @@ def target_logprobs(
         sums, highest = jax.lax.psum(sums, projection.tensor), everywhere
     is_target = jnp.arange(order.size) < residuals.targets_first
     normalizers = jnp.where(is_target, highest + jnp.log(jnp.where(is_target, total, 1.0)), 0.0)
-    masses = [1.0] if residuals.soft is None else [1.0, jnp.sum(residuals.soft.weights, axis=0)]
+    masses: list[Array | float] = [1.0]
+    if residuals.soft is not None:
+        masses.append(jnp.sum(residuals.soft.weights, axis=0))
 
     def logprobs(weighted: Array, mass: Array | float) -> Array:
         values = _unsort(order, jnp.where(is_target, weighted - mass * normalizers, 0.0), mask.size)
