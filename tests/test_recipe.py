@@ -11,6 +11,7 @@ from fusejax.common.cli import load_config
 from fusejax.config import TrainConfig
 from fusejax.data.packing import num_steps
 from fusejax.objectives.losses.dpo import DPO
+from fusejax.objectives.losses.wrpo import WRPO as WRPOLoss
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -116,16 +117,27 @@ def test_wrpo_training_figures():
     optimizer = sft.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 7e-6, 0)
     assert (optimizer.schedule, optimizer.warmup_ratio) == ("cosine", 0.1)
-    wrpo = yaml.safe_load((CONFIGS / "wrpo" / "llama3-8b-wrpo.yaml").read_text())
-    assert (wrpo["task"], wrpo["model"], wrpo["epochs"]) == ("preference", sft.output_dir, 1)
-    assert wrpo["preference"] == {"loss": "wrpo", "beta": 0.01, "alpha": 0.1}
-    assert (wrpo["batch_size"], wrpo["max_length"], wrpo["max_prompt_length"]) == (128, 2048, 1800)
-    optimizer = wrpo["optimizer"]
-    assert (float(optimizer["learning_rate"]), optimizer["schedule"], optimizer["warmup_ratio"]) == (
-        3e-7,
-        "cosine",
-        0.1,
-    )
+    wrpo = load_config(TrainConfig, CONFIGS / "wrpo" / "llama3-8b-wrpo.yaml", [])
+    assert (wrpo.task, wrpo.model, wrpo.epochs) == ("preference", sft.output_dir, 1)
+    assert wrpo.preference == WRPOLoss(beta=0.01, alpha=0.1)
+    assert (wrpo.batch_size, wrpo.max_length, wrpo.max_prompt_length) == (128, 2048, 1800)
+    optimizer = wrpo.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_ratio) == (3e-7, "cosine", 0.1)
+
+
+@pytest.mark.parametrize("paper", ["fusechat1", "fusechat2"])
+def test_fusechat_figures(paper: str):
+    config = load_config(TrainConfig, CONFIGS / paper / "openchat-3.5-pairwise.yaml", [])
+    assert (config.task, config.model, config.epochs) == ("sft", "openchat/openchat_3.5", 3)
+    assert (config.batch_size, config.max_length) == (128, 2048)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 5e-6, 0)
+    assert (optimizer.schedule, optimizer.warmup_ratio) == ("cosine", 0.03)
+    fusion = config.fusion
+    assert fusion is not None
+    assert (fusion.clm_weight, fusion.top_k, fusion.choose, fusion.tail) == (0.9, 10, "mince", "renormalize")
+    merge = yaml.safe_load((CONFIGS / paper / "merge.yaml").read_text())
+    assert merge["pivot"] == config.model and len(merge["targets"]) == {"fusechat1": 2, "fusechat2": 5}[paper]
 
 
 def test_wrpo_data_figures():
