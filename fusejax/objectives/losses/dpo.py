@@ -29,6 +29,7 @@ class DPO(PairLoss):
         """The loss and the rewards `r`.
 
         Example:
+          >>> import jax.numpy as jnp
           >>> zeros, ones = jnp.zeros(1), jnp.ones(1, int)
           >>> float(DPO()(Pairs(zeros, zeros, ones, ones, zeros, zeros)).losses[0])  # log 2 where p equals q
           0.6931471824645996
