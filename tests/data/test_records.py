@@ -130,6 +130,8 @@ def test_a_sequence_is_read_while_it_is_written(tmp_path):
             return 50
 
         def __getitem__(self, index):
+            if index >= 50:
+                raise IndexError(index)
             record = distributions([1] * (index + 1), seed=index)
             made.append(weakref.ref(record))
             most.append(sum(each() is not None for each in made))

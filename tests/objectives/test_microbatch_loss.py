@@ -8,6 +8,7 @@ import pytest
 from fusejax.data.examples import Tokenized
 from fusejax.data.loader import assemble
 from fusejax.data.records import ANSWERS
+from fusejax.objectives.logprobs import Logprobs
 from fusejax.objectives.losses.dpo import DPO
 from fusejax.objectives.losses.wrpo import WRPO
 from fusejax.objectives.microbatch_loss import make_loss
@@ -27,7 +28,7 @@ def example_of(kind: str, count: int, weights=None) -> Tokenized:
     places = np.concatenate([np.arange(length) for length in lengths])
     names = [str(i) for i in range(count)]
     tokens = np.arange(offsets[-1], dtype=np.int32)
-    return Tokenized(kind, tokens, places > 1, offsets, names, [], {}, weights)
+    return Tokenized(kind, tokens, places > 1, offsets, names, [], {}, weights=weights)
 
 
 def microbatch(data, rows):
@@ -48,7 +49,7 @@ def sums(kind: str, rows, weights=None, progress=0.5):
 
     def loss(values):
         logprobs = jnp.where(batch["loss_mask"], -values[batch["tokens"]], 0.0)
-        found = make_loss(LOSSES[kind])(logprobs, batch)
+        found = make_loss(LOSSES[kind])(Logprobs(logprobs), batch)
         return found["loss"], found
 
     (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(values))
@@ -78,7 +79,7 @@ def test_the_likelihood_of_a_chosen_answer_is_added():
     plain = DPO(beta=0.3, length_normalized=True)
     batch = microbatch(data, [[0, 1], [2]])
     logprobs = jnp.where(batch["loss_mask"], -jnp.asarray(values)[batch["tokens"]], 0.0)
-    alone = make_loss(plain)(logprobs, batch | references(batch))
+    alone = make_loss(plain)(Logprobs(logprobs), batch | references(batch))
     assert "sft_loss" not in alone
     assert float(found["loss"]) == pytest.approx(float(alone["loss"]) + 0.5 * sum(nll), rel=1e-6)
 
