@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 PARAMETERS = {
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
     "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    "openchat/openchat_3.5": 7_241_748_480,
     "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,

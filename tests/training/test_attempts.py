@@ -330,7 +330,7 @@ def test_a_length_beyond_the_models_is_told(world, tmp_path, capsys):
 
 def test_a_broken_reference_is_not_kept(world, tmp_path):
     model = start_folder(world, tmp_path / "model", broken=True)
-    with pytest.raises(UserError, match="gives 48 of 48 train pairs no finite log-probability"):
+    with pytest.raises(UserError, match="gives 48 of 48 train examples no finite log-probability"):
         train(run_config(world, tmp_path / "run", "dpo", model=str(model)))
     assert not (tmp_path / "run" / "reference.npz").exists()
 
