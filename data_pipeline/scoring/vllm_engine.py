@@ -1,6 +1,7 @@
 """vLLM's engine for reward models, in this process's environment."""
 
 import atexit
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +40,7 @@ def load(directory: Path, config: RewardModelConfig, **arguments: Any) -> vllm.L
         raise UserError(f"reward model {directory}: vLLM cannot load it: {one_line(error)}") from error
     # Left to the interpreter, the engine's process ends while this one is being torn down; the thread that watches it
     # then wakes inside a library that Python is about to leave, and now and then the whole process aborts.
-    atexit.register(engine.llm_engine.engine_core.shutdown)
+    # By a weak reference: an engine that nobody needs any more gives its memory back.
+    core = weakref.ref(engine.llm_engine.engine_core)
+    atexit.register(lambda: (alive := core()) and alive.shutdown())
     return engine

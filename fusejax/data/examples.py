@@ -85,7 +85,7 @@ class Tokenized:
     @functools.cached_property
     def lengths(self) -> Int64[np.ndarray, "N"]:
         """Tokens of each example, in all of its sequences."""
-        return np.diff(self.offsets).reshape(len(self), -1).sum(1)
+        return np.diff(self.offsets).reshape(-1, self.sequences_per_example).sum(1)
 
     @functools.cached_property
     def target_lengths(self) -> Int64[np.ndarray, "N"]:
@@ -93,7 +93,7 @@ class Tokenized:
         # One sequence at a time: `np.add.reduceat` or `np.cumsum` would first convert every token to 8 bytes.
         spans = itertools.pairwise(self.offsets.tolist())
         counts = [np.count_nonzero(self.loss_mask[start:stop]) for start, stop in spans]
-        return np.array(counts, np.int64).reshape(len(self), -1).sum(1)
+        return np.array(counts, np.int64).reshape(-1, self.sequences_per_example).sum(1)
 
     @functools.cached_property
     def shared_lengths(self) -> Int64[np.ndarray, "N"]:
@@ -194,7 +194,11 @@ def _joined_soft(tokenized: Sequence[Tokenized]) -> dict[str, Any]:
     fused = [each.fused or {} for each in tokenized]
     return {
         **{name: np.concatenate([getattr(each, name) for each in tokenized]) for name in ("soft_ids", "soft_weights")},
-        "fused": {name: sum(each.get(name, 0) for each in fused) for name in dict.fromkeys(itertools.chain(*fused))},
+        "fused": {
+            # Of the whole sidecar, so each part has found the same.
+            name: (max if name == "unreadable" else sum)(each.get(name, 0) for each in fused)
+            for name in dict.fromkeys(itertools.chain(*fused))
+        },
     }
 
 

@@ -58,7 +58,10 @@ def open_sidecars(paths: Sequence[str], data: Shards) -> list[Sidecar]:
 
 def _open(path: str, data: Shards) -> Sidecar:
     where = f"fusion.sidecars {path}"
-    shards = open_shards(path)
+    try:
+        shards = open_shards(path)
+    except UserError as error:
+        raise UserError(f"fusion.sidecars: {error}") from None
     if shards.kind != "distributions":
         raise UserError(f"{where} holds records of the kind {shards.kind}, not distributions")
     split = epath.Path(path)

@@ -52,19 +52,19 @@ def with_soft_targets(
       end: the target's token that ends an answer.
 
     Raises:
-      UserError: a tokenizer's bytes are not known, or `rules.choose` names no source.
+      UserError: a tokenizer's bytes are not known, or a sidecar has two records for an example.
     """
-    names = [sidecar.source for sidecar in sidecars]
-    if rules.choose not in ("mince", "avgce", *names):
-        raise UserError(f"fusion.choose: {rules.choose!r} is none of mince, avgce, {', '.join(names)}")
     table = token_bytes(tokenizer)
     counts: Counter[str] = Counter()
     sources = [_Source(sidecar, tokenizer, end, set(tokenized.ids), counts) for sidecar in sidecars]
     ids = np.zeros((int(tokenized.target_lengths.sum()), rules.top_k), np.int32)
     weights = np.zeros(ids.shape, np.float32)
-    ends = np.cumsum(tokenized.target_lengths)
+    ends, cut = np.cumsum(tokenized.target_lengths), set(tokenized.changes.get("cut", ()))
     for start in range(0, len(tokenized), CHUNK):
-        answers = [_Answer.last(tokenized, index, table, end) for index in range(len(tokenized))[start : start + CHUNK]]
+        answers = [
+            _Answer.last(tokenized, index, table, end, cut=tokenized.ids[index] in cut)
+            for index in range(len(tokenized))[start : start + CHUNK]
+        ]
         names_here = tokenized.ids[start : start + CHUNK]
         found = _fused(answers, [source.aligned(names_here, answers, counts) for source in sources], sources, rules)
         last = zip(ends[start:], answers, strict=False)
@@ -106,13 +106,15 @@ class _Answer:
     """What they spell."""
     before: Int64[np.ndarray, "n_plus_1"]
     """Bytes of `spelled` before each token that is of the text, and all of them."""
+    is_last: bool
+    """False where it may be an earlier turn, because the example was cut."""
 
     @property
     def is_cut(self) -> bool:
         return len(self.before) > len(self.tokens)
 
     @classmethod
-    def last(cls, tokenized: Tokenized, index: int, table: Sequence[bytes | None], end: int) -> "_Answer":
+    def last(cls, tokenized: Tokenized, index: int, table: Sequence[bytes | None], end: int, *, cut: bool) -> "_Answer":
         tokens, mask = tokenized.sequence(index)
         targets = np.flatnonzero(mask)
         gaps = np.flatnonzero(np.diff(targets) > 1)
@@ -120,7 +122,9 @@ class _Answer:
         # Other tokens than `end` may end a turn where the target's files name several.
         text = run[:-1] if len(run) and (run[-1] == end or table[run[-1]] is None) else run
         pieces = [table[token] or b"" for token in text.tolist()]
-        return cls(run, b"".join(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64))
+        # Of an example that was cut, only a single run up to the cut is sure to be the answer that a record is about.
+        is_last = not cut or (len(gaps) == 0 and bool(mask[-1]))
+        return cls(run, b"".join(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64), is_last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,8 @@ class _Source:
             except RecordError:
                 counts["unreadable"] += 1
                 continue
+            if name in self._indices:
+                raise UserError(f"fusion.sidecars {sidecar.shards.name}: two records have the id {name!r}")
             if name in wanted:
                 self._indices[name] = index
 
@@ -158,7 +164,7 @@ class _Source:
         found: list[_Aligned | None] = []
         for name, answer in zip(names, answers, strict=True):
             index = self._indices.get(name)
-            record = None if index is None else self._records[index]
+            record = None if index is None or not answer.is_last else self._records[index]
             if not isinstance(record, AnswerDistributions):
                 found.append(None)
                 continue
@@ -172,8 +178,8 @@ class _Source:
         text = spelled.strip()
         if not text or len(spelled) - record.ends[-1] not in (0, 1):  # 1: SentencePiece's space before a text
             return None
-        begin = answer.spelled.rfind(text)
-        if begin < 0:
+        begin = len(answer.spelled.rstrip()) - len(text)  # a template may write something before an answer
+        if begin < 0 or answer.spelled[begin : begin + len(text)] != text:
             begin = len(answer.spelled) - len(answer.spelled.lstrip())
             if not answer.is_cut or not text.startswith(answer.spelled[begin:]):
                 return None

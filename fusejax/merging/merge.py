@@ -3,6 +3,8 @@
 import functools
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -45,6 +47,7 @@ def merge(config: MergeConfig) -> None:
             hf_config=huggingface.read_json(inputs.pivot.files / "config.json"),
             dtype=dtype,
             tokenizer_from=inputs.pivot.files,
+            generation_config=_generation_config(inputs),
             card=merge_card(
                 config.model_dump(mode="json"),
                 describe(config.pivot, inputs.pivot.files),
@@ -52,6 +55,26 @@ def merge(config: MergeConfig) -> None:
                 versions=versions(),
             ),
         )
+
+
+def _generation_config(inputs: Inputs) -> dict[str, Any] | None:
+    """The pivot's, with all tokens by which targets end their answers: training may have taught another end than the
+    pivot's files name. None: the pivot's file as it is."""
+    own = _ends(inputs.pivot.files)
+    taught = dict.fromkeys(end for target in inputs.all_targets for end in _ends(target.files) if end not in own)
+    if not taught:
+        return None
+    path = inputs.pivot.files / "generation_config.json"
+    return {**(huggingface.read_json(path) if path.exists() else {}), "eos_token_id": [*own, *taught]}
+
+
+def _ends(files: Path) -> list[int]:
+    """The tokens that end an answer, as a model's files name them."""
+    named = None
+    for name in ("generation_config.json", "config.json"):
+        if named is None and (files / name).exists():
+            named = huggingface.read_json(files / name).get("eos_token_id")
+    return named if isinstance(named, list) else [] if named is None else [named]
 
 
 def _same_folder(one: str, other: str) -> bool:

@@ -23,6 +23,7 @@ _FREE_KEYS = (
     "packing.rows_per_device",
     "remat",
     "preference.reference",
+    "fusion.sidecars",  # what they hold is compared instead
     "profile",
 )
 

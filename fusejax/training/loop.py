@@ -187,6 +187,10 @@ def run_steps(
         with clock.phase("evaluation"):
             return _evaluate(programs, state.params, put("eval", batches.once("eval"), steps_done), pace)
 
+    def comparable(scores: dict[str, float]) -> dict[str, float]:
+        """What checkpoints are compared by. A loss that itself changes with the steps says nothing about them."""
+        return {name: value for name, value in scores.items() if name != "eval_loss" or not config.needs_progress}
+
     learning_rates = jax.device_get(jax.vmap(make_schedule(config.optimizer, last_step))(jnp.arange(last_step)))
     accumulator = programs.zeros()
     first_step = int(state.step)
@@ -219,7 +223,7 @@ def run_steps(
                 scores = evaluate(first_step)
                 write(unevaluated, scores)
                 flush()
-                hosts.lead(lambda: checkpoints.set_metrics(first_step, scores))
+                hosts.lead(lambda: checkpoints.set_metrics(first_step, comparable(scores)))
             for batch in batches.train(first_step, last_step):
                 step = batch.step + 1
                 checkpoints.check()
@@ -248,7 +252,7 @@ def run_steps(
                     pending = None
                     flush()
                     reminder.restart()
-                    checkpoints.save(state, scores)
+                    checkpoints.save(state, comparable(scores))
         except Halt:
             if pending:  # otherwise the last update is saved already
                 line = entry(*pending)

@@ -48,11 +48,14 @@ def fusion_identity(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str
     """What decides the soft targets, besides what decides the tokens; nothing without explicit fusion.
 
     Raises:
-      UserError: as `open_sidecars`.
+      UserError: as `open_sidecars`, or `fusion.choose` names no source.
     """
     if config.fusion is None:
         return {}
     sidecars = open_sidecars(config.fusion.sidecars, data["train"])
+    names = [sidecar.source for sidecar in sidecars]
+    if config.fusion.choose not in ("mince", "avgce", *names):
+        raise UserError(f"fusion.choose: {config.fusion.choose!r} is none of mince, avgce, {', '.join(names)}")
     return {
         **{f"sidecar of {sidecar.source}": sidecar.fingerprint for sidecar in sidecars},
         "fusion": json.dumps([[sidecar.source for sidecar in sidecars], dataclasses.astuple(_rules(config.fusion))]),
@@ -189,7 +192,8 @@ def tell(config: TrainConfig, data: Mapping[str, Tokenized], *, vocab_size: int)
         note(f"{split}: {tokenized.summary()}")
         if tokenized.fused is not None:
             note(f"{split}: {describe(tokenized.fused)}")
-    check_tokens(config.model, vocab_size, max(int(tokenized.tokens.max()) for tokenized in data.values()))
+    used = [each for split in data.values() for each in (split.tokens, split.soft_ids) if each is not None]
+    check_tokens(config.model, vocab_size, max(int(each.max()) for each in used))
     _write_rejected(epath.Path(config.output_dir) / "rejected.jsonl", data)
     _write_changed(epath.Path(config.output_dir) / "changed.jsonl", data)
 

@@ -1,10 +1,12 @@
 """From sidecars to soft targets, with tokenizers that cut an answer differently."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fusejax.common.cli import UserError
-from fusejax.data.examples import Tokenized
+from fusejax.data.examples import Tokenized, joined
 from fusejax.data.records import SFTExample, open_shards, write_shards
 from fusejax.fusion.sidecars import open_sidecars
 from fusejax.fusion.soft_targets import Rules, describe, with_soft_targets
@@ -135,8 +137,6 @@ def test_the_source_that_finds_an_answer_likelier(tmp_path):
         check(learnt(found), EXPECTED if chosen == "a" else [{name: 1.0} for row in same for name in row])
     named = Rules("rare", 4, "renormalize", 1.0)
     assert with_soft_targets(tokenized(ANSWER), [a, rare], TARGET, end, named).fused["rare"] == 1
-    with pytest.raises(UserError, match="'b' is none of mince, avgce, a"):
-        with_soft_targets(tokenized(ANSWER), [a], TARGET, end, Rules("b", 4, "renormalize", 1.0))
 
 
 def test_the_mean_of_sources(tmp_path):
@@ -174,3 +174,38 @@ def test_sidecars_that_cannot_be_used(tmp_path):
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not the one that it was made with"):
         open_sidecars([path], data)
+
+
+def test_an_earlier_turn_is_never_taken_for_the_last(tmp_path):
+    """A dialogue that was cut behind an earlier answer, which says the same as the last one."""
+    sequence = [*TARGET("question", add_special_tokens=False)["input_ids"]]
+    answer = [*TARGET(ANSWER, add_special_tokens=False)["input_ids"], TARGET.eos_token_id]
+    mask = [0] * len(sequence) + [1] * len(answer) + [0] * len(sequence)
+    tokens, offsets = np.array(sequence + answer + sequence, np.int32), np.array([0, len(mask)], np.int64)
+    data = Tokenized("sft", tokens, np.array(mask, bool), offsets, ["0"], [], {"cut": ["0"]})
+    found = with_soft_targets(data, [sidecar(tmp_path)], TARGET, TARGET.eos_token_id, MINCE)
+    check(learnt(found), [{}] * len(answer))
+    assert found.fused["without"] == 1
+
+
+def test_two_records_of_an_example_are_one_line(tmp_path):
+    answers = (ANSWER, ANSWER)
+    twice = sidecar(tmp_path, answers=answers)
+    records = [dataclasses.replace(record, id="0") for record in twice.shards]
+    path = write(tmp_path / "twice", "b", SOURCE, records, tmp_path / "sft" / "train")
+    opened = open_sidecars([path], open_shards(tmp_path / "sft" / "train"))
+    with pytest.raises(UserError, match="two records have the id '0'"):
+        with_soft_targets(tokenized(ANSWER), opened, TARGET, TARGET.eos_token_id, MINCE)
+
+
+def test_a_host_without_examples(tmp_path):
+    """Joined with the others' part, it changes nothing."""
+    nothing = Tokenized("sft", np.empty(0, np.int32), np.empty(0, bool), np.zeros(1, np.int64), [], [], {})
+    source = [sidecar(tmp_path)]
+    empty, whole = (
+        with_soft_targets(part, source, TARGET, TARGET.eos_token_id, MINCE) for part in (nothing, tokenized(ANSWER))
+    )
+    assert empty.soft_ids.shape == (0, 4)
+    both = joined([empty, whole])
+    assert both.fused == whole.fused
+    np.testing.assert_array_equal(both.soft_weights, whole.soft_weights)

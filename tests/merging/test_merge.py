@@ -110,6 +110,14 @@ def test_the_order_of_targets_and_pieces_changes_no_bit(models, monkeypatch):
     assert_same_bits(tensors_of(models / "out"), tensors_of(models / "again"))
 
 
+def test_it_ends_answers_as_its_targets_do(models):
+    """Training may have taught another end than the pivot's files name."""
+    for name, ends in (("pivot", 0), ("target1", [0, 7]), ("target2", 0)):
+        (models / name / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "top_k": 3}))
+    merge(config(models))
+    assert json.loads((models / "out" / "generation_config.json").read_text()) == {"eos_token_id": [0, 7], "top_k": 3}
+
+
 def test_dtypes(models):
     change(models / "target1", {name: t.astype(np.float16) for name, t in tensors_of(models / "target1").items()})
     change(models / "target2", {name: t.astype(np.float64) for name, t in tensors_of(models / "target2").items()})
