@@ -386,7 +386,7 @@ class WriteConfig(ConfigModel):
     """Files per split."""
     eval_fraction: float = Field(0.01, ge=0, lt=1)
     """Share of each domain's selected prompts held out for evaluation, at least one prompt per domain unless 0; the
-    same prompts for sft and dpo."""
+    same prompts for sft and dpo. Prompts of triples are held out apart from these."""
 
 
 class DistributionsConfig(ConfigModel):
@@ -510,7 +510,21 @@ class PipelineConfig(ConfigModel):
                     raise ValueError(f"{self.key(name, 'rule')}.{key}: {named!r} {found}")
                 if key == "target" and able == [named]:
                     raise ValueError(f"{self.key(name, 'rule')}.target: {named!r} is the domain's only source")
+        self._refuse_targets_as_sources()
         return self
+
+    def _refuse_targets_as_sources(self) -> None:
+        """Raises `ValueError` where a rule's target answers a domain of which it is none: there its answers would
+        compete with the sources', and it would be asked what it was trained on."""
+        target_of = {name: getattr(domain.rule, "target", None) for name, domain in self.domains.items()}
+        for kind in ("sources", "given"):
+            for entry in getattr(self, kind):
+                own = [name for name, target in target_of.items() if target == entry.name]
+                other = next((name for name in entry.domains if own and name not in own), None)
+                if other is not None:
+                    is_target = f"{entry.name}: it is the target of {self.key(own[0], 'rule')}"
+                    remedy = f"give it `domains: [{', '.join(own)}]`"
+                    raise ValueError(f"{kind}: {is_target}, and would answer domains.{other} as a source: {remedy}")
 
     @pydantic.model_validator(mode="after")
     def _judged_once(self) -> "PipelineConfig":

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
+from transformers import AutoConfig
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.distributions.backend import Asked
 from data_pipeline.sampling.chat import set_arguments
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 from fusejax.data import chat
 from fusejax.data.records import SFTExample
 from fusejax.data.token_bytes import locate, token_bytes
@@ -78,11 +79,14 @@ class Reader:
             set_arguments(self._tokenizer, f"{where}: chat_template_kwargs", source.chat_template_kwargs)
         else:
             self._tokenizer.chat_template = self._template_of(target, turn_end or self.end_of_turn[0])
-        config = json.loads((directory / "config.json").read_text())
-        config = config.get("text_config", config)
-        self.context: int = source.max_model_len or config.get("max_position_embeddings") or 2**31
+        try:
+            # Not the file itself, which may leave out what is the architecture's default.
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
+        except Exception as error:  # Whatever a broken configuration makes transformers raise.
+            raise UserError(f"{where}: {directory}/config.json: {one_line(error)}") from None
+        self.context: int = source.max_model_len or getattr(config, "max_position_embeddings", None) or 2**31
         """Tokens of the longest conversation."""
-        self.vocabulary: int = config["vocab_size"]
+        self.vocabulary: int = config.vocab_size
         """Ids that the model knows; more than the tokenizer has, often."""
 
     @property

@@ -2,7 +2,7 @@
 
 The records are in the source's own tokens, with the bytes where they end, so one data set serves every target. They
 have the ids and the order of the SFT shards; answers that cannot be had in the source's tokens are left out, counted,
-and listed with their reasons in `rejected/distributions-{source}.jsonl`.
+and listed with their reasons in `rejected/distributions-{source}-{split}.jsonl`.
 
 Work is done in chunks of examples, each kept as a part file the moment it is done: a killed run loses one chunk. The
 parts become shards in the end, read one by one: memory holds a chunk, whatever the size of the data. This machine does
@@ -60,7 +60,8 @@ _PART = pl.Schema(
 
 
 def run(config: PipelineConfig) -> None:
-    """Writes `distributions/{source}/{split}-*` with a `manifest.json`, and `rejected/distributions-{source}.jsonl`.
+    """Writes `distributions/{source}/{split}-*` with a `manifest.json`, and
+    `rejected/distributions-{source}-{split}.jsonl`.
 
     Raises:
       UserError: no SFT shards, or others; no such source; a source that cannot be loaded; or none of the answers can be
@@ -81,7 +82,8 @@ def locate(config: PipelineConfig) -> dict[str, Path]:
     """Name of each source that is asked -> where its checkpoint is on disk.
 
     Raises:
-      UserError: the config names other sources than it has, one is behind a server, or a checkpoint is not found.
+      UserError: the config names other sources than it has, one is behind a server, or a checkpoint is not found; or
+        it has arguments that nothing would use.
     """
     section = config.distributions or DistributionsConfig()
     known = {source.name: source for source in config.sources}
@@ -91,8 +93,13 @@ def locate(config: PipelineConfig) -> dict[str, Path]:
     chosen = [known[name] for name in section.sources or known]
     if not chosen:
         raise UserError("distributions: there are no sources, only given answers")
+    backends = {name_of(config, section, source) for source in chosen}
+    if section.engine and "vllm" not in backends:
+        raise UserError("distributions.engine: the backend transformers takes no engine arguments; leave them out")
     for source in chosen:
-        name_of(config, section, source)
+        if section.template == "target" and source.chat_template_kwargs:
+            problem = f"the source {source.name} has chat_template_kwargs, which are its own template's"
+            raise UserError(f"distributions.template: {problem}; leave them out, or take `template: own`")
     return {source.name: checkpoint.locate(source.model, source.revision) for source in chosen}
 
 
@@ -146,7 +153,8 @@ class _Work:
             json.dumps({"where": name, "reason": reason, "detail": detail}, ensure_ascii=False) + "\n"
             for name, reason, detail in refused.select("id", "reason", "detail").iter_rows()
         ]
-        write_text(self._output / "rejected" / f"distributions-{self._source.name}.jsonl", "".join(lines))
+        rejected_file = f"distributions-{self._source.name}-{self._split}.jsonl"
+        write_text(self._output / "rejected" / rejected_file, "".join(lines))
         if len(refused) == len(told):
             raise UserError(
                 f"sources: {self._source.name}: none of {len(told):,} answers can be had in its tokens, "

@@ -90,6 +90,9 @@ class ImportDataConfig(RowsConfig):
             raise ValueError(f"adapter {self.adapter!r} is none of {', '.join(known.KNOWN)}")
         if self.adapter is not None and self.columns != ImportColumns():
             raise ValueError("an adapter knows the columns: name it or them")
+        if self.known and self.kind not in (None, self.known.kind):
+            read = f"{self.adapter or self.path} is read as {self.known.kind}, not as {self.kind}"
+            raise ValueError(f"kind: {read}: leave it out, or name the columns instead of the adapter")
         if self.eval and self.weight is not None:
             raise ValueError("a data set for evaluation has no weight in the mixture")
         return self

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.importing import turns
 from data_pipeline.importing.config import ImportColumns
 from data_pipeline.prompts.adapters import Rejected
@@ -253,9 +255,9 @@ def _triple(values: Mapping[str, Any], system: list[Message]) -> Content:
 
 
 def two_in_chosen(rows: Sequence[Any]) -> bool:
-    """Whether all rows hold two answers in `chosen`, which no row of another format does."""
+    """Whether most rows hold two answers in `chosen`, which no row of another format does; a few may be damaged."""
     found = [row["chosen"] for row in rows if isinstance(row, Mapping) and "chosen" in row]
-    return bool(found) and all(turns.are_answers(chosen, 2) for chosen in found)
+    return 2 * sum(turns.are_answers(chosen, 2) for chosen in found) > len(found)
 
 
 def common_prompt(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
@@ -356,7 +358,10 @@ def weight(value: Any) -> float | None:
         number = _number(value, "weight")
     except Rejected:
         number = 0
-    if number is not None and number <= 0:
+    # As it is stored: a float of Python's may be too small or too large for that.
+    with np.errstate(over="ignore", under="ignore"):
+        stored = np.float32(1 if number is None else number)
+    if not (np.isfinite(stored) and stored > 0):
         raise Rejected("bad_weight", repr(value))
     return number
 

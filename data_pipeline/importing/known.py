@@ -37,13 +37,14 @@ def find(name: str, split: str | None, kind: Kind | None = None) -> Known | None
     return KNOWN.get(name)
 
 
-def _pairs(row: Row) -> list[Row]:
+def pairs(row: Row, name: str = "prompt_id") -> list[Row]:
+    """Of a triple one row for each answer in `chosen`, which the column `name`, if there is one, tells apart."""
     chosen = row.get("chosen")
     if not isinstance(chosen, list) or len(chosen) < 2:
         return [row]
     places = ["source", "target", *range(2, len(chosen))]
     return [
-        {**row, "chosen": [answer], "prompt_id": f"{row.get('prompt_id')}-{place}"}
+        {**row, "chosen": [answer], **({name: f"{row[name]}-{place}"} if name in row else {})}
         for place, answer in zip(places, chosen, strict=False)
     ]
 
@@ -56,7 +57,7 @@ _TULU = Known("dpo", {"id": "id", "dataset": "source", **_TURNS})
 data sets' cards."""
 
 _WRPO = {"id": "prompt_id", "prompt": "prompt", **_TURNS}
-WRPO_PAIRS = Known("dpo", _WRPO, rows=_pairs)
+WRPO_PAIRS = Known("dpo", _WRPO, rows=pairs)
 ULTRAFEEDBACK_SFT = Known("sft", {"id": "prompt_id", "messages": "messages"}, split="train_sft")
 KNOWN: Mapping[str, Known] = {
     # {dataset, source_model, conversations} and {dataset, source_model, prompt, chosen, rejected}.

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from data_pipeline import stage_files
-from data_pipeline.importing import formats, turns
+from data_pipeline.importing import formats, known, turns
 from data_pipeline.importing.config import ImportColumns, ImportDataConfig
 from data_pipeline.importing.formats import Content, Format
 from data_pipeline.importing.funnel import Funnel
@@ -91,7 +91,10 @@ def read(each: Funnel, key: str, seen: Seen) -> list[Found]:
     each.format, each.kind = format.name, format.kind
     unseen = set(entry.columns.model_dump(exclude_none=True).values())
     found: list[Found] = []
-    for where, row in itertools.chain(first, rows):
+    every: Iterator[tuple[str, Any]] = itertools.chain(first, rows)
+    if format.kind == "dpo" and _are_triples(entry, [row for _, row in first]):
+        every = _as_pairs(every, format)
+    for where, row in every:
         each.read += 1
         try:
             if not isinstance(row, dict):
@@ -136,9 +139,8 @@ def _format(entry: ImportDataConfig, key: str, rows: Sequence[Any]) -> Format:
     if not present:
         what = "lines is a JSON object" if isinstance(rows[0], str) else "rows is an object with columns"
         raise UserError(f"{key}: {entry.path}: none of the first {len(rows)} {what}")
-    two = entry.columns == ImportColumns() and formats.two_in_chosen(rows)
     columns, named = present, entry.columns
-    kind: Kind | None = entry.kind or ("wrpo" if two else None)
+    kind: Kind | None = entry.kind or ("wrpo" if _are_triples(entry, rows) else None)
     if entry.known:
         there = {ours: theirs for ours, theirs in entry.known.columns.items() if theirs in present}
         columns, named, kind = list(there.values()), ImportColumns(**there), entry.known.kind
@@ -153,6 +155,20 @@ def _format(entry: ImportDataConfig, key: str, rows: Sequence[Any]) -> Format:
         + (f"; not used: {', '.join(unused)}" if unused else "")
     )
     return format
+
+
+def _are_triples(entry: ImportDataConfig, rows: Sequence[Any]) -> bool:
+    """Whether `chosen` holds two answers, and is what the config takes for chosen."""
+    named = entry.columns
+    as_usual = named.chosen in (None, "chosen") and named.completion is None and named.messages is None
+    return entry.known is None and as_usual and formats.two_in_chosen(rows)
+
+
+def _as_pairs(rows: Iterator[tuple[str, Any]], format: Format) -> Iterator[tuple[str, Any]]:
+    """Of a triple its two pairs; other rows as they are."""
+    for where, row in rows:
+        triple = isinstance(row, dict) and turns.are_answers(row.get("chosen"), 2)
+        yield from ((where, pair) for pair in (known.pairs(row, format.columns.get("id", "")) if triple else [row]))
 
 
 def _names(row: Mapping[str, Any], format: Format, entry: ImportDataConfig, dataset: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ ANSWERS = {
     "empty": "blank, or a thought with no answer after it",
     "no_reward": "nothing gave it a reward",
     "no_such_prompt": "answers a prompt that is not in the table",
+    "no_weight": "so far below the best source that its weight would be 0",
     "non_finite_reward": "its reward is not a finite number",
     "not_finished": "did not come to its end",
     "not_sampled": "could not be sampled",

@@ -83,6 +83,8 @@ class Part:
     """prompt, reason."""
     bounds: "Bounds | None" = None
     wrpo: pl.DataFrame | None = None
+    unused: pl.DataFrame | None = None
+    """prompt, source, sample_index, reason: answers that only this rule cannot use."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ def select(prompts: pl.DataFrame, candidates: pl.DataFrame, rules: Mapping[str, 
 
     discarded = [_explained(part.discarded, unused).with_columns(stage=pl.lit("select")) for part in parts]
     unasked = strange.select("prompt_id", "source", "sample_index", reason=pl.lit("no_such_prompt"))
-    served_nowhere = named([unused.drop("domain")], UNUSED_SCHEMA)
+    of_rules = [part.unused for part in parts if part.unused is not None]
+    served_nowhere = named([unused.drop("domain"), *of_rules], UNUSED_SCHEMA)
     return Selected(
         sft=named([part.sft for part in parts], SFT_SCHEMA),
         dpo=named([part.dpo for part in parts if part.dpo is not None], PAIR_SCHEMA),
@@ -354,11 +357,18 @@ def fuserl(candidates: pl.DataFrame, rule: FuseRL) -> Part:
     judged, bounds = compared(others, others, _DIFFERENT)
     # In one order, since sums of floats depend on it.
     valid = judged.filter(pl.col("problem").is_null()).sort("prompt", "chosen_tie")
+    sft, weightless = weighted(examples.with_columns(best=of_source), rule.temperature)
+    dpo, weightless_pairs = weighted(valid.with_columns(best="chosen_reward"), rule.temperature)
+    unused = [weightless.select("prompt", "source", "sample_index")]
+    for side in ("chosen_", "rejected_"):
+        names = {"source": f"{side}source", "sample_index": f"{side}sample_index"}
+        unused.append(weightless_pairs.select("prompt", **names))
     return Part(
-        sft=weighted(examples.with_columns(best=of_source), rule.temperature),
-        dpo=weighted(valid.with_columns(best="chosen_reward"), rule.temperature),
+        sft=sft,
+        dpo=dpo,
         discarded=_without_pair(judged),
         bounds=bounds,
+        unused=pl.concat(unused).with_columns(reason=pl.lit("no_weight")),
     )
 
 
@@ -460,16 +470,19 @@ def pairs(judged: pl.DataFrame, pair_source: PairSource) -> pl.DataFrame:
     return valid.unique("prompt", keep="first", maintain_order=True)
 
 
-def weighted(records: pl.DataFrame, temperature: float) -> pl.DataFrame:
+def weighted(records: pl.DataFrame, temperature: float) -> tuple[pl.DataFrame, pl.DataFrame]:
     """With `weight`: a softmax of the column `best`, the highest reward of a record's source, over a prompt's records.
 
-    Those whose weight is none in float32 are left out. Source: FuseRL (arXiv:2504.06562), but for the division by
-    the sum over the records that are kept, by which every prompt counts the same.
+    Returns those that are kept, and those whose weight is 0 in float32, in which it is stored.
+
+    Source: FuseRL (arXiv:2504.06562), but for the division by the sum over the prompt's records here, by which every
+    prompt counts the same.
     """
     raw = ((pl.col("best") - pl.col("best").max().over("prompt")) / temperature).exp()
     records = records.with_columns(raw=raw)
     records = records.with_columns(weight=pl.col("raw") / pl.col("raw").sum().over("prompt"))
-    return records.filter(pl.col("weight").cast(pl.Float32) > 0)
+    counts = pl.col("weight").cast(pl.Float32) > 0
+    return records.filter(counts), records.filter(~counts)
 
 
 def _with_ties(answers: pl.DataFrame, seed: int) -> pl.DataFrame:

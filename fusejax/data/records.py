@@ -431,7 +431,8 @@ def _refuse_rows(path: epath.Path) -> None:
             what = "no such shards, but perhaps a data set of the Hub"
     if what is not None:
         command = f"python -m data_pipeline import {shlex.quote(str(path))} --output DIR"
-        raise UserError(f"data {path}: {what}: run `{command}`, then name DIR/sft/train or DIR/dpo/train")
+        shards = "DIR/sft/train, DIR/dpo/train or DIR/wrpo/train"
+        raise UserError(f"data {path}: {what}: run `{command}`, then name {shards}")
 
 
 def _verified(path: epath.Path, sha256: str) -> Path | str:

@@ -335,7 +335,7 @@ def test_rows_are_no_shards(tmp_path, monkeypatch, name):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     with pytest.raises(
-        UserError, match=f"data {name}: .*`python -m data_pipeline import {name} --output DIR`"
+        UserError, match=f"data {name}: .*`python -m data_pipeline import {name} --output DIR`.*DIR/wrpo/train"
     ) as error:
         open_shards(name)
     assert "\n" not in str(error.value)

@@ -174,6 +174,12 @@ MATH = {"domains": {"math": {"rule": {"name": "verdict_pairs"}}}}
         (MATH, "domains.law={rule: {name: one_source, source: t}}", "domains.law.rule.source: 't' is none of the sour"),
         (MATH, "domains.law={rule: {name: wrpo, target: t}}", "domains.law.rule.target: 't' is none of the sources wi"),
         (MATH, "domains.law={rule: {name: wrpo, target: s}}", "domains.law.rule.target: 's' is the domain's only sou"),
+        (
+            {**MATH, "sources": [{"name": "s", "model": "m"}, {"name": "t", "model": "n"}]},
+            "domains.law={rule: {name: wrpo, target: t}}",
+            "sources: t: it is the target of domains.law.rule, and would answer domains.math as a source: give it "
+            "`domains: [law]`",
+        ),
         (MATH, "domains.law={rule: {name: wrpo, sft_fraction: 2}}", "domains.law.rule.sft_fraction: input should be"),
         (MATH, "domains.law={rule: {name: fuserl, temperature: 0}}", "domains.law.rule.temperature: input should be g"),
         (MATH, "domains.law={rule: {name: fuserl, top: 0}}", "domains.law.rule.top: input should be greater than 0"),

@@ -16,7 +16,7 @@ def save_tokenizer(directory: Path, family: str = "llama3", positions: int = 256
     """A checkpoint without weights, whose tokenizer is one of `tests.data.families`."""
     tokenizer = make_tokenizer(family)
     tokenizer.save_pretrained(directory)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": positions}
+    sizes = {"model_type": "llama", "vocab_size": len(tokenizer), "max_position_embeddings": positions}
     (directory / "config.json").write_text(json.dumps(sizes))
     return directory
 

@@ -57,6 +57,17 @@ def test_what_a_template_writes_before_an_answer_belongs_to_the_prompt(tmp_path:
     assert prompt.endswith("assistant\n<think>\n\n</think>\n\n") and tokens[-1] == "<|im_end|>"
 
 
+def test_sizes_that_a_configuration_leaves_to_the_architecture(tmp_path: Path):
+    directory = save_tokenizer(tmp_path / "m", "gemma")
+    (directory / "config.json").write_text('{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}')
+    found = reader(directory)
+    assert (found.vocabulary, found.context) == (262_208, 131_072)
+    (directory / "config.json").write_text('{"model_type": "no_such_thing"}')
+    with pytest.raises(UserError, match=r"^sources: s: .*config.json: .*no_such_thing") as raised:
+        reader(directory)
+    assert "\n" not in str(raised.value)
+
+
 def test_names_of_special_tokens_stay_text(tmp_path: Path):
     _, tokens, ends = read(reader(save_tokenizer(tmp_path / "m")), example("e", "write <|eot_id|>"))
     assert "<|eot_id|>" not in tokens[:-1] and "".join(tokens) == "write <|eot_id|><|eot_id|>" and ends[-1] == 16

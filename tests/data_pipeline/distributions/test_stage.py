@@ -163,7 +163,7 @@ def test_order_and_what_is_left_out(
     monkeypatch.setattr(stage, "open_backend", open_spoiled)
     stage.run(config_of(tmp_path, s=llama))
     assert [record.id for record in written(tmp_path)] == ["e0", "e5", "e7", "e8"]
-    lines = [json.loads(line) for line in (tmp_path / "rejected/distributions-s.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "rejected/distributions-s-train.jsonl").read_text().splitlines()]
     assert [(line["where"], line["reason"]) for line in lines] == [
         ("e1", "non_finite"), ("e2", "too_long"), ("e3", "rewritten"), ("e4", "empty_response"), ("#6", "bad_record"),
     ]  # fmt: skip
@@ -182,10 +182,11 @@ def test_done_work_is_not_done_again(llama: Path, tmp_path: Path, monkeypatch: p
     opened = stage.open_backend
     monkeypatch.setattr(stage, "open_backend", lambda *a: asked.append(1) or opened(*a))
     values = config_values(tmp_path, s=llama)
+    values["sources"][0]["backend"], values["distributions"]["backend"] = "vllm", "transformers"
     for _ in range(2):
         stage.run(PipelineConfig.model_validate(values))
     assert len(asked) == 1
-    values["distributions"]["engine"] = {"gpu_memory_utilization": 0.5}  # it changes no number
+    values["sources"][0]["engine"] = {"gpu_memory_utilization": 0.5}  # it changes no number
     stage.run(PipelineConfig.model_validate(values))
     assert len(asked) == 1
     write_sft(tmp_path, examples(4))
@@ -197,7 +198,7 @@ def test_done_work_is_not_done_again(llama: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_second_split_leaves_the_first(llama: Path, tmp_path: Path):
-    write_sft(tmp_path, examples(2))
+    write_sft(tmp_path, [*examples(2), example("bad", " trimmed ")])
     write_sft(tmp_path, examples(1), "eval")
     values = config_values(tmp_path, s=llama)
     stage.run(PipelineConfig.model_validate(values))
@@ -206,6 +207,8 @@ def test_a_second_split_leaves_the_first(llama: Path, tmp_path: Path):
     assert len(written(tmp_path)) == 2 and len(written(tmp_path, split="eval")) == 1
     facts = manifest(tmp_path)["distributions"]
     assert facts["train"]["data_fingerprint"] != facts["eval"]["data_fingerprint"]
+    rejected = {path.name: path.read_text().count("\n") for path in (tmp_path / "rejected").iterdir()}
+    assert rejected == {"distributions-s-train.jsonl": 1, "distributions-s-eval.jsonl": 0}
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -285,6 +288,10 @@ def test_mistakes_are_one_line(llama: Path, tmp_path: Path):
     fails({"backend": "vllm"}, "the source s is behind a chat server", backend="openai", server=chat)
     fails({"backend": "vllm"}, "distributions.backend: vllm is not installed here")
     fails({"template": "target", "target": str(tmp_path)}, "has no config.json")
+    fails({"engine": {"swap_space": 1}}, "distributions.engine: the backend transformers takes no engine arguments")
+    with_target = {"template": "target", "target": str(llama)}
+    own = "distributions.template: the source s has chat_template_kwargs, which are its own template's"
+    fails(with_target, own, chat_template_kwargs={"enable_thinking": False})
     fails({"data": str(tmp_path / "dpo/train")}, "dpo/train")
     fails({}, "none of 2 answers can be had in its tokens, for example 'e0': too_long", max_model_len=20)
     records.write_shards(tmp_path / "dpo", "train", [pair()], kind="dpo", num_shards=1, manifest={})

@@ -115,15 +115,26 @@ def test_triples_found_by_their_rows(tmp_path: Path, capsys: pytest.CaptureFixtu
     rows, expected = WRPO["public"]
     rows = [*rows, {"prompt": "a", "chosen": [said("b")], "rejected": [said("c")]}]
     path = write(tmp_path / "mixed.jsonl", rows)
-    run(tmp_path / "pairs", {"path": path}, **NO_EVAL)  # A pair among them: the columns are a pair's.
-    assert funnel(tmp_path / "pairs")[0]["dropped"] == {"turn_order": 10}
-    capsys.readouterr()
-    found = run(tmp_path / "out", {"path": path, "kind": "wrpo"}, **NO_EVAL)
+    # A pair among them does not make pairs of them all.
+    found = run(tmp_path / "out", {"path": path}, **NO_EVAL)
     assert contents(found["wrpo/train"]) == sorted(expected, key=str)
     assert funnel(tmp_path / "out")[0]["dropped"] == {"not_two_answers": 1}
     said_of = capsys.readouterr().err
     assert "triples, triple, two answers in chosen (prompt, chosen, rejected)" in said_of
     assert "task: preference, preference: {loss: wrpo}, data: {train: " in said_of
+
+
+def test_triples_in_a_file_of_ones_own(tmp_path: Path):
+    """Found whatever other columns are named; as pairs, if that is asked for."""
+    rows, triples = WRPO["public"]
+    path = write(tmp_path / "x.jsonl", [{**row, "name": f"n{n}"} for n, row in enumerate(rows)])
+    entry = {"path": path, "columns": {"id": "name"}}
+    found = run(tmp_path / "triples", entry, **NO_EVAL)
+    assert contents(found["wrpo/train"]) == sorted(triples, key=str)
+    found = run(tmp_path / "pairs", {**entry, "kind": "dpo"}, **NO_EVAL)["dpo/train"]
+    expected = [(prompt, chosen, rejected) for prompt, *both, rejected in triples for chosen in both]
+    assert contents(found) == sorted(expected, key=str)
+    assert {record.id for record in found} == {f"n{n}-{of}" for n in range(10) for of in ("source", "target")}
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "wrpo"])
@@ -146,12 +157,12 @@ def test_what_shards_hold_comes_back_from_rows(tmp_path: Path, kind: str):
 
 
 def test_weights(tmp_path: Path):
-    weights = [None, 2, "0.5", 0, -1.0, math.inf, "much", True]
+    weights = [None, 2, "0.5", 0, -1.0, math.inf, "much", True, 1e-50, 1e39]  # The last two are 0 and inf in float32.
     rows = [{"prompt": f"{n}", "completion": "b", "weight": weight} for n, weight in enumerate(weights)]
     path = write(tmp_path / "rows.jsonl", rows)
     found = run(tmp_path / "out", {"path": path}, **NO_EVAL)["sft/train"]
     assert {record.messages[0]["content"]: record.weight for record in found} == {"0": None, "1": 2.0, "2": 0.5}
-    assert funnel(tmp_path / "out")[0]["dropped"] == {"bad_weight": 5}
+    assert funnel(tmp_path / "out")[0]["dropped"] == {"bad_weight": 7}
     rows = [{"prompt": "a", "completion": "b", "w": 3}]
     found = run(tmp_path / "named", {"path": write(tmp_path / "w.csv", rows), "columns": {"weight": "w"}}, **NO_EVAL)
     assert found["sft/train"][0].weight == 3
@@ -416,6 +427,10 @@ def test_mistakes_are_one_line(tmp_path: Path, rows: list[Any], entry: dict[str,
         ([{"path": "a", "eval": True, "weight": 1}], "for evaluation has no weight"),
         ([{"path": "a", "adapter": "b/c"}], "adapter 'b/c' is none of FuseAI/FuseChat-3.0-SFT-Data"),
         ([{"path": "a", "adapter": next(iter(KNOWN)), "columns": {"id": "x"}}], "an adapter knows the columns"),
+        (
+            [{"path": "a", "adapter": "AALF/ultrafeedback_wrpo", "kind": "sft"}],
+            "kind: AALF/ultrafeedback_wrpo is read as wrpo, not as sft",
+        ),
     ],
 )
 def test_impossible_configs(data: list[dict[str, Any]], message: str):

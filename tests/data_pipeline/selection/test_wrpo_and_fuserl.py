@@ -110,6 +110,11 @@ class TestWeights:
         rows = [("a", 0.9), ("a", 0.1), ("b", 0.5), ("b", 0.1)]
         selected = select(candidates(rows, "instruction"), instruction=FuseRL(temperature=0.001, sft_fraction=0))
         assert selected.dpo.select("chosen_source", "weight").rows() == [("a", 1.0)]
+        left_out = selected.unused.select("source", "sample_index", "reason").rows()
+        assert left_out == [("b", 0, "no_weight"), ("b", 1, "no_weight")]
+        selected = select(candidates(rows, "instruction"), instruction=FuseRL(temperature=0.001, sft_fraction=1))
+        assert selected.sft.select("source", "sample_index", "weight").rows() == [("a", 0, 0.5), ("a", 1, 0.5)]
+        assert selected.unused.select("source", "sample_index", "reason").rows() == left_out
 
     @pytest.mark.parametrize(
         ("rows", "reason"),
