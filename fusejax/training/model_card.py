@@ -39,8 +39,7 @@ def model_card(
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(base, stages), sort_keys=False, allow_unicode=True)}---",
         f"# {last_part(name)}",
-        f"{base['name'] or 'A base model that is not known'}, trained with fusejax: implicit model fusion, in which "
-        "one model learns from the judged answers of several others.",
+        f"{base['name'] or 'A base model that is not known'}, trained with fusejax: {_fusion(stages)}.",
         "## Base model",
         table(["model", "licence"], [[base["name"], base["license"]]]),
         "## Results",
@@ -56,6 +55,13 @@ def model_card(
         *[text for number, stage in enumerate(stages, start=1) for text in _data(number, stage["data"])],
     ]
     return without_paths("\n\n".join(sections) + "\n")
+
+
+def _fusion(stages: Sequence[Mapping[str, Any]]) -> str:
+    implicit = "implicit model fusion, in which one model learns from the judged answers of several others"
+    if not any(stage["data"].get("fused") for stage in stages):
+        return implicit
+    return "explicit model fusion, in which one model learns from what others hold likely at each place of an answer"
 
 
 def without_paths(text: str) -> str:
@@ -117,6 +123,8 @@ def _data(number: int, data: Mapping[str, Any]) -> list[str]:
         name: f"{name} ({models[name]})" if name in models else name for name in data.get("by_source_model") or {}
     }
     found += ["Whose answers they are:", _counts("source", data.get("by_source_model"), licenses, sources)]
+    if fused := data.get("fused"):
+        found += ["Whose distributions over these answers were learnt:", table(["source", "model"], fused.items())]
     if data.get("card"):
         found += [f"### Data card of stage {number}", _demoted(data["card"])]
     return found

@@ -39,7 +39,10 @@ def keep_origin(config: TrainConfig, model: StartingModel) -> None:
         if model.is_run
         else {"base": describe(model.source, model.directory), "stages": []}
     )
-    stage = {"config": config.model_dump(mode="json"), "data": _data(epath.Path(config.data.train))}
+    data = _data(epath.Path(config.data.train))
+    if config.fusion is not None:
+        data["fused"] = dict(map(_source, config.fusion.sidecars))
+    stage = {"config": config.model_dump(mode="json"), "data": data}
     origin = {"base": before["base"], "stages": [*before["stages"], stage]}
     write_text(epath.Path(config.output_dir) / NAME, json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
 
@@ -148,6 +151,13 @@ def _data(train: epath.Path) -> dict[str, Any]:
         "license": _license(card),
         "card": small_files.read_text(card) if card.exists() else None,
     }
+
+
+def _source(sidecar: str) -> tuple[str, str]:
+    """Name and model of the source that a sidecar is of, as the stage `distributions` wrote them."""
+    split = epath.Path(sidecar)
+    facts = small_files.read_object(split.parent / MANIFEST, _MANIFEST_BYTES)["distributions"][split.name]
+    return facts["source"], str(facts.get("model", facts["source"]))
 
 
 def _object(value: Any) -> dict[str, Any]:

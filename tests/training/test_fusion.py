@@ -127,6 +127,8 @@ def test_a_run(world, sidecars, tmp_path):
     assert "eval_clm" not in fused[-1]
 
     other = random_sidecar(tmp_path / "other", "other", byte_level([]), world / "sft" / "train", "<|end|>", seed=2)
+    models = json.loads((tmp_path / "fused" / "origin.json").read_text())["stages"][0]["data"]["fused"]
+    assert models.keys() == {"same", "other"} and all(models.values())
     again = run_config(world, tmp_path / "fused", fusion=fusion([sidecars[0], other], clm_weight=0.5, choose="avgce"))
     again = again.model_copy(update={"max_steps": 4})
     with pytest.raises(UserError, match=r"differs in .*the sidecar of other"):
