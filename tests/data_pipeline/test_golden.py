@@ -230,7 +230,9 @@ def test_a_selection_for_a_target(tmp_path: Path):
     rules = {"instruction": {"name": "wrpo", "target": "b"}, "math": {"name": "wrpo", "target": "b"}}
     rules |= {name: {"name": "fuserl", "top": 2} for name in ("code", "chinese")}
     domains = {name: {"reward": "builtins:len", "rule": rule} for name, rule in rules.items()}
-    changes = {"domains": domains, "samples_per_prompt": None, "scorers": {}}
+    # A target may not answer other domains as a source; these tables are as if another model of its name had.
+    sources = [{"name": "a", "model": "org/a"}, {"name": "b", "model": "org/b", "domains": ["instruction", "math"]}]
+    changes = {"domains": domains, "samples_per_prompt": None, "scorers": {}, "sources": sources}
     select.run(config_in(tmp_path, **changes))
     assert {name: lines(tmp_path, name) for name in TARGETED} == TARGETED, OTHER_DATA
 
