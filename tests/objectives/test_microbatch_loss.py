@@ -1,5 +1,7 @@
 """Sums over a microbatch: weights, and the likelihood of chosen answers as a part of a preference loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +96,26 @@ def test_of_triples_both_chosen_answers_have_the_shares_of_the_loss():
     found, _, data, values = sums("wrpo", [[0, 1], [2]], progress=0.5)
     nll = [values[data.sequence(i)[0][data.sequence(i)[1]]].astype(np.float64).mean() for i in range(9)]
     assert float(found["sft_loss"]) == pytest.approx(0.3 * sum(nll[0::3]) + 0.7 * sum(nll[1::3]), rel=1e-6)
+
+
+def test_fused_tokens_count_by_the_weights_of_their_examples():
+    """The sums of a weighted microbatch are those of its examples alone, times their weights."""
+    random = np.random.default_rng(1)
+    data = example_of("sft", 2)
+    alone = [microbatch(data, [[i], []]) for i in range(2)]
+    both = microbatch(dataclasses.replace(data, weights=np.array([0.5, 3.0], np.float32)), [[0], [1]])
+
+    def row(i):
+        batch = {name: array[:1] for name, array in alone[i].items()}
+        soft = np.where(np.asarray(batch["loss_mask"])[..., None], random.dirichlet([1, 1], (1, 96)), 0)
+        values = [-np.where(np.asarray(batch["loss_mask"]), random.exponential(1, (1, 96)), 0) for _ in range(2)]
+        return batch | {"soft_weights": jnp.asarray(soft, jnp.float32)}, [jnp.asarray(x, jnp.float32) for x in values]
+
+    loss, rows = make_loss(None, 0.7), [row(i) for i in range(2)]
+    each = [loss(Logprobs(*values), batch) for batch, values in rows]
+    soft = jnp.concatenate([batch["soft_weights"] for batch, _ in rows])
+    together = [jnp.concatenate(pair) for pair in zip(*(values for _, values in rows), strict=True)]
+    found = loss(Logprobs(*together), both | {"soft_weights": soft})
+    for name, value in found.items():
+        assert float(value) == pytest.approx(0.5 * float(each[0][name]) + 3 * float(each[1][name]), rel=1e-6)
+    assert found.keys() == {"loss", "count", "clm", "fusion_ce", "teacher_entropy", "fused"}
