@@ -10,7 +10,7 @@ such. On others, the core's products carry all-gathers along; a sum is an all-to
 half as much as an all-reduce, and additions on the device.
 
 Products are also cut into larger tiles, which read their factors less often: by default an operation may use a small
-part of a core's vector memory. By the compiler's cycles, large products then take a tenth to a sixth less.
+part of a core's vector memory. By the compiler's cycles, a step of Llama-3.1-8B then takes 9 to 15 % less.
 """
 
 import dataclasses

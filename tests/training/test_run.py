@@ -346,6 +346,16 @@ def test_a_sharded_run_has_the_same_losses(world, tmp_path, task, packing):
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-4)
 
 
+def test_checkpoints_are_not_ranked_by_a_loss_that_changes_with_the_steps(world, tmp_path):
+    """WRPO's alpha rises: the log has its evaluation losses, but which checkpoint is the best does not follow them."""
+    train(run_config(world, tmp_path / "run", "wrpo", max_steps=2, checkpoint={"every_steps": 1, "keep": 2}))
+    assert all("eval_loss" in line for line in metrics(tmp_path / "run"))
+    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        kept = checkpoints.metrics()
+        assert kept.keys() == {1, 2} and checkpoints.best_step() == 2
+    assert all("eval_reward_accuracy" in scores and "eval_loss" not in scores for scores in kept.values())
+
+
 @pytest.mark.slow
 def test_a_vocabulary_that_tensor_does_not_divide(tmp_path):
     """The same losses as on one device, from either to the other and back, and its own size in the export."""
