@@ -1,6 +1,7 @@
 """Explicit fusion in the trainer: its loss and gradients against PyTorch's in float64 and on meshes, and whole runs."""
 
 import copy
+import dataclasses
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from fusejax.common.cli import UserError
 from fusejax.config import MeshConfig
+from fusejax.data.examples import Tokenized
 from fusejax.distributed.mesh import make_mesh
 from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder, named_parameters
@@ -21,6 +23,7 @@ from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.objectives.microbatch_loss import make_loss
 from fusejax.training.loop import train
 from fusejax.training.network import Accumulator, Network
+from fusejax.training.tokenizing import tell
 from tests.fusion.sidecar_files import byte_level, random_sidecar
 from tests.models import tiny_checkpoints as tiny
 from tests.tiny_runs import make_tokenizer, run_config, train_command
@@ -154,6 +157,19 @@ def test_what_is_wrong_with_sidecars_is_told_before_data_is_read(world, sidecars
         with pytest.raises(UserError, match=message):
             train(run_config(world, tmp_path / "run", fusion={**fusion(sidecars), **changes}))
         assert not (tmp_path / "run" / "tokens").exists()
+
+
+def test_a_fused_id_that_the_model_does_not_have(world, tmp_path):
+    """A token of the tokenizer alone, which no text has."""
+    mask = np.array([False, True])
+    data = Tokenized("sft", np.array([1, 2], np.int32), mask, np.array([0, 2]), ["0"], [], {})
+    fused = dataclasses.replace(
+        data, soft_ids=np.array([[2, 9]], np.int32), soft_weights=np.full((1, 2), 0.5, np.float32)
+    )
+    config = run_config(world, tmp_path / "run")
+    tell(config, {"train": fused}, vocab_size=10)
+    with pytest.raises(UserError, match=r"the token id 9, but vocab_size in config\.json is 9"):
+        tell(config, {"train": fused}, vocab_size=9)
 
 
 @pytest.mark.parametrize(
