@@ -23,6 +23,7 @@ _FREE_KEYS = (
     "packing.rows_per_device",
     "remat",
     "preference.reference",
+    "preference.sources",  # as the next
     "fusion.sidecars",  # what they hold is compared instead
     "profile",
 )
@@ -83,10 +84,10 @@ def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, 
 
 def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """What differs between the `run.yaml` of a run, perhaps of another release, and what this one would write."""
-    new, old = _binding(mine["config"]), _binding(_as_it_was(found["config"]))
+    new, old = _binding(mine["config"]), _with_free_keys(_as_it_was(found["config"]), mine["config"])
     try:
         # The old configuration as this release reads it: missing keys get their defaults, renamed keys their new names.
-        read = TrainConfig.model_validate({**old, "output_dir": mine["config"]["output_dir"]})
+        read = TrainConfig.model_validate(old)
     except pydantic.ValidationError as error:
         # It has keys or values that no longer exist, or lacks a required key.
         differing = [".".join(map(str, each["loc"])) or each["msg"] for each in error.errors()]
@@ -112,6 +113,20 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         for key, value in values.items()
         if f"{prefix}{key}" not in _FREE_KEYS
     }
+
+
+def _with_free_keys(values: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration with another one's values of the keys that may change: some of them are required."""
+
+    def taken(key: str, value: Any) -> Any:
+        if key not in mine:
+            return value
+        if f"{prefix}{key}" in _FREE_KEYS:
+            return mine[key]
+        both = isinstance(value, dict) and isinstance(mine[key], dict)
+        return _with_free_keys(value, mine[key], f"{prefix}{key}.") if both else value
+
+    return {key: taken(key, value) for key, value in values.items()}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

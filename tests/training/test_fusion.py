@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -128,6 +130,12 @@ def test_a_run(world, sidecars, tmp_path):
     assert kl[-1] < kl[0]
     assert "eval_loss" in fused[-1]
     assert "eval_clm" not in fused[-1]
+
+    # The same sidecars, in another place: the same run, which can go on.
+    moved = [
+        str(shutil.copytree(Path(path).parent, tmp_path / f"moved-{i}") / "train") for i, path in enumerate(sidecars)
+    ]
+    train(run_config(world, tmp_path / "fused", fusion=fusion(moved, clm_weight=0.5, choose="avgce"), **changes))
 
     other = random_sidecar(tmp_path / "other", "other", byte_level([]), world / "sft" / "train", "<|end|>", seed=2)
     models = json.loads((tmp_path / "fused" / "origin.json").read_text())["stages"][0]["data"]["fused"]
