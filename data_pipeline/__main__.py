@@ -22,6 +22,8 @@ STAGES = {
 """Name of a stage -> its folder, in order."""
 DISTRIBUTIONS = "distributions"
 """The stage for explicit fusion, behind all of these; a run has it only if the configuration has that section."""
+LIKELIHOODS = "likelihoods"
+"""The stage for preferences with several models for a reference; no part of a run."""
 IMPORT = "import"
 """The command that makes shards without any of these stages."""
 SUMMARIES = {
@@ -32,6 +34,7 @@ SUMMARIES = {
     "write": "write the shards that `fusejax train` reads",
     "report": "tell what became of every prompt and answer, as a page and a data card",
     DISTRIBUTIONS: "keep what every source would have said at each place of the chosen answers",
+    LIKELIHOODS: "keep how likely every source finds both answers of every pair",
     "run": "all of them in order; distributions only where the configuration has that section",
     IMPORT: "make shards of conversations and pairs that are there already",
 }
@@ -117,7 +120,7 @@ def _description(stage: str) -> str:
 
 
 def _folder(stage: str) -> str:
-    return (STAGES | {DISTRIBUTIONS: DISTRIBUTIONS, IMPORT: "importing"})[stage]
+    return (STAGES | {name: name for name in (DISTRIBUTIONS, LIKELIHOODS)} | {IMPORT: "importing"})[stage]
 
 
 if __name__ == "__main__":

@@ -391,12 +391,15 @@ class WriteConfig(ConfigModel):
 
 class DistributionsConfig(ConfigModel):
     """What the sources would have said at each place of the chosen answers, for explicit fusion. The stage
-    `distributions` takes these defaults where there is no such section; `run` leaves it out then."""
+    `distributions` takes these defaults where there is no such section; `run` leaves it out then. The stage
+    `likelihoods` reads sources in the same way."""
 
     sources: tuple[str, ...] = ()
     """Names of `sources`. Default: all."""
     data: Location | None = None
     """SFT shards, as DIR/SPLIT. Default: `sft/train` in `output_dir`."""
+    pairs: Location | None = None
+    """For the stage `likelihoods`: the folder of preference shards. Default: `dpo` in `output_dir`."""
     top_k: PositiveInt = 20
     """Likeliest tokens that are kept at each place. A token of an answer takes 6 bytes times this, and 10."""
     template: Literal["own", "target"] = "own"

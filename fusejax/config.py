@@ -16,7 +16,7 @@ from fusejax.common.cli import ConfigModel, Location
 from fusejax.data.batch import BatchShape
 from fusejax.data.records import ANSWERS, Kind
 from fusejax.merging.methods import METHODS, MergeMethod, find_method
-from fusejax.objectives.losses import LOSSES, PairLoss, find_loss
+from fusejax.objectives.losses import LOSSES, FusedReference, PairLoss, find_loss
 
 
 class DataConfig(ConfigModel):
@@ -206,6 +206,11 @@ class TrainConfig(ConfigModel):
         return self.preference is not None and self.preference.needs_reference
 
     @property
+    def fused_reference(self) -> FusedReference | None:
+        """The sources that are a part of the reference, if the loss has any."""
+        return self.preference.fused_reference if self.preference is not None else None
+
+    @property
     def needs_progress(self) -> bool:
         """Whether the loss depends on how far the run is."""
         return self.preference is not None and self.preference.needs_progress
@@ -226,6 +231,7 @@ class TrainConfig(ConfigModel):
             self.attention_length,
             answers=len(ANSWERS[self.record_kind]),
             reference=self.needs_reference,
+            fused=self.fused_reference is not None,
             progress=self.needs_progress,
             weights=weights,
             soft=self.fusion.top_k if self.fusion else 0,

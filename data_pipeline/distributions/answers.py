@@ -4,8 +4,9 @@ The answer is the last turn of an SFT example. The prompt before it is what the 
 (`template: own`), or the target's (`template: target`, as FuseLLM and FuseChat have it). Then the source's tokenizer
 makes tokens of the target's markup, whatever it takes it for, but the turn ends with what ends a turn of the source.
 
-An answer is taken where its tokens spell it byte for byte: not where the template cuts or rewrites it, where its
-tokenizer normalises it, or where a token belongs to prompt and answer. A space that the first token begins with may
+An answer is taken where its tokens spell it byte for byte, with the white space around it or, where the template cuts
+that off, without: not where the template rewrites it, where its tokenizer normalises it, or where a token belongs to
+prompt and answer. A space that the first token begins with may
 come before it (`fusejax.data.token_bytes.locate`).
 """
 
@@ -41,7 +42,7 @@ class Answer(NamedTuple):
 
     asked: Asked
     ends: Int32[np.ndarray, "n_plus_1"]
-    """Bytes of the answer before each token, and all of them."""
+    """Bytes of the answer, as the tokens spell it, before each token, and all of them."""
 
 
 class Reader:
@@ -117,10 +118,11 @@ class Reader:
                 return Refused(change, chat.CHANGES[change])
         targets = np.flatnonzero(encoded.loss_mask)
         start, end = int(targets[0]), int(targets[-1])
-        said = example.messages[-1]["content"].encode()
-        located = locate(self._table, encoded.tokens[start:end].tolist(), said)
+        content = example.messages[-1]["content"]
+        said, tokens = content.encode(), encoded.tokens[start:end].tolist()
+        located = locate(self._table, tokens, said) or locate(self._table, tokens, content.strip().encode())
         if located is None:
-            spelled = b"".join(self._table[token] or b"" for token in encoded.tokens[start:end])
+            spelled = b"".join(self._table[token] or b"" for token in tokens)
             return Refused("rewritten", f"the tokens spell {_difference(spelled, said)}")
         if start + located.first == 0:
             return Refused("no_prompt", "nothing comes before the answer")

@@ -17,7 +17,9 @@ Axis = Literal["L", "C", "P", "1", "L K"]
 """L: token slots that a row attends over. C: tokens that it computes; fewer than L where answers share prefixes
 (`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row. K: ids of
 a soft target."""
-Condition = Literal["shared prefixes", "pairs", "triples", "weights", "reference", "progress", "soft targets"]
+Condition = Literal[
+    "shared prefixes", "pairs", "triples", "weights", "reference", "fused reference", "progress", "soft targets"
+]
 """What the microbatch has, of which an array is a part: pairs are examples of two answers or of three."""
 
 
@@ -64,6 +66,17 @@ ARRAYS = {
         "log-probability of the chosen response, of a triple the target's, under the starting model, in nats",
     ),
     "reference_rejected": BatchArray("P", np.float32, ("pairs", "reference"), 0, "the same of the rejected response"),
+    **{
+        f"reference_{side}_{end}": BatchArray("P", np.float32, ("pairs", "fused reference"), 0, meaning)
+        for side in ("chosen", "rejected")
+        for end, meaning in (
+            (
+                "low",
+                f"of the {side} response, the least value of sources and starting model, a mean over tokens in nats",
+            ),
+            ("high", "the greatest"),
+        )
+    },
     "progress": BatchArray("1", np.float32, ("progress",), 0, "optimizer steps done, as a share of the run's"),
     "soft_ids": BatchArray(
         "L K", np.int32, ("soft targets",), 0, "ids that a source holds possible in the token's place"
@@ -87,6 +100,8 @@ class BatchShape:
     """Of each example; 0 where examples are single sequences."""
     reference: bool = False
     """Whether the reference's log-probabilities of the answers are there."""
+    fused: bool = False
+    """Whether sources are a part of the reference."""
     weights: bool = False
     """Whether examples have weights."""
     progress: bool = False
@@ -105,6 +120,7 @@ class BatchShape:
             "pairs": self.answers > 0,
             "triples": self.answers == 3,
             "reference": self.reference,
+            "fused reference": self.fused,
             "progress": self.progress,
             "weights": self.weights,
             "soft targets": self.soft > 0,

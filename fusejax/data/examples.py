@@ -88,12 +88,17 @@ class Tokenized:
         return np.diff(self.offsets).reshape(-1, self.sequences_per_example).sum(1)
 
     @functools.cached_property
-    def target_lengths(self) -> Int64[np.ndarray, "N"]:
-        """Target tokens of each example, in all of its sequences."""
+    def target_counts(self) -> Int64[np.ndarray, "sequences"]:
+        """Target tokens of each sequence."""
         # One sequence at a time: `np.add.reduceat` or `np.cumsum` would first convert every token to 8 bytes.
         spans = itertools.pairwise(self.offsets.tolist())
         counts = [np.count_nonzero(self.loss_mask[start:stop]) for start, stop in spans]
-        return np.array(counts, np.int64).reshape(-1, self.sequences_per_example).sum(1)
+        return np.array(counts, np.int64)
+
+    @functools.cached_property
+    def target_lengths(self) -> Int64[np.ndarray, "N"]:
+        """Target tokens of each example, in all of its sequences."""
+        return self.target_counts.reshape(-1, self.sequences_per_example).sum(1)
 
     @functools.cached_property
     def shared_lengths(self) -> Int64[np.ndarray, "N"]:

@@ -118,6 +118,11 @@ def _pairs(loss: PairLoss, logprobs: Float[Array, "R L"], microbatch: Microbatch
             source_lengths=source_lengths[0],
             reference_source_logprobs=microbatch.get("reference_source"),
         )
+    if loss.fused_reference is not None:
+        bounds = [
+            tuple(microbatch[f"reference_{side}_{end}"] for end in ("low", "high")) for side in ("chosen", "rejected")
+        ]
+        pairs = pairs._replace(chosen_bounds=bounds[0], rejected_bounds=bounds[1])
     if loss.needs_progress:
         pairs = pairs._replace(progress=jnp.broadcast_to(microbatch["progress"], chosen.shape))
     return pairs

@@ -29,6 +29,9 @@ class Pairs(NamedTuple):
     """Of the sources' responses; None where there are only pairs."""
     progress: Float[Array, "*P"] | None = None
     """Optimizer steps done, as a share of the run's; None for a loss that does not ask for it."""
+    chosen_bounds: tuple[Float[Array, "*P"], Float[Array, "*P"]] | None = None
+    rejected_bounds: tuple[Float[Array, "*P"], Float[Array, "*P"]] | None = None
+    """The least and the greatest of a fused reference's values, means over tokens; None for a loss without sources."""
 
     def log_ratios(self, *, mean: bool = False) -> tuple[Float[Array, "*P"], Float[Array, "*P"]]:
         """`log(p / q)` of chosen and rejected responses, with policy p and reference q; `mean`: over its tokens."""

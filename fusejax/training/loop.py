@@ -40,6 +40,7 @@ from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.goodput import Clock
 from fusejax.training.identity import claim, data_identity
+from fusejax.training.likelihoods import likelihoods_identity, open_likelihoods, with_likelihoods
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.network import check_divides
 from fusejax.training.optimizer import make_schedule
@@ -375,7 +376,7 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.directory)
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
     identity |= fusion_identity(config, shards)
-    claim(output_dir, config, identity, resumes=resumes)
+    claim(output_dir, config, identity | likelihoods_identity(config, shards), resumes=resumes)
     if not resumes:
         _keep_model_files(model, output_dir / "model")
         keep_origin(config, model)
@@ -467,7 +468,24 @@ def _references(
     }
     sizes = {split: len(tokenized) for split, tokenized in data.items()}
     answers = config.sequences_per_example
-    return references(path, made_from, programs, load_start, batches, sizes, answers=answers)
+    found = references(path, made_from, programs, load_start, batches, sizes, answers=answers)
+    return _fused(config, found, data, hosts)
+
+
+def _fused(
+    config: TrainConfig, found: dict[str, Reference], data: dict[str, Tokenized], hosts: Hosts
+) -> dict[str, Reference]:
+    """The references with what sources say, if the loss has any."""
+    if config.fused_reference is None:
+        return found
+    tables = open_likelihoods(config, open_data(config))
+    fused = {}
+    for split, reference in found.items():
+        fused[split], unknown = with_likelihoods(reference, data[split], tables[split], config.fused_reference.fusion)
+        for source, count in unknown.items():
+            if count:
+                hosts.note(f"{split}: {source} has no value of {count:,} of {len(data[split]):,} pairs")
+    return fused
 
 
 def _keep_model_files(model: StartingModel, target: epath.Path) -> None:

@@ -71,7 +71,8 @@ class Programs:
         self.state = abstract_state(self.params, optimizer, mesh, moments=moments)
         shape = config.batch_shape(self.rows_per_microbatch, weights=weights)
         self.microbatch = self._microbatch(shape)
-        self.reference_microbatch = self._microbatch(dataclasses.replace(shape, reference=False, progress=False))
+        loaded = dataclasses.replace(shape, reference=False, fused=False, progress=False)
+        self.reference_microbatch = self._microbatch(loaded)
         self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0))
         sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(

@@ -210,7 +210,7 @@ def test_the_readme_configuration_is_one(tmp_path: Path):
 
 
 def test_the_two_rounds_of_wrpo_are_configurations(tmp_path: Path):
-    (second,) = blocks("docs/wrpo.md", "yaml")
+    second, *_ = blocks("docs/wrpo.md", "yaml")
     first = second.replace(", target: target}", "}").replace("  - {name: target, model: runs/mine/sft-export}", "")
     for round, text in (("first", first), ("second", second)):
         (tmp_path / f"{round}.yaml").write_text(text)

@@ -9,7 +9,7 @@ are checked without it.
 import abc
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import NonNegativeFloat
 
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 LOSSES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """The names of all losses."""
+
+
+Fusion = Literal["max_margin", "mean", "confidence"]
+
+
+class FusedReference(NamedTuple):
+    """Source models that are a part of the reference; see `fusejax.training.likelihoods`."""
+
+    sources: tuple[str, ...]
+    """Folders that the data pipeline's stage `likelihoods` has written."""
+    fusion: Fusion
 
 
 class PairLoss(ConfigModel, abc.ABC):
@@ -54,6 +65,11 @@ class PairLoss(ConfigModel, abc.ABC):
     def needs_progress(self) -> bool:
         """Whether `Pairs` must say how far the run is."""
         return False
+
+    @property
+    def fused_reference(self) -> FusedReference | None:
+        """Sources, if `Pairs` must have the bounds of a reference that is fused from them."""
+        return None
 
     def source_share(self, pairs: "Pairs") -> "Array | float":
         """Of triples, the share of the source's response in what is chosen; the target's has the rest."""

@@ -81,7 +81,6 @@ def test_a_system_turn_that_the_template_refuses_is_the_users(tmp_path: Path):
 @pytest.mark.parametrize(
     ("tokenizer", "answer", "reason"),
     [
-        ("llama3", "trimmed \n", "rewritten"),
         ("llama3", "  \n", "empty_response"),
         ("chatml", "e\u0301", "rewritten"),  # its tokenizer composes characters
         ("mistral", "a▁b", "rewritten"),  # and this one takes `▁` for a space
@@ -91,6 +90,15 @@ def test_a_system_turn_that_the_template_refuses_is_the_users(tmp_path: Path):
 )
 def test_answers_that_cannot_be_had(tokenizer: str, answer: str, reason: str, tmp_path: Path):
     assert refusal(reader(save_tokenizer(tmp_path / "m", tokenizer)), example("e", answer)) == reason
+
+
+@pytest.mark.parametrize("answer", ["42 is it \n", " 42 is it", " 42 is it "])
+def test_white_space_that_a_template_cuts_off(answer: str, tmp_path: Path):
+    """The same tokens as without it; a template that keeps it has it in the tokens, and its bytes in `ends`."""
+    cuts, keeps = (reader(save_tokenizer(tmp_path / name, name)) for name in ("llama3", "chatml"))
+    trimmed = read(cuts, example("e", "42 is it"))
+    assert read(cuts, example("e", answer)) == trimmed and trimmed[2][-1] == 8
+    assert read(keeps, example("e", answer))[2][-1] == len(answer)
 
 
 def test_the_longest_conversation(tmp_path: Path):

@@ -159,20 +159,20 @@ def test_order_and_what_is_left_out(
         backend.rows = rows
         return backend
 
-    spoil = [False, True, False, False, False]
+    spoil = [False, True, False, False, False, False]
     monkeypatch.setattr(stage, "open_backend", open_spoiled)
     stage.run(config_of(tmp_path, s=llama))
-    assert [record.id for record in written(tmp_path)] == ["e0", "e5", "e7", "e8"]
+    assert [record.id for record in written(tmp_path)] == ["e0", "e3", "e5", "e7", "e8"]
     lines = [json.loads(line) for line in (tmp_path / "rejected/distributions-s-train.jsonl").read_text().splitlines()]
     assert [(line["where"], line["reason"]) for line in lines] == [
-        ("e1", "non_finite"), ("e2", "too_long"), ("e3", "rewritten"), ("e4", "empty_response"), ("#6", "bad_record"),
+        ("e1", "non_finite"), ("e2", "too_long"), ("e4", "empty_response"), ("#6", "bad_record"),
     ]  # fmt: skip
     facts = manifest(tmp_path)
     assert facts["distributions"]["train"]["rejected"] == dict.fromkeys(sorted(line["reason"] for line in lines), 1)
-    assert facts["splits"]["train"]["examples"] == 4 and [
+    assert facts["splits"]["train"]["examples"] == 5 and [
         s["examples"] for s in facts["splits"]["train"]["shards"]
-    ] == [1, 1, 2]
-    assert "4 answers" in (told := capsys.readouterr().out) and "5 rejected (non_finite 1, too_long 1" in told
+    ] == [1, 2, 2]
+    assert "5 answers" in (told := capsys.readouterr().out) and "4 rejected (non_finite 1, too_long 1" in told
 
 
 def test_done_work_is_not_done_again(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -198,7 +198,7 @@ def test_done_work_is_not_done_again(llama: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_second_split_leaves_the_first(llama: Path, tmp_path: Path):
-    write_sft(tmp_path, [*examples(2), example("bad", " trimmed ")])
+    write_sft(tmp_path, [*examples(2), example("bad", "x" * 300)])
     write_sft(tmp_path, examples(1), "eval")
     values = config_values(tmp_path, s=llama)
     stage.run(PipelineConfig.model_validate(values))
