@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prompts", "sampling", "scoring", "selection", "shards", "distributions", "likelihoods", "report", "importing")
+STAGES = (
+    "prompts",
+    "sampling",
+    "scoring",
+    "selection",
+    "shards",
+    "distributions",
+    "likelihoods",
+    "report",
+    "importing",
+)
 """In order: a stage may import from those before it, never from those after it."""
 TRAINER = (
     *("common", "data", "fusion", "distributed", "models", "objectives"),
