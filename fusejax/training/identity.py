@@ -84,9 +84,13 @@ def claim(output_dir: epath.Path, config: TrainConfig, data: dict[str, str], *, 
 def _differing(found: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """What differs between the `run.yaml` of a run, perhaps of another release, and what this one would write."""
     new, old = _binding(mine["config"]), _binding(_as_it_was(found["config"]))
+    # Keys that may change, but without which there is no configuration.
+    old["output_dir"] = mine["config"]["output_dir"]
+    if old.get("fusion"):
+        old["fusion"]["sidecars"] = found["config"]["fusion"]["sidecars"]
     try:
         # The old configuration as this release reads it: missing keys get their defaults, renamed keys their new names.
-        read = TrainConfig.model_validate({**old, "output_dir": mine["config"]["output_dir"]})
+        read = TrainConfig.model_validate(old)
     except pydantic.ValidationError as error:
         # It has keys or values that no longer exist, or lacks a required key.
         differing = [".".join(map(str, each["loc"])) or each["msg"] for each in error.errors()]

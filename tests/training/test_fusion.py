@@ -191,12 +191,16 @@ def test_a_killed_run_goes_on_bit_for_bit(world, sidecars, tmp_path, monkeypatch
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     changes = {"checkpoint": {"every_steps": 2, "keep": 2}, "epochs": 4, "fusion": fusion(sidecars)}
     subprocess.run(train_command(world, tmp_path / "unbroken", **changes), check=True)
-    command, metrics = train_command(world, tmp_path / "killed", **changes), tmp_path / "killed" / "metrics.jsonl"
+    command, checkpoint = (
+        train_command(world, tmp_path / "killed", **changes),
+        tmp_path / "killed" / "checkpoints" / "4",
+    )
     process = subprocess.Popen(command, stderr=sys.stderr)
-    while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
+    while process.poll() is None and not checkpoint.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    assert checkpoint.exists()
     subprocess.run(command, check=True)
     assert logged(tmp_path / "killed") == logged(tmp_path / "unbroken")
     expected, found = final_arrays(tmp_path / "unbroken"), final_arrays(tmp_path / "killed")
