@@ -19,8 +19,9 @@ from fusejax.data.cores import tokenize_on_all_cores
 from fusejax.data.examples import Tokenized, check_any_kept, joined, parts
 from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.hosts import Hosts
+from fusejax.fusion.answers import describe
 from fusejax.fusion.sidecars import open_sidecars
-from fusejax.fusion.soft_targets import Rules, describe, with_soft_targets
+from fusejax.fusion.soft_targets import Rules, with_soft_targets
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.identity import tokenizer_fingerprint
