@@ -195,19 +195,25 @@ def shares_of_sources(
 
 
 def describe(fused: Mapping[str, float]) -> str:
-    """One line of the counts.
+    """One line of the counts of `with_soft_targets` or `with_chunks`.
 
     Example:
       >>> describe({"targets": 8, "places": 4, "mass": 3.8, "examples": 2, "without": 1, "a": 1})
       '50.0% of target tokens have a distribution, of mass 0.950; chosen: a 1; without any: 1 of 2 examples'
+      >>> describe({"targets": 8, "places": 6, "chunks": 4, "examples": 2, "without": 1, "a": 1})
+      '75.0% of target tokens are in chunks, of 1.50 tokens each; chosen: a 1; without any: 1 of 2 examples'
     """
-    about = ("targets", "places", "mass", "examples", "without", "unreadable", "other")
+    about = ("targets", "places", "mass", "chunks", "examples", "without", "unreadable", "other")
     chosen = ", ".join(f"{name} {count:,}" for name, count in fused.items() if name not in about)
-    places = fused.get("places", 0)
-    kept = f", of mass {fused['mass'] / places:.3f}; chosen: {chosen}" if places else ""
+    places, what, mean = fused.get("places", 0), "have a distribution", ""
+    if "chunks" in fused:
+        what, mean = "are in chunks", f", of {places / max(fused['chunks'], 1):.2f} tokens each"
+    elif places:
+        mean = f", of mass {fused['mass'] / places:.3f}"
+    kept = f"{mean}; chosen: {chosen}" if places else ""
     why = "".join(f"; {fused[name]:,} records {text}" for name, text in _WHY.items() if fused.get(name))
     return (
-        f"{places / max(fused['targets'], 1):.1%} of target tokens have a distribution{kept}; "
+        f"{places / max(fused['targets'], 1):.1%} of target tokens {what}{kept}; "
         f"without any: {fused.get('without', 0):,} of {fused['examples']:,} examples{why}"
     )
 

@@ -24,7 +24,7 @@ from fusejax.fusion.vocabulary import VocabularyMap
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How distributions are fused; see `fusejax.config.FusionConfig`."""
+    """How distributions are fused; see `fusejax.config.DistributionFusion`."""
 
     choose: str
     top_k: int
