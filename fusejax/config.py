@@ -52,7 +52,7 @@ class OptimizerConfig(ConfigModel):
     """Gradient clipping: gradients with a larger global norm are scaled down to this norm. `null`: no clipping."""
 
 
-def _by_its_loss(section: Any) -> Any:
+def _by_its_preference(section: Any) -> Any:
     """The section `preference` as the model of the loss that it names."""
     if not isinstance(section, dict):
         return section
@@ -63,17 +63,28 @@ def _by_its_loss(section: Any) -> Any:
 
 
 class FusionConfig(ConfigModel):
+    loss: str
+    """`distributions`: the cross entropy of what the sources held likely at each place (FuseLLM, FuseChat); `alm`: how
+    likely they found each chunk that they and the target have in common (approximate likelihood matching)."""
     sidecars: tuple[Location, ...] = Field(min_length=1)
     """What the sources would have said at each place of `data.train`'s answers: shards as `DIR/SPLIT`, one for each
     source, that the data pipeline's stage `distributions` has written. FuseLLM has the target itself among them."""
     clm_weight: float = Field(0.9, ge=0, le=1)
-    """Lambda: the weight of the answer's own tokens; the rest is that of the fused distribution. A token without a
-    distribution is trained on as in plain SFT."""
+    """Lambda: the weight of the answer's own tokens; the rest is that of the sources. A token that they say nothing
+    about is trained on as in plain SFT."""
+    choose: str = "mince"
+    """`mince`: of each answer, the source that finds it the most likely by byte; `avgce`: the mean of all sources'
+    distributions, weighted by that likelihood, which `alm` does not have; or the name of a source."""
+
+    @classmethod
+    def variants(cls) -> list[type[ConfigModel]]:
+        return [DistributionFusion, ALMFusion] if cls is FusionConfig else []
+
+
+class DistributionFusion(FusionConfig):
+    loss: Literal["distributions"] = "distributions"
     top_k: PositiveInt = 10
     """Ids of a fused distribution."""
-    choose: str = "mince"
-    """`mince`: of each answer, the distributions of the source that finds it the most likely by byte; `avgce`: the mean
-    of all sources', weighted by that likelihood; or the name of a source."""
     tail: Literal["renormalize", "keep"] = "renormalize"
     """What becomes of the probability outside of these ids: it is spread over them, or is missing, and the place counts
     less."""
@@ -81,10 +92,34 @@ class FusionConfig(ConfigModel):
     """Of the sources' distributions: above 1, they are flatter."""
 
     @pydantic.model_validator(mode="after")
-    def _known_mass(self) -> "FusionConfig":
+    def _known_mass(self) -> "DistributionFusion":
         if self.temperature != 1 and self.tail == "keep":
             raise ValueError("fusion.tail keep needs fusion.temperature 1: else the tail's share is not known")
         return self
+
+
+class ALMFusion(FusionConfig):
+    loss: Literal["alm"] = "alm"
+    chunk_temperature: PositiveFloat = 100.0
+    """Tau: a chunk's probabilities under source and target are compared as `p ** (1 / tau)`. The loss is multiplied by
+    it, so that it does not change what `clm_weight` means."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "ALMFusion":
+        if self.choose == "avgce":
+            raise ValueError("fusion.choose avgce is for the loss distributions: chunks differ from source to source")
+        return self
+
+
+def _by_its_loss(section: Any) -> Any:
+    """The section `fusion` as the model of the loss that it names."""
+    if not isinstance(section, dict):
+        return section
+    models: dict[Any, type[FusionConfig]] = {"distributions": DistributionFusion, "alm": ALMFusion}
+    name = section.get("loss", "distributions")
+    if name not in models:
+        raise ValueError(f"loss {name!r} is none of {', '.join(models)}")
+    return models[name].model_validate_json(json.dumps(section, default=str), strict=True)
 
 
 class MeshConfig(ConfigModel):
@@ -173,9 +208,9 @@ class TrainConfig(ConfigModel):
     """Seed of the order of examples."""
     optimizer: OptimizerConfig
     """The optimizer and its learning rate."""
-    preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
+    preference: Annotated[PairLoss | None, SerializeAsAny(), BeforeValidator(_by_its_preference)] = None
     """`loss` names a file of `fusejax/objectives/losses/`, by default `dpo`; the other keys are that loss's own."""
-    fusion: FusionConfig | None = None
+    fusion: Annotated[FusionConfig | None, SerializeAsAny(), BeforeValidator(_by_its_loss)] = None
     """Explicit fusion: sft learns from sources' distributions, too. Evaluation is on the answers alone, as in sft."""
     mesh: MeshConfig = MeshConfig()
     """How devices are used."""
@@ -234,7 +269,8 @@ class TrainConfig(ConfigModel):
             fused=self.fused_reference is not None,
             progress=self.needs_progress,
             weights=weights,
-            soft=self.fusion.top_k if self.fusion else 0,
+            soft=self.fusion.top_k if isinstance(self.fusion, DistributionFusion) else 0,
+            chunks=isinstance(self.fusion, ALMFusion),
         )
 
     @property

@@ -18,7 +18,15 @@ Axis = Literal["L", "C", "P", "1", "L K"]
 (`fusejax.models.decoder.prefix_sharing`). P: examples that it holds at most. 1: one number for the whole row. K: ids of
 a soft target."""
 Condition = Literal[
-    "shared prefixes", "pairs", "triples", "weights", "reference", "fused reference", "progress", "soft targets"
+    "shared prefixes",
+    "pairs",
+    "triples",
+    "weights",
+    "reference",
+    "fused reference",
+    "progress",
+    "soft targets",
+    "chunks",
 ]
 """What the microbatch has, of which an array is a part: pairs are examples of two answers or of three."""
 
@@ -84,6 +92,12 @@ ARRAYS = {
     "soft_weights": BatchArray(
         "L K", np.float32, ("soft targets",), 0, "their probabilities; all 0 where there is no distribution"
     ),
+    "chunk_ids": BatchArray(
+        "L", np.int32, ("chunks",), 0, "which chunk of the row the token is of, from 1; 0 for tokens of none"
+    ),
+    "chunk_logprobs": BatchArray(
+        "L", np.float32, ("chunks",), 0, "at the last token of a chunk, a source's log-probability of it, in nats"
+    ),
 }
 
 
@@ -108,6 +122,8 @@ class BatchShape:
     """Whether the loss is told how far the run is."""
     soft: int = 0
     """K: ids of a soft target; 0 without soft targets."""
+    chunks: bool = False
+    """Whether target tokens are in chunks, which a source has log-probabilities of."""
 
     @property
     def shares_prefixes(self) -> bool:
@@ -124,6 +140,7 @@ class BatchShape:
             "progress": self.progress,
             "weights": self.weights,
             "soft targets": self.soft > 0,
+            "chunks": self.chunks,
         }
         return {
             name: ((self.rows, *self._sizes(array.axis)), np.dtype(array.dtype))

@@ -32,6 +32,8 @@ from fusejax.data.records import (
 
 CHUNK = 512
 """Examples tokenised at once: the tokenizer spreads a chunk over all cores."""
+FUSED = ("soft_ids", "soft_weights", "chunk_ids", "chunk_logprobs")
+"""The arrays of `Tokenized` that explicit fusion makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,12 @@ class Tokenized:
     """Explicit fusion: for each target token, ids that a source holds possible in its place, ..."""
     soft_weights: Float32[np.ndarray, "S K"] | None = None
     """... and their probabilities; all 0 where there is no distribution. No id stands twice in a row."""
+    chunk_ids: Int32[np.ndarray, "S"] | None = None
+    """Approximate likelihood matching: for each target token its chunk, from 1 in each example; 0 for none, ..."""
+    chunk_logprobs: Float32[np.ndarray, "S"] | None = None
+    """... and at the last token of each chunk a source's log-probability of the whole chunk; 0 elsewhere."""
     fused: dict[str, float] | None = None
-    """How they came about: counts, as `fusejax.fusion.soft_targets` says."""
+    """How they came about: counts, as `fusejax.fusion.soft_targets` or `fusejax.fusion.chunks` says."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,8 +127,8 @@ class Tokenized:
     def fingerprint(self) -> str:
         """A hash of all that is trained on: it changes with the records, the tokenizer, its template and the limits."""
         digest = hashlib.sha256(self.kind.encode())
-        soft = [] if self.soft_ids is None else [self.soft_ids, self.soft_weights]
-        for array in (self.tokens, self.loss_mask, self.offsets, *soft):
+        fused = [getattr(self, name) for name in FUSED if getattr(self, name) is not None]
+        for array in (self.tokens, self.loss_mask, self.offsets, *fused):
             digest.update(np.ascontiguousarray(array).data)
         if self.weights is not None:
             digest.update(self.weights.data)
@@ -138,15 +144,21 @@ class Tokenized:
         return self.tokens[span], self.loss_mask[span]
 
     @functools.cached_property
-    def _soft_starts(self) -> Int64[np.ndarray, "sequences_plus_1"]:
-        """The first of each example's rows of `soft_ids`, where examples are single sequences."""
+    def _target_starts(self) -> Int64[np.ndarray, "sequences_plus_1"]:
+        """The first of each example's target tokens among all, where examples are single sequences."""
         return np.cumsum([0, *self.target_lengths])
 
     def soft_targets(self, index: int) -> tuple[Int32[np.ndarray, "n K"], Float32[np.ndarray, "n K"]]:
         """The rows of `soft_ids` and `soft_weights` for the target tokens of sequence `index`."""
         assert self.soft_ids is not None and self.soft_weights is not None
-        span = slice(self._soft_starts[index], self._soft_starts[index + 1])
+        span = slice(self._target_starts[index], self._target_starts[index + 1])
         return self.soft_ids[span], self.soft_weights[span]
+
+    def chunks(self, index: int) -> tuple[Int32[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+        """`chunk_ids` and `chunk_logprobs` of the target tokens of sequence `index`."""
+        assert self.chunk_ids is not None and self.chunk_logprobs is not None
+        span = slice(self._target_starts[index], self._target_starts[index + 1])
+        return self.chunk_ids[span], self.chunk_logprobs[span]
 
     def summary(self) -> str:
         """One line: how many examples are kept, changed and rejected, with reasons."""
@@ -188,17 +200,18 @@ def joined(tokenized: Sequence[Tokenized]) -> Tokenized:
         changes=_without_empty(
             {change: [name for each in tokenized for name in each.changes.get(change, [])] for change in CHANGES}
         ),
-        **_joined_soft(tokenized),
+        **_joined_fused(tokenized),
     )
 
 
-def _joined_soft(tokenized: Sequence[Tokenized]) -> dict[str, Any]:
-    """The soft targets of all parts, which all have them or none."""
-    if tokenized[0].soft_ids is None:
+def _joined_fused(tokenized: Sequence[Tokenized]) -> dict[str, Any]:
+    """What explicit fusion has made of all parts, which all have the same of it or nothing."""
+    found = [name for name in FUSED if getattr(tokenized[0], name) is not None]
+    if not found:
         return {}
     fused = [each.fused or {} for each in tokenized]
     return {
-        **{name: np.concatenate([getattr(each, name) for each in tokenized]) for name in ("soft_ids", "soft_weights")},
+        **{name: np.concatenate([getattr(each, name) for each in tokenized]) for name in found},
         "fused": {
             # Of the whole sidecar, so each part has found the same.
             name: (max if name == "unreadable" else sum)(each.get(name, 0) for each in fused)

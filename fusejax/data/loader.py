@@ -150,14 +150,14 @@ def assemble(
     each = tokenized.sequences_per_example
     answers = len(ANSWERS[tokenized.kind])
     soft = 0 if tokenized.soft_ids is None else tokenized.soft_ids.shape[1]
-    weights = tokenized.weights
+    chunks, weights = tokenized.chunk_ids is not None, tokenized.weights
     lengths = (row_length, attention_length or row_length)
-    shape = BatchShape(len(rows), *lengths, answers=answers, weights=weights is not None, soft=soft)
+    shape = BatchShape(len(rows), *lengths, answers=answers, weights=weights is not None, soft=soft, chunks=chunks)
     microbatch = shape.empty()
     for r, examples in enumerate(rows):
         row = {name: array[r] for name, array in microbatch.items()}
         sequences = [example * each + i for example in examples for i in range(each)]
-        start = 0
+        start = last_chunk = 0
         for segment, sequence in enumerate(sequences, 1):
             ids, mask = tokenized.sequence(sequence)
             span = slice(start, start + len(ids))
@@ -168,6 +168,11 @@ def assemble(
             if shape.soft:
                 targets = start + np.flatnonzero(mask)
                 row["soft_ids"][targets], row["soft_weights"][targets] = tokenized.soft_targets(sequence)
+            if chunks:
+                targets = start + np.flatnonzero(mask)
+                numbers, row["chunk_logprobs"][targets] = tokenized.chunks(sequence)
+                row["chunk_ids"][targets] = np.where(numbers > 0, last_chunk + numbers, 0)
+                last_chunk += int(numbers.max(initial=0))
             start += len(ids)
         if weights is not None:
             row["weights"][: len(examples)] = weights[examples]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from fusejax.data.batch import Microbatch
 from fusejax.data.records import ANSWERS
+from fusejax.objectives.alm import alm_losses, binary_cross_entropy, ends_chunk
 from fusejax.objectives.fusion import fusion_losses, teacher_entropy
 from fusejax.objectives.logprobs import Logprobs
 from fusejax.objectives.losses import PairLoss
@@ -19,11 +20,20 @@ Loss = Callable[[Logprobs, Microbatch], Sums]
 """From log-probabilities of the target tokens (0 elsewhere) to sums over a microbatch; `loss` is differentiated."""
 
 
-def make_loss(preference: PairLoss | None, clm_weight: float | None = None) -> Loss:
-    """The preference loss if there is a section `preference`; else with `clm_weight` explicit fusion's, else SFT's."""
+def make_loss(
+    preference: PairLoss | None, clm_weight: float | None = None, chunk_temperature: float | None = None
+) -> Loss:
+    """The preference loss if there is a section `preference`; else with `clm_weight` explicit fusion's, else SFT's.
+
+    With `chunk_temperature` the fusion is of chunks, by approximate likelihood matching, else of distributions.
+    """
     if preference is not None:
         return functools.partial(preference_sums, preference)
-    return sft_sums if clm_weight is None else functools.partial(fusion_sums, clm_weight)
+    if clm_weight is None:
+        return sft_sums
+    if chunk_temperature is None:
+        return functools.partial(fusion_sums, clm_weight)
+    return functools.partial(alm_sums, clm_weight, chunk_temperature)
 
 
 def sft_sums(logprobs: Logprobs, microbatch: Microbatch) -> Sums:
@@ -40,11 +50,7 @@ def fusion_sums(clm_weight: float, logprobs: Logprobs, microbatch: Microbatch) -
     fall, and `fused`, the number of target tokens with a distribution. Without any, it is plain SFT: an evaluation."""
     if logprobs.soft is None:
         return sft_sums(logprobs, microbatch)
-    mask, probabilities, weights = microbatch["loss_mask"], microbatch["soft_weights"], _token_weights(microbatch)
-
-    def total(values: Float[Array, "R L"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(mask, values if weights is None else weights * values, 0.0))
-
+    probabilities, total = microbatch["soft_weights"], _total(microbatch)
     return {
         **sft_sums(logprobs, microbatch),
         "loss": total(fusion_losses(logprobs.target, logprobs.soft, probabilities, clm_weight)),
@@ -53,6 +59,41 @@ def fusion_sums(clm_weight: float, logprobs: Logprobs, microbatch: Microbatch) -
         "teacher_entropy": total(teacher_entropy(probabilities)),
         "fused": total(jnp.any(probabilities > 0, axis=-1).astype(jnp.float32)),
     }
+
+
+def alm_sums(clm_weight: float, temperature: float, logprobs: Logprobs, microbatch: Microbatch) -> Sums:
+    """As `sft_sums`; and of what the loss is made: `clm`, `alm`, the `teacher_entropy` below which that cannot fall,
+    `fused`, the number of target tokens in chunks, and the number of `chunks`. Without any, it is plain SFT: an
+    evaluation.
+
+    The loss of a token in a chunk is `clm_weight` times its cross entropy. The chunk's, times what is left to 1, is
+    added once, not for each of its tokens: it is the matter of all of them, and grows with their number.
+    """
+    if "chunk_ids" not in microbatch:
+        return sft_sums(logprobs, microbatch)
+    ids, source, total = microbatch["chunk_ids"], microbatch["chunk_logprobs"], _total(microbatch)
+    clm, alm = -logprobs.target, alm_losses(logprobs.target, ids, source, temperature)
+    last = ends_chunk(ids)
+    entropy = jnp.where(last, temperature * binary_cross_entropy(source, source, temperature), 0.0)
+    return {
+        **sft_sums(logprobs, microbatch),
+        "loss": total(jnp.where(ids > 0, clm_weight, 1.0) * clm + (1.0 - clm_weight) * alm),
+        "clm": total(clm),
+        "alm": total(alm),
+        "teacher_entropy": total(entropy),
+        "fused": total((ids > 0).astype(jnp.float32)),
+        "chunks": total(last.astype(jnp.float32)),
+    }
+
+
+def _total(microbatch: Microbatch) -> Callable[[Float[Array, "R L"]], Float[Array, ""]]:
+    """The sum over target tokens, each counting by the weight of its example."""
+    mask, weights = microbatch["loss_mask"], _token_weights(microbatch)
+
+    def total(values: Float[Array, "R L"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(mask, values if weights is None else weights * values, 0.0))
+
+    return total
 
 
 def _token_weights(microbatch: Microbatch) -> Float[Array, "R L"] | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from fusejax.config import TrainConfig
+from fusejax.config import ALMFusion, TrainConfig
 from fusejax.data.batch import BatchShape
 from fusejax.distributed.mesh import BATCH_AXES, REPLICAS, axis_size
 from fusejax.distributed.sharding import batch_sharding, laid_out, replicated, with_replicas
@@ -36,7 +36,7 @@ class Programs:
     Attributes:
       params, state, accumulator, microbatch: their shapes, dtypes and shardings.
       reference_microbatch: as `microbatch`, but with what the loader makes alone.
-      eval_microbatch: as `microbatch`, but without soft targets: evaluations are on the answers alone.
+      eval_microbatch: as `microbatch`, but without what is fused: evaluations are on the answers alone.
       init_state: params -> state; the parameters are donated.
       zeros: () -> an accumulator of zeros.
       zeroed: gradients, sums (of an accumulator) -> an accumulator of zeros, with its gradients in their place.
@@ -63,7 +63,11 @@ class Programs:
         _, shapes = abstract_decoder(model, **dtypes)
         optimizer, moments = make_optimizer(config.optimizer, num_steps or 1), jnp.dtype(config.optimizer.moments)
         kernel = kernel_for(mesh.devices.flat[0].platform)
-        loss = make_loss(config.preference, config.fusion.clm_weight if config.fusion else None)
+        loss = make_loss(
+            config.preference,
+            config.fusion.clm_weight if config.fusion else None,
+            config.fusion.chunk_temperature if isinstance(config.fusion, ALMFusion) else None,
+        )
         tuned = tuning(mesh)
         network = Network(model, mesh, loss, **dtypes, remat=config.remat, kernel=kernel, exchanges=tuned.exchanges)
 
@@ -73,7 +77,7 @@ class Programs:
         self.microbatch = self._microbatch(shape)
         loaded = dataclasses.replace(shape, reference=False, fused=False, progress=False)
         self.reference_microbatch = self._microbatch(loaded)
-        self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0))
+        self.eval_microbatch = self._microbatch(dataclasses.replace(shape, soft=0, chunks=False))
         sums = jax.eval_shape(network.evaluate, self.params, self.microbatch)
         self.accumulator = Accumulator(
             jax.tree.map(self._per_replica, self.params),

@@ -7,20 +7,23 @@ Each host tokenises a part of the examples. What the others than host 0 have mad
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from fusejax.common.cli import UserError, note
 from fusejax.common.files import write_text
-from fusejax.config import FusionConfig, TrainConfig
+from fusejax.config import DistributionFusion, TrainConfig
 from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.data.cores import tokenize_on_all_cores
 from fusejax.data.examples import Tokenized, check_any_kept, joined, parts
 from fusejax.data.records import Shards, open_shards
 from fusejax.distributed.hosts import Hosts
+from fusejax.fusion.answers import describe
+from fusejax.fusion.chunks import with_chunks
 from fusejax.fusion.sidecars import open_sidecars
-from fusejax.fusion.soft_targets import Rules, describe, with_soft_targets
+from fusejax.fusion.soft_targets import Rules, with_soft_targets
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.training import tokens
 from fusejax.training.identity import tokenizer_fingerprint
@@ -45,7 +48,7 @@ def _open(config: TrainConfig, split: str, path: str) -> Shards:
 
 
 def fusion_identity(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str, str]:
-    """What decides the soft targets, besides what decides the tokens; nothing without explicit fusion.
+    """What decides what is fused, besides what decides the tokens; nothing without explicit fusion.
 
     Raises:
       UserError: as `open_sidecars`, or `fusion.choose` names no source.
@@ -54,29 +57,36 @@ def fusion_identity(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str
         return {}
     sidecars = open_sidecars(config.fusion.sidecars, data["train"])
     names = [sidecar.source for sidecar in sidecars]
-    if config.fusion.choose not in ("mince", "avgce", *names):
-        raise UserError(f"fusion.choose: {config.fusion.choose!r} is none of mince, avgce, {', '.join(names)}")
+    fusion, known = config.fusion, ["mince", *names]
+    rules: tuple[Any, ...] = (fusion.loss, fusion.choose)
+    if isinstance(fusion, DistributionFusion):
+        known.insert(1, "avgce")
+        rules = dataclasses.astuple(_rules(fusion))
+    if fusion.choose not in known:
+        raise UserError(f"fusion.choose: {fusion.choose!r} is none of {', '.join(known)}")
     return {
         **{f"sidecar of {sidecar.source}": sidecar.fingerprint for sidecar in sidecars},
-        "fusion": json.dumps([[sidecar.source for sidecar in sidecars], dataclasses.astuple(_rules(config.fusion))]),
+        "fusion": json.dumps([names, rules]),
     }
 
 
-def _rules(fusion: FusionConfig) -> Rules:
+def _rules(fusion: DistributionFusion) -> Rules:
     return Rules(fusion.choose, fusion.top_k, fusion.tail, fusion.temperature)
 
 
-def _with_soft_targets(
+def _with_fused(
     tokenized: Tokenized, config: TrainConfig, records: Shards, tokenizer: PreTrainedTokenizerBase, stops: list[int]
 ) -> Tokenized:
-    """The examples with soft targets, if the run has explicit fusion."""
+    """The examples with soft targets or chunks, if the run has explicit fusion."""
     if config.fusion is None:
         return tokenized
     end = turn_end(tokenizer, stops)
     if end is None:
         raise UserError(f"model {config.model}: its chat template takes no answer, so that nothing can be fused")
     sidecars = open_sidecars(config.fusion.sidecars, records)
-    return with_soft_targets(tokenized, sidecars, tokenizer, end, _rules(config.fusion))
+    if isinstance(config.fusion, DistributionFusion):
+        return with_soft_targets(tokenized, sidecars, tokenizer, end, _rules(config.fusion))
+    return with_chunks(tokenized, sidecars, tokenizer, end, config.fusion.choose)
 
 
 def missing(config: TrainConfig, identity: dict[str, str], *, resumes: bool) -> list[str]:
@@ -135,7 +145,7 @@ def tokenize(config: TrainConfig, splits: list[str], identity: dict[str, str], s
             drop_unordered_pairs=config.drop_unordered_pairs,
         )
         if split == "train":
-            mine = _with_soft_targets(mine, config, records, tokenizer, stops)
+            mine = _with_fused(mine, config, records, tokenizer, stops)
         path = output_dir / "tokens" / f"{split}.npz"
         others = [path.with_name(f"{split}-{i:05d}-of-{hosts.count:05d}.npz") for i in range(1, hosts.count)]
         if hosts.index > 0:

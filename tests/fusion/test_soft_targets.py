@@ -8,8 +8,9 @@ import pytest
 from fusejax.common.cli import UserError
 from fusejax.data.examples import Tokenized, joined
 from fusejax.data.records import SFTExample, open_shards, write_shards
+from fusejax.fusion.answers import describe
 from fusejax.fusion.sidecars import open_sidecars
-from fusejax.fusion.soft_targets import Rules, describe, with_soft_targets
+from fusejax.fusion.soft_targets import Rules, with_soft_targets
 from tests.fusion.sidecar_files import END, byte_level, distributions, write
 
 ANSWER = " get some utilization."

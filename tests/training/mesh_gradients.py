@@ -41,19 +41,26 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 
 
 def faults_in_process(
-    hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], clm_weight: float | None = None
+    hf_config: dict[str, Any],
+    meshes: Sequence[dict[str, Any]],
+    clm_weight: float | None = None,
+    chunk_temperature: float | None = None,
 ) -> list[str]:
     """`faults_on`, in a process that has the devices for it."""
     environment = os.environ | {"XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.mesh_gradients"]
-    told = json.dumps({"hf_config": hf_config, "meshes": meshes, "clm_weight": clm_weight})
+    values = {"meshes": meshes, "clm_weight": clm_weight, "chunk_temperature": chunk_temperature}
+    told = json.dumps({"hf_config": hf_config, **values})
     result = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def faults_on(
-    hf_config: dict[str, Any], meshes: Sequence[dict[str, Any]], clm_weight: float | None = None
+    hf_config: dict[str, Any],
+    meshes: Sequence[dict[str, Any]],
+    clm_weight: float | None = None,
+    chunk_temperature: float | None = None,
 ) -> list[str]:
     """What is wrong with the loss or any parameter's gradient on any of the meshes, a line each.
 
@@ -62,10 +69,13 @@ def faults_on(
       meshes: sizes of the axes; besides, `remat` and `exchanges` as `Network` takes them, and whether to `forget` the
         sums of gradients in attention and MLP.
       clm_weight: of explicit fusion, with soft targets of three ids; None: plain SFT.
+      chunk_temperature: with chunks instead of soft targets.
     """
     config = DecoderConfig.from_hf(hf_config)
-    rows, loss = batch(config.vocab_size), make_loss(None, clm_weight)
-    if clm_weight is not None:
+    rows, loss = batch(config.vocab_size), make_loss(None, clm_weight, chunk_temperature)
+    if chunk_temperature is not None:
+        rows |= chunks(rows["loss_mask"])
+    elif clm_weight is not None:
         rows |= soft_targets(rows["tokens"], config.vocab_size)
     graph, shapes = decoders.abstract_decoder(config, **DTYPES)
     params = random_parameters(shapes, config.norm_offset)
@@ -79,7 +89,7 @@ def faults_on(
             values = jnp.pad(jnp.take_along_axis(logprobs, ids[:, 1:], -1), ((0, 0), (1, 0), (0, 0)))
             return jnp.where(rows["loss_mask"][..., None], values, 0)
 
-        soft = None if clm_weight is None else jnp.sum(rows["soft_weights"] * of(rows["soft_ids"]), axis=-1)
+        soft = jnp.sum(rows["soft_weights"] * of(rows["soft_ids"]), axis=-1) if "soft_ids" in rows else None
         sums = loss(Logprobs(of(rows["tokens"][..., None])[..., 0], soft), rows)
         return sums["loss"], sums
 
@@ -224,6 +234,17 @@ def soft_targets(tokens: np.ndarray, vocab_size: int) -> dict[str, np.ndarray]:
     ids = rng.permuted(np.broadcast_to(np.arange(vocab_size), (*tokens.shape, vocab_size)), axis=-1)[..., :3]
     weights = rng.dirichlet(np.ones(3), tokens.shape) * rng.choice([1, 0.7, 0], tokens.shape)[..., None]
     return {"soft_ids": ids.astype(np.int32), "soft_weights": weights.astype(np.float32)}
+
+
+def chunks(loss_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Chunks of neighbouring targets, about every fifth of which is in none; likely and unlikely ones."""
+    rng = np.random.default_rng(1)
+    ids = np.zeros(loss_mask.shape, np.int32)
+    for row, place in np.argwhere(loss_mask & (rng.random(loss_mask.shape) < 0.8)):
+        before = ids[row, place - 1]
+        ids[row, place] = before if before and rng.random() < 0.5 else ids[row].max() + 1
+    last = (ids > 0) & (ids != np.pad(ids[:, 1:], ((0, 0), (0, 1))))
+    return {"chunk_ids": ids, "chunk_logprobs": np.where(last, -rng.exponential(5, ids.shape), 0).astype(np.float32)}
 
 
 if __name__ == "__main__":

@@ -281,6 +281,22 @@ def test_a_run_is_read_as_it_was_written(world, tmp_path, task):
         claim(epath.Path(tmp_path), config, {"train data": "a", "eval data": "b"}, resumes=True)
 
 
+def test_sidecars_may_move_and_nothing_else_of_a_fusion(world, tmp_path):
+    """What they hold is a part of the data's identity."""
+
+    def config(folder, **changes):
+        return run_config(world, tmp_path, fusion={"sidecars": [f"{folder}/train"], **changes})
+
+    claim(epath.Path(tmp_path), config("here"), {"sidecar of a": "1"}, resumes=False)
+    claim(epath.Path(tmp_path), config("there"), {"sidecar of a": "1"}, resumes=True)
+    with pytest.raises(UserError, match=r"differs in fusion\.clm_weight;"):
+        claim(epath.Path(tmp_path), config("here", clm_weight=0.5), {"sidecar of a": "1"}, resumes=True)
+    with pytest.raises(UserError, match="differs in the sidecar of a;"):
+        claim(epath.Path(tmp_path), config("here"), {"sidecar of a": "2"}, resumes=True)
+    with pytest.raises(UserError, match=r"differs in .*fusion"):
+        claim(epath.Path(tmp_path), run_config(world, tmp_path), {}, resumes=True)
+
+
 def test_a_reference_survives_what_it_does_not_depend_on(world, tmp_path):
     sidecar = tmp_path / "reference.npz"
     claim(epath.Path(tmp_path), run_config(world, tmp_path, "dpo"), {"train data": "a"}, resumes=False)
