@@ -5,11 +5,12 @@ VLLM := .venv-vllm/bin
 # The interpreter that `make setup` takes must be 3.11 or newer.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])
 
-.PHONY: help setup quickstart test test-slow test-real test-vllm lint types docs gpu-bundle
+.PHONY: help setup quickstart compare test test-slow test-real test-vllm lint types docs gpu-bundle
 
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
+	@echo "make compare      nine ways to fuse the quickstart's models, side by side, into runs/compare/; SEEDS=0 for one seed"
 	@echo "make test         run the tests, but for the slowest; those of the reports want Chromium"
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
 	@echo "make test-real    run the tests on two pretrained models, which are downloaded once (330 MB); needs .venv-vllm, too"
@@ -32,6 +33,10 @@ setup: .venv/installed
 
 quickstart: setup
 	$(BIN)/python -m quickstart
+
+SEEDS ?= 0 1 2
+compare: setup
+	$(BIN)/python -m examples.compare --seeds $(SEEDS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow and not real"
