@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import hypothesis
 import jaxtyping
 
 from tests import annotations
@@ -23,5 +24,9 @@ jaxtyping.install_import_hook(["fusejax", "data_pipeline"], f"{annotations.__nam
 from tests.browser import browser  # noqa: E402
 from tests.gcs_server import gcs, gcs_server  # noqa: E402
 from tests.tiny_runs import world  # noqa: E402
+
+# How long a function takes says nothing on a machine that others use as well.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 __all__ = ["browser", "gcs", "gcs_server", "world"]

@@ -81,13 +81,6 @@ class Stack:
         while results:
             yield results.popleft().result()
 
-    def gather(self, function: Callable[[Chunk], Float[np.ndarray, " N"]]) -> Float[np.ndarray, " {self.size}"]:
-        """What a function makes of all elements, in one array of float32."""
-        gathered = np.empty(self.size, np.float32)
-        for start, values in zip(range(0, self.size, CHUNK), self.map(function), strict=True):
-            gathered[start : start + CHUNK] = values
-        return gathered
-
     def _chunk(self, start: int) -> Chunk:
         part = slice(start, start + CHUNK)
         values = np.empty((len(self.targets), len(self.pivot[part])), np.float32)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -53,7 +54,7 @@ def merged(method: MergeMethod, pivot, targets, name=NAME) -> np.ndarray:
     """The merged tensor in float32."""
     models = Memory({name: stack_of(pivot, targets, name)})
     stack = models.read(name).ordered(method.weights(models)(name))
-    return stack.gather(method.merge(stack)).reshape(np.shape(pivot))
+    return np.concatenate(list(stack.map(method.merge(stack)))).reshape(np.shape(pivot))
 
 
 PIVOT = np.float32([[1, 2], [3, 4]])
@@ -77,7 +78,9 @@ def test_the_worked_example(method, delta):
 def test_the_steps_of_the_worked_example():
     variances = variance(DELTAS.reshape(3, 4))
     np.testing.assert_allclose(variances, [0.042222, 0.02, 0.000289, 0.115556], atol=1e-6)
-    assert largest(variances, int(0.5 * 4)).mask(variances, 0).tolist() == [True, False, False, True]
+    stack = stack_of(np.zeros_like(PIVOT), DELTAS)
+    selected = largest(stack, lambda chunk: variance(chunk.deltas), lambda nonzero: nonzero // 2)
+    assert selected.mask(variances, 0).tolist() == [True, False, False, True]
     # One target moved alone, in an element merged from all: it shows the weights, (.446429, .035714, .517857).
     for target, weight in enumerate((0.446429, 0.035714, 0.517857)):
         deltas = np.concatenate([DELTAS.reshape(3, 4), np.full((3, 1), 1e-4)], axis=1).astype(np.float32)
@@ -270,13 +273,23 @@ def test_a_shift_of_all_models_shifts_the_result(method, tensors, shift):
 
 
 @given(
-    values=arrays.arrays(np.float32, st.integers(1, 40), elements=st.integers(0, 5).map(float)), share=st.floats(0, 1)
+    values=arrays.arrays(
+        np.float32,
+        st.integers(1, 40),
+        elements=st.one_of(st.integers(0, 5).map(float), st.floats(0, width=32, allow_infinity=False)),
+    ),
+    share=st.floats(0, 1),
+    chunk=st.sampled_from([3, 64]),
 )
-def test_the_largest_are_those_of_a_stable_sort(values, share):
+def test_the_largest_are_those_of_a_stable_sort(values, share, chunk):
     count = int(share * len(values))
     expected = np.zeros(len(values), bool)
     expected[np.argsort(-values, kind="stable")[:count]] = True
-    selected = largest(values, count)
+    told = []
+    with mock.patch.object(stacks, "CHUNK", chunk):
+        measured = stack_of(np.zeros_like(values), [values])
+        selected = largest(measured, lambda chunk: chunk.values[0], lambda nonzero: told.append(nonzero) or count)
+    assert told == [np.count_nonzero(values)]
     for split in {0, len(values) // 2, len(values)}:
         parts = [selected.mask(values[:split], 0), selected.mask(values[split:], split)]
         assert (np.concatenate(parts) == expected).all()

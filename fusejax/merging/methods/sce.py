@@ -5,6 +5,7 @@ and, it seems, the paper merge nothing else than what is selected.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -30,23 +31,22 @@ class Sce(MergeMethod):
     the published FuseChat-7B. `deltas`: elements that are not selected keep the pivot's value, as in mergekit."""
 
     def merge(self, stack: Stack) -> MergeChunk:
-        selected = self._select(stack)
-        squares = stack.map(lambda chunk: np.square(chunk.deltas * selected[chunk.range]).sum(axis=1, dtype=np.float64))
+        selected = self._selection(stack)
+        squares = stack.map(lambda chunk: np.square(selected(chunk)).sum(axis=1, dtype=np.float64))
         weights = column(_shares(sum(squares, np.zeros(len(stack.targets)))))
 
         def chunk_of(chunk: Chunk) -> np.ndarray:
-            deltas = chunk.deltas * selected[chunk.range] if self.select == "deltas" else chunk.deltas
+            deltas = selected(chunk) if self.select == "deltas" else chunk.deltas
             return chunk.pivot + mean_of_elected(deltas, weights, elected(deltas))
 
         return chunk_of
 
-    def _select(self, stack: Stack) -> np.ndarray:
-        """A mask, [N]."""
+    def _selection(self, stack: Stack) -> Callable[[Chunk], Float[np.ndarray, "K N"]]:
+        """A function from a chunk to its deltas, 0 where an element is not selected."""
         if self.tau == 1:
-            return np.ones(stack.size, np.bool_)
-        variances = stack.gather(lambda chunk: variance(chunk.deltas))
-        count = int(self.tau * np.count_nonzero(variances))
-        return largest(variances, count).mask(variances, 0)
+            return lambda chunk: chunk.deltas
+        kept = largest(stack, lambda chunk: variance(chunk.deltas), lambda nonzero: int(self.tau * nonzero))
+        return lambda chunk: chunk.deltas * kept.mask(variance(chunk.deltas), chunk.start)
 
 
 def variance(deltas: Float[np.ndarray, "K N"]) -> Float[np.ndarray, " N"]:

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from fusejax.merging.methods import MergeChunk, WeightedMethod, column
-from fusejax.merging.selection import elected, largest, mean_of_elected
+from fusejax.merging.selection import Measure, elected, largest, mean_of_elected
 from fusejax.merging.stack import Chunk, Stack
 
 
@@ -25,7 +25,7 @@ class Ties(WeightedMethod):
     def merge(self, stack: Stack) -> MergeChunk:
         count = max(1, int(self.density * stack.size))
         weights = column(stack.weights)
-        kept = [largest(self._magnitudes(stack, target), count) for target in range(len(stack.targets))]
+        kept = [largest(stack, _magnitudes(target), lambda _: count) for target in range(len(stack.targets))]
 
         def chunk_of(chunk: Chunk) -> np.ndarray:
             magnitudes = np.abs(chunk.deltas)
@@ -38,6 +38,6 @@ class Ties(WeightedMethod):
 
         return chunk_of
 
-    def _magnitudes(self, stack: Stack, target: int) -> np.ndarray:
-        """|delta| of one target, [N] float32."""
-        return stack.gather(lambda chunk: np.abs(chunk.deltas[target]))
+
+def _magnitudes(target: int) -> Measure:
+    return lambda chunk: np.abs(chunk.deltas[target])
