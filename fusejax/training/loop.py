@@ -479,6 +479,8 @@ def _fused(
     if config.fused_reference is None:
         return found
     tables = open_likelihoods(config, open_data(config))
+    for split, each in tables.items():
+        hosts.same(f"preference.sources, {split}", ", ".join(table.sha256 for table in each))
     fused = {}
     for split, reference in found.items():
         fused[split], unknown = with_likelihoods(reference, data[split], tables[split], config.fused_reference.fusion)

@@ -125,6 +125,8 @@ def _data(number: int, data: Mapping[str, Any]) -> list[str]:
     found += ["Whose answers they are:", _counts("source", data.get("by_source_model"), licenses, sources)]
     if fused := data.get("fused"):
         found += ["Whose distributions over these answers were learnt:", table(["source", "model"], fused.items())]
+    if likelihoods := data.get("likelihoods"):
+        found += ["Whose likelihoods of these answers were compared:", table(["source", "model"], likelihoods.items())]
     if data.get("card"):
         found += [f"### Data card of stage {number}", _demoted(data["card"])]
     return found

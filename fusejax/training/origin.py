@@ -41,7 +41,11 @@ def keep_origin(config: TrainConfig, model: StartingModel) -> None:
     )
     data = _data(epath.Path(config.data.train))
     if config.fusion is not None:
-        data["fused"] = dict(map(_source, config.fusion.sidecars))
+        data["fused"] = dict(_source(epath.Path(path), "distributions") for path in config.fusion.sidecars)
+    if config.fused_reference is not None:
+        split = epath.Path(config.data.train).name
+        folders = map(epath.Path, config.fused_reference.sources)
+        data["likelihoods"] = dict(_source(folder / split, "likelihoods") for folder in folders)
     stage = {"config": config.model_dump(mode="json"), "data": data}
     origin = {"base": before["base"], "stages": [*before["stages"], stage]}
     write_text(epath.Path(config.output_dir) / NAME, json.dumps(origin, indent=2, ensure_ascii=False) + "\n")
@@ -153,10 +157,9 @@ def _data(train: epath.Path) -> dict[str, Any]:
     }
 
 
-def _source(sidecar: str) -> tuple[str, str]:
-    """Name and model of the source that a sidecar is of, as the stage `distributions` wrote them."""
-    split = epath.Path(sidecar)
-    facts = small_files.read_object(split.parent / MANIFEST, _MANIFEST_BYTES)["distributions"][split.name]
+def _source(split: epath.Path, stage: str) -> tuple[str, str]:
+    """Name and model of the source that a split is of, as the stage of the data pipeline wrote them."""
+    facts = small_files.read_object(split.parent / MANIFEST, _MANIFEST_BYTES)[stage][split.name]
     return facts["source"], str(facts.get("model", facts["source"]))
 
 
