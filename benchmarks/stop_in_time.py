@@ -15,6 +15,7 @@ are kept, and every number in `metrics.jsonl` but the time of a step.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -22,16 +23,15 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kill_and_resume import same
+from benchmarks.resumed_runs import Runs, Start, benchmark, same
 from fusejax.distributed.hosts import STOPPED
 from fusejax.training.checkpoints import complete_steps
 from tests.distributed.processes import Processes, on_hosts
-from tests.tiny_runs import make_world, train_command
+from tests.tiny_runs import train_command
 
 HOSTS = 4
 STEPS = 4
@@ -53,11 +53,8 @@ ROW = "{:>3} {:<8} {:>6} {:>14} {:>10} {:<24} {:>10}"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    generator = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+    with benchmark(parser, PATIENCE) as (arguments, runs, generator):
+        bench = Bench(runs)
         print(ROW.format("run", "mesh", "victim", "update + s", "resumed", "microbatches to the save", "identical"))
         found = [bench.run(number, MESHES[number % 2], generator) for number in range(arguments.moments)]
     worst = max(max(each.begins) for each in found)
@@ -74,18 +71,17 @@ class Found:
 
 
 class Bench:
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._world = make_world(folder / "world")
-        self._unbroken: dict[str, Path] = {}
+    def __init__(self, runs: Runs):
+        self._runs = runs
 
     def run(self, number: int, mesh: dict[str, int], generator: random.Random) -> Found:
         """One run, stopped once and resumed; prints its row."""
-        unbroken = self._unbroken_run(mesh)
-        output, victim = self._folder / f"run-{number}", generator.randrange(HOSTS)
+        start: Start = functools.partial(self._start, mesh=mesh)
+        unbroken = self._runs.unbroken("-".join(mesh), start)
+        output, victim = self._runs.folder / f"run-{number}", generator.randrange(HOSTS)
         whole = events(unbroken, 0)
         delay = generator.random() * (_last(whole, "pause") - _first(whole, "update"))
-        with self._start(output, mesh) as processes:
+        with start(output) as processes:
             while not events(output, victim, "update"):
                 assert processes.running[victim].poll() is None, processes.output(victim)
                 time.sleep(0.01)
@@ -101,32 +97,21 @@ class Bench:
             saves = [at for name, at in happened if name == "save" and at >= sent]
             begins.append((saves[0] - sent) / _microbatch(happened) if saves else 0.0)
         resumed = complete_steps(output)[-1]
-        with self._start(output, mesh) as processes:
-            assert processes.wait(PATIENCE) == [0] * HOSTS, processes.output(0)
+        self._runs.finish(output, start)
         found = Found(begins, same(output, unbroken, STEPS))
         ratios = " ".join(f"{ratio:.2f}" for ratio in begins)
         name = ",".join(f"{axis}{size}" for axis, size in mesh.items())
         print(ROW.format(number + 1, name, victim, f"{delay:.1f}", resumed, ratios, str(found.identical)), flush=True)
         return found
 
-    def _unbroken_run(self, mesh: dict[str, int]) -> Path:
-        name = "-".join(mesh)
-        if name not in self._unbroken:
-            output = self._folder / f"unbroken-{name}"
-            with self._start(output, mesh) as processes:
-                assert processes.wait(PATIENCE) == [0] * HOSTS, processes.output(0)
-            self._unbroken[name] = output
-        return self._unbroken[name]
-
     def _start(self, output: Path, mesh: dict[str, int]) -> Processes:
         environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **self._runs.environment("slow"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
             # Threads of XLA: more than there are cores, because one that pauses does nothing else.
             "NPROC": "8",
         }
-        command = slowed(train_command(self._world, output, **CHANGES, mesh=mesh), output, PAUSE)
+        command = slowed(train_command(self._runs.world, output, **CHANGES, mesh=mesh), output, PAUSE)
         return Processes(on_hosts(command, HOSTS), output.with_suffix(".output"), environment=environment)
 
 

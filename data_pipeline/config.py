@@ -429,8 +429,9 @@ class PipelineConfig(ConfigModel):
     """Where every stage reads and writes."""
     seed: int = 0
     """Seed of every random choice: which prompts are drawn, samples, ties, splits."""
-    prompts: list[PromptsConfig] = Field(min_length=1)
-    """Data sets to take prompts from."""
+    prompts: list[PromptsConfig] = Field(default_factory=list)
+    """Data sets to take prompts from. Without any there are only the stages `distributions` and `likelihoods`, of
+    shards that are there already."""
     overlap: OverlapConfig = OverlapConfig()
     """Prompts to leave out: near duplicates, and those that overlap with evaluation sets."""
     sources: tuple[SourceConfig, ...] = ()

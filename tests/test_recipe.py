@@ -138,6 +138,15 @@ def test_fusechat_figures(paper: str):
     assert (fusion.clm_weight, fusion.top_k, fusion.choose, fusion.tail) == (0.9, 10, "mince", "renormalize")
     merge = yaml.safe_load((CONFIGS / paper / "merge.yaml").read_text())
     assert merge["pivot"] == config.model and len(merge["targets"]) == {"fusechat1": 2, "fusechat2": 5}[paper]
+    data = load_config(PipelineConfig, CONFIGS / paper / "data.yaml", [])
+    section = data.distributions
+    assert section is not None and data.sources[0].model == config.model
+    # Without InternLM2-20B, one of FuseChat-2.0's five, whose tokenizer needs its own program.
+    assert len(data.sources) == 1 + {"fusechat1": 2, "fusechat2": 4}[paper]
+    assert (section.top_k, section.template, section.target) == (fusion.top_k, "target", config.model)
+    assert config.data.train == f"{data.output_dir}/sft/train"
+    sidecars = [f"{data.output_dir}/distributions/{source.name}/train" for source in data.sources]
+    assert fusion.sidecars[0] == sidecars[0] and fusion.sidecars[1] in sidecars[1:] and len(fusion.sidecars) == 2
 
 
 def test_wrpo_data_figures():

@@ -47,8 +47,10 @@ def run(config: PipelineConfig) -> None:
     """Writes `prompts.parquet`, `prompts_funnel.json` and `rejected/prompts.jsonl`.
 
     Raises:
-      UserError: a file is missing or unreadable, has no such column, or yields no prompt.
+      UserError: there are none to read, a file is missing or unreadable, has no such column, or yields no prompt.
     """
+    if not config.prompts:
+        raise UserError("prompts: there are none; name the data sets to take them from")
     output = epath.Path(config.output_dir)
     table, funnel, rejected = output / "prompts.parquet", output / FUNNEL, output / "rejected" / "prompts.jsonl"
     fingerprint = stage_files.fingerprint(

@@ -152,6 +152,7 @@ def test_a_failing_reward_is_counted(config: Path, tmp_path: Path):
         ),
         ("run", "scorers.chinese.reward=no_such_module:f", "scorers.chinese.reward: cannot import 'no_such_module'"),
         ("run", "sources=[{name: gone, model: /no/such/model}]", "model /no/such/model: no such directory"),
+        ("prompts", "prompts=[]", "prompts: there are none"),
         ("prompts", "output_dir=/dev/null/out", "cannot be made: Not a directory"),
         ("run", "selection.math.min_margin=0.5", "min_margin 0.5 exceeds max_margin 0.1"),
         ("sample", "", "prompts.parquet: no such file; run the stage 'prompts' first"),
