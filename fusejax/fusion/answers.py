@@ -117,22 +117,37 @@ class Source:
     def _align(self, record: AnswerDistributions, answer: Answer) -> Aligned | None:
         """None where the two do not spell the same, but for white space around it, and a text that was cut."""
         spelled = b"".join(self._table[token] or b"" for token in record.tokens.tolist())
-        text = spelled.strip()
-        if not text or len(spelled) - record.ends[-1] not in (0, 1):  # 1: SentencePiece's space before a text
+        text, theirs = _stripped(spelled), _stripped(answer.spelled)
+        extra = len(spelled) - int(record.ends[-1])  # SentencePiece's space before a text
+        if not text or extra not in (0, 1):
             return None
-        begin = len(answer.spelled.rstrip()) - len(text)  # a template may write something before an answer
+        start, first = spelled.index(text), answer.spelled.rindex(theirs)
+        begin = first + len(theirs) - len(text)  # a template may write something before an answer
         if begin < 0 or answer.spelled[begin : begin + len(text)] != text:
-            begin = len(answer.spelled) - len(answer.spelled.lstrip())
+            begin = first
             if not answer.is_cut or not text.startswith(answer.spelled[begin:]):
                 return None
-        size = len(text)
-        source = np.clip(record.ends + (len(spelled) - record.ends[-1]) - spelled.index(text), 0, size)
-        target = np.clip(answer.before - begin, 0, size)
+        # White space that only one of the two has takes no room, so that what both have keeps its places.
+        before = _same(spelled[extra:start][::-1], answer.spelled[:begin][::-1])
+        after = _same(spelled[start + len(text) :], answer.spelled[begin + len(text) :])
+        size = before + len(text) + after
+        source = np.clip(record.ends + extra - (start - before), 0, size)
+        target = np.clip(answer.before - (begin - before), 0, size)
         total = float(record.logprobs.sum(dtype=np.float64))
-        bits = float(bits_per_byte(np.array([total]), np.array([size]))[0])
+        bits = float(bits_per_byte(np.array([total]), record.ends[-1:])[0])
         covered = target[len(answer.tokens) - 1] if answer.is_cut else size
         nats = bits * math.log(2) * float(covered) / len(answer.tokens)
         return Aligned(record, source.astype(np.int64), target, bits, nats)
+
+
+def _stripped(spelled: bytes) -> bytes:
+    """Without the white space that a template's `trim` cuts off, which is Unicode's; tokens may cut a character."""
+    return spelled.decode(errors="surrogateescape").strip().encode(errors="surrogateescape")
+
+
+def _same(a: bytes, b: bytes) -> int:
+    """How many bytes both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class Part(NamedTuple):

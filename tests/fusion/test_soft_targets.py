@@ -110,6 +110,48 @@ def test_what_a_template_writes_before_an_answer_has_nothing(tmp_path):
     check(learnt(found), ({}, {}, *EXPECTED))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ("42 \n", "42 \n", "a.b.c"),
+        ("42", "42 \n", "a...b"),
+        ("42 \n", "42", "a.c"),
+        ("\n 42", "\n 42", "ab..c"),
+        ("42", "\n 42", "..a.b"),
+        ("\n 42", "42", "b.c"),
+        ("\n 42 \n", "\n 42 \n", "ab..c.d"),
+        ("42", "\n 42 \n", "..a...b"),
+        ("\n 42 \n", "42", "b.d"),
+        ("42", "42\u3000", "a....b"),  # white space of three bytes, which a template cuts off as well
+        ("42\u3000", "42", "a.e"),
+    ],
+)
+def test_white_space_that_one_template_cuts_off(tmp_path, theirs, ours, expected):
+    """Each row of the source says its own letter. Its tokens are "42", " 42", " \\n", ...; the target's, characters."""
+    tokenizer = byte_level(["Ġ42", "42", "ĠĊ"])
+    length = len(tokenizer(theirs, add_special_tokens=False)["input_ids"])
+    rows = [{letter: 1.0} for letter in "abcdefg"[: length + 1]]
+    found = with_soft_targets(
+        tokenized(ours),
+        [sidecar(tmp_path, rows=rows, realised=[0.5] * length, tokenizer=tokenizer, answers=(theirs,))],
+        TARGET,
+        TARGET.eos_token_id,
+        MINCE,
+    )
+    assert "".join("".join(row) or "." for row in learnt(found)) == expected
+
+
+def test_the_space_of_sentencepiece_is_none_of_the_answers(tmp_path):
+    """Where the source's template cuts the answer's own space off, and its tokenizer writes one before a text."""
+    tokenizer = byte_level(["Ġ42", "42"])
+    source = sidecar(tmp_path, rows=[{"a": 1.0}, {"b": 1.0}], realised=[0.5], tokenizer=tokenizer, answers=(" 42",))
+    records = [dataclasses.replace(record, ends=np.array([0, 2], np.int32)) for record in source.shards]
+    path = write(tmp_path / "spaced", "spaced", tokenizer, records, tmp_path / "sft" / "train")
+    opened = open_sidecars([path], open_shards(tmp_path / "sft" / "train"))
+    found = with_soft_targets(tokenized(" 42"), opened, TARGET, TARGET.eos_token_id, MINCE)
+    assert "".join("".join(row) or "." for row in learnt(found)) == ".a.b"
+
+
 def test_answers_of_other_texts_and_without_records(tmp_path):
     texts = (" get some", ANSWER, ANSWER)
     source = sidecar(tmp_path, answers=(ANSWER, ANSWER))
