@@ -8,14 +8,12 @@ What is complete is not done again, so an interrupted quickstart goes on where i
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fusejax.common.cli import UserError, note, run
+from fusejax.common.commands import command
 from quickstart import lessons
 from quickstart.models import SOURCES
 from quickstart.report import write_report
@@ -43,15 +41,15 @@ def main() -> None:
         list(two.map(lambda name: _school(name, seed), [*SOURCES, "target"]))
 
     _heading("The sources answer; answers are scored, the best selected, pairs formed, shards written")
-    _command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml", f"seed={seed}")
+    command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml", f"seed={seed}")
 
     _heading("The target learns from the best answers, then from pairs")
     for task in ("sft", "dpo"):
-        _command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", f"seed={seed}")
+        command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", f"seed={seed}")
         _export(OUTPUT / task, OUTPUT / "export" / task)
 
     _heading("Base, SFT and DPO on prompts that none of them has seen")
-    _command("fusejax.evaluate", "--config", f"{CONFIGS}/evaluate.yaml")
+    command("fusejax.evaluate", "--config", f"{CONFIGS}/evaluate.yaml")
     report = write_report(OUTPUT)
     note(f"\n{OUTPUT}/results.json and {report} hold the whole story. {time.monotonic() - started:.0f} seconds.")
 
@@ -71,39 +69,17 @@ def _claim(seed: int) -> None:
 def _school(name: str, seed: int) -> None:
     folder = OUTPUT / "models" / name
     if name == "target":
-        _command("fusejax.train", "--config", f"{CONFIGS}/base.yaml", f"seed={seed}", quiet=True)
+        command("fusejax.train", "--config", f"{CONFIGS}/base.yaml", f"seed={seed}", quiet=True)
     else:
         overrides = [f"model={folder}/init", f"data.train={folder}/lessons/train", f"output_dir={folder}/run"]
-        _command("fusejax.train", "--config", f"{CONFIGS}/source.yaml", *overrides, f"seed={seed}", quiet=True)
+        command("fusejax.train", "--config", f"{CONFIGS}/source.yaml", *overrides, f"seed={seed}", quiet=True)
     _export(folder / "run", folder / "export")
 
 
 def _export(checkpoint: Path, output: Path) -> None:
     if not output.exists():  # an export appears whole or not at all
         arguments = ["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", "float32"]
-        _command("fusejax.export", *arguments, quiet=True)
-
-
-def _command(module: str, *arguments: str, quiet: bool = False) -> None:
-    """Runs `python -m module arguments`.
-
-    Args:
-      quiet: keep its output to itself, unless it fails: two progress bars at once are not readable.
-
-    Raises:
-      UserError: it failed; its own output is above.
-    """
-    words: Iterable[str] = ["python", "-m", module, *arguments]
-    note("$ " + " ".join(words))
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        stderr=subprocess.PIPE if quiet else None,
-        text=True,
-    )
-    if done.returncode:
-        if quiet:
-            note(done.stderr)
-        raise UserError(f"python -m {module} failed with status {done.returncode}")
+        command("fusejax.export", *arguments, quiet=True)
 
 
 def _heading(text: str) -> None:

@@ -18,8 +18,9 @@ from examples.smollm2 import heldout
 from examples.smollm2.answers import prepare
 from examples.smollm2.report import write_report
 from examples.smollm2.results import table
-from examples.smollm2.training import CONFIGS, OUTPUT, command, train
+from examples.smollm2.training import CONFIGS, OUTPUT, train
 from fusejax.common.cli import note, run
+from fusejax.common.commands import command
 from fusejax.common.files import write_text
 
 SHOWN = 20

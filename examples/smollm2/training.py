@@ -1,11 +1,9 @@
 """SFT, DPO and their exports, by the public commands."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusejax.common.cli import UserError, note
+from fusejax.common.commands import command
 
 OUTPUT = Path("runs/smollm2")
 CONFIGS = Path("examples/smollm2")
@@ -26,15 +24,3 @@ def train(base: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ())
             to = ("--output", str(models[task]), "--dtype", "float32")
             command("fusejax.export", "--checkpoint", str(folder / task), *to)
     return models
-
-
-def command(module: str, *arguments: str) -> None:
-    """Runs `python -m module arguments`.
-
-    Raises:
-      UserError: it failed; its own output is above.
-    """
-    note(" ".join(("$ python -m", module, *arguments)))
-    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
-    if status:
-        raise UserError(f"python -m {module} failed with status {status}")
