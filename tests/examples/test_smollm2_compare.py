@@ -121,7 +121,7 @@ def likelihoods(**means: list[float]) -> dict[str, Likelihoods]:
 
 
 FOUND = likelihoods(
-    base=[-3, -3, -3, -3, -2, -2, -4],
+    base=[-3, -3, -3, -3, -4, -2, -4],
     sft=[-2, -2, -2, -2, -1, -1, -3],
     fusion=[-1.5, -2, -1.5, -2, -1, -2, -3],
     dpo=[-2, -1, -2, -3, -1, -2, -3],
