@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from examples.pretrained import pretrained
 from examples.smollm2 import heldout
 from examples.smollm2.answers import prepare
 from examples.smollm2.report import write_report
 from examples.smollm2.results import table
-from examples.smollm2.training import CONFIGS, OUTPUT, train
+from examples.smollm2.training import CONFIGS, OUTPUT, setting, train
 from fusejax.common.cli import note, run
 from fusejax.common.commands import command
 from fusejax.common.files import write_text
@@ -42,18 +40,19 @@ def main() -> None:
     command("data_pipeline", "run", "--config", f"{CONFIGS}/data.yaml")
     folder = OUTPUT / f"seed-{arguments.seed}"
     models = train(base, folder, seed=arguments.seed)
-    results = _measured(models, folder / "results.json")
+    results = _measured(models, folder)
     answers = _answers(models, folder / "answers.json")
     report = write_report(folder, results, answers)
     print(table(results))
     note(f"{folder}/results.json and {report} hold the whole story. {time.monotonic() - started:.0f} seconds.")
 
 
-def _measured(models: dict[str, Path], path: Path) -> dict[str, Any]:
+def _measured(models: dict[str, Path], folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
     if not path.exists():
         note("$ transformers: log-probabilities of held-out answers")
-        max_length = yaml.safe_load((CONFIGS / "dpo.yaml").read_text())["max_length"]
-        found = heldout.measure(models, heldout.read(OUTPUT / "data"), max_length=max_length)
+        asked, max_length = heldout.read(OUTPUT / "data"), setting("dpo", "max_length")
+        found = heldout.measure(models, asked, max_length=max_length, folder=folder / "likelihoods")
         write_text(path, json.dumps(found, indent=2))
     return json.loads(path.read_text())
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
+from fusejax.common.files import replacing
 from fusejax.data.chat import encode_conversation, load_tokenizer
 from fusejax.data.records import PreferencePair, SFTExample, open_shards
 
@@ -26,6 +28,27 @@ class HeldOut:
     """With the best answer: those held out of SFT, then the chosen ones of the pairs."""
     rejected: list[list[Any]]
     """With the worse answer of each pair."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """What a model makes of the held-out answers: mean log-probabilities of their tokens, in nats."""
+
+    best: Float64[np.ndarray, "N"]
+    rejected: Float64[np.ndarray, "P"]
+    best_lengths: Float64[np.ndarray, "N"]
+    """In tokens."""
+    rejected_lengths: Float64[np.ndarray, "P"]
+
+    @property
+    def chosen(self) -> Float64[np.ndarray, "P"]:
+        """Of the pairs' better answers, which are the last of the best ones."""
+        return self.best[-len(self.rejected) :]
+
+    @property
+    def chosen_longer(self) -> Bool[np.ndarray, "P"]:
+        """Whether of each pair the chosen answer has more tokens."""
+        return self.best_lengths[-len(self.rejected) :] > self.rejected_lengths
 
 
 def read(data: Path) -> HeldOut:
@@ -64,36 +87,59 @@ def mean_logprobs(directory: Path, conversations: list[list[Any]], *, max_length
     return sums / counts, counts
 
 
-def measure(models: dict[str, Path], heldout: HeldOut, *, max_length: int) -> dict[str, Any]:
+def ask(
+    models: dict[str, Path], heldout: HeldOut, *, max_length: int, folder: Path | None = None
+) -> dict[str, Likelihoods]:
+    """What each of the models makes of the held-out answers.
+
+    Args:
+      models: name -> Hugging Face checkpoint.
+      max_length: see `mean_logprobs`.
+      folder: where a model's numbers are kept, as `NAME.npz`, and found again.
+    """
+    found = {}
+    for name, directory in models.items():
+        kept = folder / f"{name}.npz" if folder is not None else None
+        if kept is not None and kept.exists():
+            with np.load(kept) as file:
+                found[name] = Likelihoods(**file)
+            continue
+        count = len(heldout.best)
+        means, lengths = mean_logprobs(directory, heldout.best + heldout.rejected, max_length=max_length)
+        found[name] = Likelihoods(means[:count], means[count:], lengths[:count], lengths[count:])
+        if kept is not None:
+            with replacing(kept) as file:
+                np.savez(file, **dataclasses.asdict(found[name]))
+    return found
+
+
+def measure(
+    models: dict[str, Path], heldout: HeldOut, *, max_length: int, folder: Path | None = None
+) -> dict[str, Any]:
     """The table of results.
 
     Args:
-      models: Hugging Face checkpoints: `base`, `sft`, which is the reference, and `dpo`.
-      max_length: see `mean_logprobs`.
+      models: `base`, `sft`, which is the reference, and `dpo`; the other arguments are those of `ask`.
     """
-    pairs = len(heldout.rejected)
-    best, rejected = {}, {}
-    for name, directory in models.items():
-        asked = heldout.best + ([] if name == "base" else heldout.rejected)
-        means, counts = mean_logprobs(directory, asked, max_length=max_length)
-        best[name], rejected[name] = means[: len(heldout.best)], means[len(heldout.best) :]
-    longer = counts[len(heldout.best) - pairs : len(heldout.best)] > counts[len(heldout.best) :]
-    margins = (best["dpo"] - best["sft"])[-pairs:] - (rejected["dpo"] - rejected["sft"])
-    right = margins > 0
+    found = ask(models, heldout, max_length=max_length, folder=folder)
+    base, sft, dpo = (found[name] for name in ("base", "sft", "dpo"))
+    right, longer = prefers(dpo, sft), sft.chosen_longer
     return {
-        "prompts": len(heldout.best),
-        "pairs": pairs,
-        "loss": {name: estimate(-values) for name, values in best.items()},
-        "loss_fall": {
-            "sft": estimate(best["sft"] - best["base"]),
-            "dpo": estimate(best["dpo"] - best["sft"]),
-        },
-        "likelier": {name: share(best[name][-pairs:] > rejected[name]) for name in ("sft", "dpo")},
+        "prompts": len(sft.best),
+        "pairs": len(longer),
+        "loss": {name: estimate(-each.best) for name, each in found.items()},
+        "loss_fall": {"sft": estimate(sft.best - base.best), "dpo": estimate(dpo.best - sft.best)},
+        "likelier": {name: share(found[name].chosen > found[name].rejected) for name in ("sft", "dpo")},
         "reward_accuracy": share(right),
         "reward_accuracy_chosen_longer": share(right[longer]),
         "reward_accuracy_chosen_shorter": share(right[~longer]),
         "chosen_longer": share(longer),
     }
+
+
+def prefers(model: Likelihoods, reference: Likelihoods) -> Bool[np.ndarray, "P"]:
+    """Whether of each pair the chosen answer has the higher reward: the log ratio to the reference, per token."""
+    return (model.chosen - reference.chosen) > (model.rejected - reference.rejected)
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -1,7 +1,10 @@
-"""SFT, DPO and their exports, by the public commands."""
+"""Runs of the public commands: training by a configuration of this folder, and the export."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fusejax.common.commands import command
 
@@ -15,12 +18,24 @@ def train(base: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ())
     Args:
       overrides: of both runs' configurations.
     """
-    models = {"base": base}
-    for task, start in (("sft", base), ("dpo", folder / "sft")):
-        own = (f"model={start}", f"output_dir={folder / task}", f"seed={seed}")
-        command("fusejax.train", "--config", f"{CONFIGS}/{task}.yaml", *own, *overrides)
-        models[task] = folder / "export" / task
-        if not models[task].exists():
-            to = ("--output", str(models[task]), "--dtype", "float32")
-            command("fusejax.export", "--checkpoint", str(folder / task), *to)
-    return models
+    return {
+        "base": base,
+        "sft": trained("sft", base, folder, seed=seed, overrides=overrides),
+        "dpo": trained("dpo", folder / "sft", folder, seed=seed, overrides=overrides),
+    }
+
+
+def trained(name: str, start: Path, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> Path:
+    """The model that `NAME.yaml` makes of `start`, exported in float32; the run is `folder/NAME`."""
+    own = (f"model={start}", f"output_dir={folder / name}", f"seed={seed}")
+    command("fusejax.train", "--config", f"{CONFIGS}/{name}.yaml", *own, *overrides)
+    exported = folder / "export" / name
+    if not exported.exists():
+        to = ("--output", str(exported), "--dtype", "float32")
+        command("fusejax.export", "--checkpoint", str(folder / name), *to)
+    return exported
+
+
+def setting(name: str, key: str) -> Any:
+    """A value of `NAME.yaml`."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())[key]
