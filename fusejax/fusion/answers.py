@@ -213,13 +213,12 @@ def describe(fused: Mapping[str, float]) -> str:
     """One line of the counts of `with_soft_targets` or `with_chunks`.
 
     Example:
-      >>> describe({"targets": 8, "places": 4, "mass": 3.8, "examples": 2, "without": 1, "a": 1})
+      >>> describe({"targets": 8, "places": 4, "mass": 3.8, "examples": 2, "without": 1, "from a": 1})
       '50.0% of target tokens have a distribution, of mass 0.950; chosen: a 1; without any: 1 of 2 examples'
-      >>> describe({"targets": 8, "places": 6, "chunks": 4, "examples": 2, "without": 1, "a": 1})
+      >>> describe({"targets": 8, "places": 6, "chunks": 4, "examples": 2, "without": 1, "from a": 1})
       '75.0% of target tokens are in chunks, of 1.50 tokens each; chosen: a 1; without any: 1 of 2 examples'
     """
-    about = ("targets", "places", "mass", "chunks", "examples", "without", "unreadable", "other")
-    chosen = ", ".join(f"{name} {count:,}" for name, count in fused.items() if name not in about)
+    chosen = ", ".join(f"{name[5:]} {count:,}" for name, count in fused.items() if name.startswith("from "))
     places, what, mean = fused.get("places", 0), "have a distribution", ""
     if "chunks" in fused:
         what, mean = "are in chunks", f", of {places / max(fused['chunks'], 1):.2f} tokens each"

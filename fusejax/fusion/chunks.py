@@ -76,7 +76,7 @@ def with_chunks(
         ]
         ids[targets] = np.concatenate([each for each, _ in found])
         logprobs[targets] = np.concatenate([each for _, each in found])
-        counts.update(sources[s].name for s in shares[shares.any(axis=1)].argmax(axis=1))
+        counts.update(f"from {sources[s].name}" for s in shares[shares.any(axis=1)].argmax(axis=1))
         counts["without"] += int((~shares.any(axis=1)).sum())
         counts["chunks"] += sum(int(each.max(initial=0)) for each, _ in found)
     counts.update({"places": int(np.count_nonzero(ids)), "targets": len(ids), "examples": len(tokenized), "chunks": 0})

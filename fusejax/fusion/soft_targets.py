@@ -39,7 +39,7 @@ def with_soft_targets(
 
     `fused` counts `targets` (target tokens), `places` (those with a distribution), `mass` (the sum of the source's
     probability that they hold), `examples`, and those `without` any distribution, `unreadable` and `other` ones (a
-    record that is none; one of another text); and by the source's name, how many examples have it as the likeliest.
+    record that is none; one of another text); and as `from NAME`, of how many examples a source is the likeliest.
 
     Args:
       tokenized: examples of single sequences.
@@ -116,7 +116,7 @@ def _fused(part: Part, names: Sequence[str], maps: Sequence[Int32[np.ndarray, "_
     if rules.tail == "renormalize":
         sums = fused_probs.sum(axis=1, keepdims=True)
         fused_probs = fused_probs / np.where(sums > 0, sums, 1)
-    counts: Counter[str] = Counter(names[s] for s in shares[shares.any(axis=1)].argmax(axis=1))
+    counts: Counter[str] = Counter(f"from {names[s]}" for s in shares[shares.any(axis=1)].argmax(axis=1))
     kept = total > 0
     counts.update({"places": int(kept.sum()), "without": int((~shares.any(axis=1)).sum())})
     counts["mass"] += float((weights * mass).sum())  # type: ignore[assignment]

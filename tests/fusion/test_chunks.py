@@ -78,7 +78,7 @@ def test_an_answer(tmp_path):
     check(found, IDS, LOGPROBS)
     kept = sum(float(value) for value in found.chunk_logprobs)
     assert kept == pytest.approx(np.log(REALISED).sum() + np.log(0.9), abs=2e-3), "nothing of the source is lost"
-    assert found.fused == {"targets": 6, "places": 6, "chunks": 5, "examples": 1, "without": 0, "other": 0, "a": 1}
+    assert found.fused == {"targets": 6, "places": 6, "chunks": 5, "examples": 1, "without": 0, "other": 0, "from a": 1}
     assert describe(found.fused).startswith("100.0% of target tokens are in chunks, of 1.20 tokens each; chosen: a 1;")
 
 
@@ -141,7 +141,7 @@ def test_several_answers_and_sources(tmp_path):
     check(found, IDS, LOGPROBS, example=1)
     for example in (2, 3):
         assert not found.chunks(example)[0].any() and not found.chunks(example)[1].any()
-    assert (found.fused["likely"], found.fused["a"], found.fused["without"]) == (1, 1, 2)
+    assert (found.fused["from likely"], found.fused["from a"], found.fused["without"]) == (1, 1, 2)
     check(chunks(tokenized(ANSWER), [a, likely], choose="a"), IDS, LOGPROBS)
 
 

@@ -90,7 +90,7 @@ def test_a_worked_example(tmp_path):
     found = with_soft_targets(tokenized(ANSWER), [sidecar(tmp_path)], TARGET, TARGET.eos_token_id, MINCE)
     check(learnt(found), EXPECTED)
     assert found.fused == pytest.approx(
-        {"targets": 6, "places": 5, "mass": sum(MASSES), "examples": 1, "without": 0, "other": 0, "a": 1}, abs=2e-3
+        {"targets": 6, "places": 5, "mass": sum(MASSES), "examples": 1, "without": 0, "other": 0, "from a": 1}, abs=2e-3
     )
     assert "83.3% of target tokens have a distribution, of mass 0.92" in describe(found.fused)
     kept = Rules("a", 4, "keep", 1.0)
@@ -159,7 +159,7 @@ def test_answers_of_other_texts_and_without_records(tmp_path):
     check(learnt(found, 0), [{}] * 3)
     check(learnt(found, 1), EXPECTED)
     check(learnt(found, 2), [{}] * 6)
-    assert (found.fused["other"], found.fused["without"], found.fused["a"]) == (1, 2, 1)
+    assert (found.fused["other"], found.fused["without"], found.fused["from a"]) == (1, 2, 1)
     assert "1 records are of another text" in describe(found.fused)
 
 
@@ -175,11 +175,11 @@ def test_the_source_that_finds_an_answer_likelier(tmp_path):
     end = TARGET.eos_token_id
     for sources, chosen in (([a, unlikely, likely], "likely"), ([rare, a], "a"), ([a, rare], "a")):
         found = with_soft_targets(tokenized(ANSWER), sources, TARGET, end, MINCE)
-        assert found.fused[chosen] == 1
-        assert sum(found.fused.get(source.source, 0) for source in sources) == 1
+        assert found.fused[f"from {chosen}"] == 1
+        assert sum(found.fused.get(f"from {source.source}", 0) for source in sources) == 1
         check(learnt(found), EXPECTED if chosen == "a" else [{name: 1.0} for row in same for name in row])
     named = Rules("rare", 4, "renormalize", 1.0)
-    assert with_soft_targets(tokenized(ANSWER), [a, rare], TARGET, end, named).fused["rare"] == 1
+    assert with_soft_targets(tokenized(ANSWER), [a, rare], TARGET, end, named).fused["from rare"] == 1
 
 
 def test_the_mean_of_sources(tmp_path):
