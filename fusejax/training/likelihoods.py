@@ -20,7 +20,7 @@ from fusejax.common.cli import UserError, one_line
 from fusejax.common.files import local_copy
 from fusejax.config import TrainConfig
 from fusejax.data.examples import Tokenized
-from fusejax.data.records import MANIFEST, Shards
+from fusejax.data.records import MANIFEST
 from fusejax.objectives.losses import Fusion
 from fusejax.training.reference import Reference
 
@@ -45,8 +45,11 @@ class Likelihoods:
     sha256: str
 
 
-def open_likelihoods(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str, list[Likelihoods]]:
+def open_likelihoods(config: TrainConfig, fingerprints: Mapping[str, str]) -> dict[str, list[Likelihoods]]:
     """The tables of each split, one for each source; none for a loss that asks for none.
+
+    Args:
+      fingerprints: of the shards of each split.
 
     Raises:
       UserError: one is not as the stage writes it, is about other data, or is of a source that another one is of.
@@ -54,8 +57,9 @@ def open_likelihoods(config: TrainConfig, data: Mapping[str, Shards]) -> dict[st
     if config.fused_reference is None:
         return {}
     found: dict[str, list[Likelihoods]] = {}
-    for split, records in data.items():
-        found[split] = [_open(epath.Path(folder), records) for folder in config.fused_reference.sources]
+    for split, fingerprint in fingerprints.items():
+        data = epath.Path(getattr(config.data, split))
+        found[split] = [_open(epath.Path(folder), data, fingerprint) for folder in config.fused_reference.sources]
         names = [each.source for each in found[split]]
         for name in names:
             if names.count(name) > 1:
@@ -63,25 +67,25 @@ def open_likelihoods(config: TrainConfig, data: Mapping[str, Shards]) -> dict[st
     return found
 
 
-def likelihoods_identity(config: TrainConfig, data: Mapping[str, Shards]) -> dict[str, str]:
+def likelihoods_identity(config: TrainConfig, fingerprints: Mapping[str, str]) -> dict[str, str]:
     """What a run depends on: a hash of each table."""
     return {
         f"{split} likelihoods of {each.source}": each.sha256
-        for split, tables in open_likelihoods(config, data).items()
+        for split, tables in open_likelihoods(config, fingerprints).items()
         for each in tables
     }
 
 
-def _open(folder: epath.Path, records: Shards) -> Likelihoods:
-    split = epath.Path(records.name).name
+def _open(folder: epath.Path, data: epath.Path, fingerprint: str) -> Likelihoods:
+    split = data.name
     try:
         facts = _Facts.model_validate(json.loads((folder / MANIFEST).read_text())["likelihoods"][split])
     except (OSError, ValueError, ValidationError, KeyError, TypeError) as error:
         raise UserError(
             f"preference.sources {folder} has nothing of {split} as the stage likelihoods writes it: {one_line(error)}"
         ) from None
-    if facts.data_fingerprint != records.fingerprint:
-        raise UserError(f"preference.sources {folder}: {split} is about other data than {records.name}: make it again")
+    if facts.data_fingerprint != fingerprint:
+        raise UserError(f"preference.sources {folder}: {split} is about other data than {data}: make it again")
     file = folder / f"{split}.parquet"
     try:
         found = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -376,7 +376,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.directory)
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
     identity |= fusion_identity(config, shards)
-    claim(output_dir, config, identity | likelihoods_identity(config, shards), resumes=resumes)
+    likelihoods = likelihoods_identity(config, {split: records.fingerprint for split, records in shards.items()})
+    claim(output_dir, config, identity | likelihoods, resumes=resumes)
     if not resumes:
         _keep_model_files(model, output_dir / "model")
         keep_origin(config, model)
@@ -469,16 +470,20 @@ def _references(
     sizes = {split: len(tokenized) for split, tokenized in data.items()}
     answers = config.sequences_per_example
     found = references(path, made_from, programs, load_start, batches, sizes, answers=answers)
-    return _fused(config, found, data, hosts)
+    return _fused(config, found, identity, data, hosts)
 
 
 def _fused(
-    config: TrainConfig, found: dict[str, Reference], data: dict[str, Tokenized], hosts: Hosts
+    config: TrainConfig,
+    found: dict[str, Reference],
+    identity: dict[str, str],
+    data: dict[str, Tokenized],
+    hosts: Hosts,
 ) -> dict[str, Reference]:
     """The references with what sources say, if the loss has any."""
     if config.fused_reference is None:
         return found
-    tables = open_likelihoods(config, open_data(config))
+    tables = open_likelihoods(config, {split: identity[f"{split} data"] for split in found})
     for split, each in tables.items():
         hosts.same(f"preference.sources, {split}", ", ".join(table.sha256 for table in each))
     fused = {}

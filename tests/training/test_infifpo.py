@@ -56,7 +56,7 @@ def fused(world, config):
     data = tokenize(shards, load_tokenizer(world / "model"), max_length=64)
     rng = np.random.default_rng(0)
     sums = {side: -rng.exponential(60, len(data)).astype(np.float32) for side in ("chosen", "rejected")}
-    tables = open_likelihoods(config, {"train": shards})["train"]
+    tables = open_likelihoods(config, {"train": shards.fingerprint})["train"]
     return data, sums, with_likelihoods(Reference(sums), data, tables, config.preference.fusion)[0]
 
 

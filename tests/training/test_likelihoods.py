@@ -100,7 +100,7 @@ def test_other_tables_are_another_run(world, tmp_path):
 def spoilt(world, tmp_path, change):
     folder = write(world, tmp_path, "a", change)
     run = config(world, tmp_path / "run", folder)
-    return open_likelihoods(run, {"train": open_shards(world / "dpo/train")})["train"]
+    return open_likelihoods(run, {"train": open_shards(world / "dpo/train").fingerprint})["train"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_tables_that_are_refused(world, tmp_path, change, problem):
 
 
 def test_folders_that_are_refused(world, tmp_path):
-    data = {"train": open_shards(world / "dpo/train")}
+    data = {"train": open_shards(world / "dpo/train").fingerprint}
 
     def problem(*folders):
         with pytest.raises(UserError) as raised:
