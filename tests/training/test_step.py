@@ -98,6 +98,7 @@ def test_sharing_what_answers_begin_with_changes_nothing(world, task, remat):
     check_that_sharing_changes_nothing(Setup(world, task, remat=remat))
 
 
+@pytest.mark.slow
 def test_sharing_goes_with_layers_that_differ(tmp_path):
     check_that_sharing_changes_nothing(Setup(make_world(tmp_path, **GEMMA3), "dpo", remat="dots"))
 

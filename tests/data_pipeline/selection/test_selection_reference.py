@@ -92,7 +92,7 @@ tables = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(tables, strangers, repeats, configs, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_agrees_with_the_reference(
     table: Any, unasked: Any, repeated: int, config: dict[str, Parameters], seed: int, shuffler: Any
