@@ -10,7 +10,7 @@ CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or new
 help:
 	@echo "make setup        make .venv and install pinned versions"
 	@echo "make quickstart   fuse four tiny source models into a tiny target, into runs/quickstart/"
-	@echo "make compare      nine ways to fuse the quickstart's models, side by side, into runs/compare/; SEEDS=0 for one seed"
+	@echo "make compare      eight ways to fuse the quickstart's models, side by side, into runs/compare/; SEEDS=0 for one seed"
 	@echo "make test         run the tests, but for the slowest; those of the reports want Chromium"
 	@echo "make test-slow    run the slowest: runs that are killed, resumed, and sent through a storage that fails"
 	@echo "make test-real    run the tests on two pretrained models, which are downloaded once (330 MB); needs .venv-vllm, too"

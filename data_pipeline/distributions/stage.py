@@ -141,6 +141,8 @@ class _Work:
         parts = self._final.parent / ".parts" / f"{self._source.name}-{asked[:16]}"
         work = functools.partial(self._run, parts)
         stage_files.once(self._output, self._step, inputs, [self._final / MANIFEST], work)
+        if parts.exists():
+            parts.rmtree()
 
     def _run(self, folder: epath.Path) -> str:
         parts = {start: folder / f"{start:010d}.parquet" for start in range(0, len(self._data), CHUNK)}
@@ -172,7 +174,6 @@ class _Work:
             num_shards=min(self._config.write.num_shards, len(records)),
             manifest=self._manifest(told, reasons),
         )
-        folder.rmtree()
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         rejected = f"{len(refused):,} rejected" + (f" ({why})" if why else "")
         return f"{len(records):,} answers of {told['tokens'].sum():,} tokens, {told['bytes'].sum():,} bytes; {rejected}"

@@ -111,6 +111,8 @@ class _Work:
         parts = self._final.parent / ".parts" / f"{self._source.name}-{self._split}-{inputs[:16]}"
         outputs = [self._final / f"{self._split}.parquet", self._final / MANIFEST]
         stage_files.once(self._output, self._step, inputs, outputs, functools.partial(self._run, parts))
+        if parts.exists():
+            parts.rmtree()
 
     def _run(self, folder: epath.Path) -> str:
         parts = {start: folder / f"{start:010d}.parquet" for start in range(0, len(self._data), CHUNK)}
@@ -127,7 +129,7 @@ class _Work:
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in refused]
         rejected_file = f"likelihoods-{self._source.name}-{self._split}.jsonl"
         write_text(self._output / "rejected" / rejected_file, "".join(lines))
-        if len(refused) == len(SIDES) * len(told):
+        if len(refused) == len(SIDES) * len(told) and self._split == "train":
             first = refused[0]
             raise UserError(
                 f"sources: {self._source.name}: none of {len(refused):,} answers can be had in its tokens, "
@@ -137,7 +139,6 @@ class _Work:
         stage_files.write_parquet(told.select(list(_ROW)).filter(pl.col("id").is_not_null()), table)
         reasons = Counter(line["reason"] for line in refused)
         write_text(self._final / MANIFEST, json.dumps(self._manifest(table, reasons), indent=2) + "\n")
-        folder.rmtree()
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         tokens = sum(int(told[f"{side}_tokens"].sum()) for side in SIDES)
         return f"{len(told):,} pairs of {tokens:,} tokens; {len(refused):,} answers left out" + (

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import scipy.stats
+
 from examples.compare.methods import METHODS, PUBLISHED
 
 Results = Sequence[Mapping[str, Mapping[str, Any]]]
@@ -75,18 +77,18 @@ def told(value: tuple[float, float | None], sign: str = "") -> str:
 def order(results: Results) -> list[str]:
     """Whether the published order shows, a sentence for each two that follow one another in it.
 
-    A difference counts where it is more than two standard errors.
+    A difference counts where 0 is outside of its 95 % interval: Student's, with one degree of freedom less than seeds.
     """
-    sentences = []
+    sentences, times = [], scipy.stats.t.ppf(0.975, max(1, len(results) - 1))
     for worse, better in itertools.pairwise(PUBLISHED):
         found = gain(results, better, worse)
         difference, error = found
         pair = f"{METHODS[worse].label} < {METHODS[better].label}"
         if error is None:
             verdict = "says nothing from one seed"
-        elif difference > 2 * error:
+        elif difference > times * error:
             verdict = "shows"
-        elif difference < -2 * error:
+        elif difference < -times * error:
             verdict = "is the other way round"
         else:
             verdict = "cannot be told"

@@ -1,9 +1,11 @@
 """One seed of the comparison: the quickstart, and after it everything that the other methods need.
 
 All commands run in a folder of the seed's own, in which the quickstart's paths mean what they say. What a command took
-is kept in `commands.jsonl`; a command that is listed there is not run again, so a comparison that was stopped goes on.
+is kept in `commands.jsonl`. A command that is listed there, with the configuration that it has now, is not run again:
+a comparison that was stopped goes on.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -48,8 +50,9 @@ class Seed:
           UserError: a command failed; its own output is above.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "configs").exists():
-            (self.folder / "configs").symlink_to(ROOT / "configs")
+        configs = self.folder / "configs"
+        configs.unlink(missing_ok=True)  # this repository may have been elsewhere
+        configs.symlink_to(ROOT / "configs")
         self._command("quickstart", "quickstart", "--seed", str(self._seed))
         self._prepare()
         for name, run in RUNS.items():
@@ -119,8 +122,9 @@ class Seed:
 
     def _merge(self) -> None:
         for name in PAIRWISE:
-            to = ("--output", f"{HOME}/export/{name}", "--dtype", "float32")
-            self._command("export", "fusejax.export", "--checkpoint", f"{HOME}/{name}", *to)
+            export = f"{HOME}/export/{name}"
+            to = ("--output", export, "--dtype", "float32")
+            self._command(f"export {name}", "fusejax.export", "--checkpoint", f"{HOME}/{name}", *to, makes=export)
         config = {
             "pivot": f"{HOME}/models/target/export",
             "targets": [f"{HOME}/export/{name}" for name in PAIRWISE],
@@ -128,16 +132,24 @@ class Seed:
             "output": f"{HOME}/export/sce",
         }
         write_text(self.folder / "merge.yaml", yaml.safe_dump(config, sort_keys=False))
-        self._command("sce", "fusejax.merge", "--config", "merge.yaml")
+        self._command("sce", "fusejax.merge", "--config", "merge.yaml", makes=f"{HOME}/export/sce")
 
     def _model(self, method: str) -> str:
         return f"{HOME}/export/{method}" if METHODS[method].merged else f"{HOME}/{METHODS[method].runs[-1]}"
 
-    def _command(self, name: str, module: str, *arguments: str) -> None:
-        """Runs `python -m module arguments` in the folder, unless it is done."""
+    def _command(self, name: str, module: str, *arguments: str, makes: str | None = None) -> None:
+        """Runs `python -m module arguments` in the folder, unless it is done.
+
+        Args:
+          makes: a folder that the command wants to be new.
+        """
         words, done = [module, *arguments], self._done()
-        if any(line["command"] == words for line in done):
+        files = [self.folder / arguments[i + 1] for i, word in enumerate(arguments) if word == "--config"]
+        configuration = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        if any(line["command"] == words and line["configuration"] == configuration for line in done):
             return
+        if makes is not None and (self.folder / makes).exists():  # stopped before it was listed
+            shutil.rmtree(self.folder / makes)
         variables = {
             "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
@@ -146,7 +158,8 @@ class Seed:
         }
         began = time.monotonic()
         command(module, *arguments, quiet=True, directory=self.folder, variables=variables)
-        done.append({"name": name, "command": words, "seconds": time.monotonic() - began})
+        seconds = time.monotonic() - began
+        done.append({"name": name, "command": words, "configuration": configuration, "seconds": seconds})
         write_text(self._ledger, "".join(json.dumps(line) + "\n" for line in done))
 
     def _done(self) -> list[dict[str, Any]]:
@@ -172,7 +185,8 @@ class Seed:
             for line in (self.folder / HOME / run / "metrics.jsonl").read_text().splitlines()
         ]
         data = {name for run in runs if (name := RUNS[run].data)}
-        others = [*data, *([method] if METHODS[method].merged else [])]
+        merging = [method, *(f"export {run}" for run in runs)] if METHODS[method].merged else []
+        others = [*data, *merging]
         return {
             "tokens": sum(step["tokens"] for step in steps),
             "seconds": sum(step["step_time"] for step in steps),

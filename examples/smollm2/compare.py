@@ -66,8 +66,8 @@ def _with_template(checkpoint: Path, template: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in {"chat_template.jinja": template, **{each.name: each for each in checkpoint.iterdir()}}.items():
         link = folder / name
-        if not link.exists():
-            link.symlink_to(file.absolute())
+        link.unlink(missing_ok=True)  # the checkpoint may have been elsewhere
+        link.symlink_to(file.absolute())
 
 
 if __name__ == "__main__":

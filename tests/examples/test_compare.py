@@ -10,6 +10,7 @@ import yaml
 
 from data_pipeline.config import PipelineConfig
 from examples.compare import seed as module
+from examples.compare.__main__ import complete
 from examples.compare.methods import HOME, METHODS, PAIRWISE, RUNS
 from examples.compare.report import write_report
 from examples.compare.results import gain, order, table, text
@@ -100,6 +101,21 @@ def test_what_is_listed_is_not_run_again(tmp_path: Path, asked, monkeypatch: pyt
     Seed(tmp_path, 0).run()
     assert asked == []
 
+    # Killed after an export was made, and before it was listed; and a configuration that has changed since.
+    ledger = (tmp_path / "commands.jsonl").read_text().splitlines()
+    (tmp_path / "commands.jsonl").write_text(
+        "".join(f"{line}\n" for line in ledger if "export pairwise-llama" not in line)
+    )
+    (tmp_path / HOME / "export/pairwise-llama/half").mkdir(parents=True)
+    monkeypatch.setattr(module, "TRIPLES", ("math", "code"))
+    Seed(tmp_path, 0).run()
+    assert [words[:2] for words in asked] == [
+        ("data_pipeline", "run"),
+        ("data_pipeline", "run"),
+        ("fusejax.export", "--checkpoint"),
+    ]
+    assert not (tmp_path / HOME / "export/pairwise-llama").exists()
+
 
 def test_costs_are_those_of_all_runs_that_lead_to_a_model(tmp_path: Path, asked):
     Seed(tmp_path, 0).run()
@@ -140,6 +156,16 @@ def test_differences_are_of_the_same_seed():
     assert [row[0] for row in rows] == [method.label for method in METHODS.values()]
     assert {len(row) for row in rows} == {len(header)}
     assert "40.0 ± 11.5" in text(results)
+
+
+def test_only_complete_seeds_count(tmp_path: Path):
+    (whole,) = seeds(sft=[0.5])
+    for name, results in (("seed-10", whole), ("seed-2", whole), ("seed-2-old", whole), ("seed-3", {"base": {}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    (tmp_path / "seed-4").mkdir()
+    folders, found = complete(tmp_path)
+    assert list(folders) == [2, 10] and len(found) == 2 and folders[10] == tmp_path / "seed-10"
 
 
 def test_the_page(tmp_path: Path, asked, browser: Browser):
