@@ -67,10 +67,10 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def told(value: tuple[float, float | None], sign: str = "") -> str:
     """
-    >>> told((4.04, 1.26), "+"), told((-4.0, None), "+"), told((50.0, 0.123))
-    ('+4.0 ± 1.3', '-4.0', '50.0 ± 0.1')
+    >>> told((4.04, 1.26), "+"), told((-4.0, None), "+"), told((50.0, 0.123)), told((-0.02, 0.1), "+")
+    ('+4.0 ± 1.3', '-4.0', '50.0 ± 0.1', '+0.0 ± 0.1')
     """
-    text = f"{value[0]:{sign}.1f}"
+    text = f"{round(value[0], 1) + 0.0:{sign}.1f}"  # + 0.0: no negative zero
     return text if value[1] is None else f"{text} ± {value[1]:.1f}"
 
 
