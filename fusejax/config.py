@@ -117,7 +117,7 @@ def _by_its_loss(section: Any) -> Any:
         return section
     models: dict[Any, type[FusionConfig]] = {"distributions": DistributionFusion, "alm": ALMFusion}
     name = section.get("loss", "distributions")
-    if name not in models:
+    if name not in tuple(models):
         raise ValueError(f"loss {name!r} is none of {', '.join(models)}")
     return models[name].model_validate_json(json.dumps(section, default=str), strict=True)
 

@@ -135,8 +135,7 @@ class Source:
         target = np.clip(answer.before - (begin - before), 0, size)
         total = float(record.logprobs.sum(dtype=np.float64))
         bits = float(bits_per_byte(np.array([total]), record.ends[-1:])[0])
-        covered = target[len(answer.tokens) - 1] if answer.is_cut else size
-        nats = bits * math.log(2) * float(covered) / len(answer.tokens)
+        nats = bits * math.log(2) * float(target[-1]) / len(answer.tokens)
         return Aligned(record, source.astype(np.int64), target, bits, nats)
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from etils import epath
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fusejax.common.cli import UserError, one_line
@@ -70,7 +70,7 @@ def _open(path: str, data: Shards) -> Sidecar:
         facts = _Facts.model_validate(manifest["distributions"][split.name])
         tokenizer_file = split.parent / "tokenizer.json"
         found = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
-    except (OSError, ValidationError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} is not as the stage distributions writes it: {one_line(error)}") from None
     if found != facts.tokenizer_sha256:
         raise UserError(f"{where}: {tokenizer_file} is not the one that it was made with (SHA-256)")

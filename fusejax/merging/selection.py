@@ -55,7 +55,7 @@ def largest(stack: Stack, measure: Measure, count: Callable[[int], int]) -> Larg
     for counts, others in stack.map(first):
         uppers += counts
         nonzero += others
-    wanted = count(nonzero)
+    wanted = min(count(nonzero), stack.size)
     if wanted == 0:
         return Largest(np.inf, -1)
     upper, above = _at(uppers, wanted)

@@ -41,10 +41,6 @@ class Chunk:
         """Whether the pivot's values, and those of each target, are all neither NaN nor infinite."""
         return np.array([np.isfinite(row).all() for row in (self.pivot, *self.values)])
 
-    @property
-    def range(self) -> slice:
-        return slice(self.start, self.start + len(self.pivot))
-
 
 @dataclasses.dataclass(frozen=True)
 class Stack:

@@ -67,13 +67,9 @@ def open_likelihoods(config: TrainConfig, fingerprints: Mapping[str, str]) -> di
     return found
 
 
-def likelihoods_identity(config: TrainConfig, fingerprints: Mapping[str, str]) -> dict[str, str]:
+def identity_of(tables: Mapping[str, list[Likelihoods]]) -> dict[str, str]:
     """What a run depends on: a hash of each table."""
-    return {
-        f"{split} likelihoods of {each.source}": each.sha256
-        for split, tables in open_likelihoods(config, fingerprints).items()
-        for each in tables
-    }
+    return {f"{split} likelihoods of {each.source}": each.sha256 for split, many in tables.items() for each in many}
 
 
 def _open(folder: epath.Path, data: epath.Path, fingerprint: str) -> Likelihoods:
@@ -102,7 +98,8 @@ def with_likelihoods(
     """The reference with bounds of what the loss compares responses with, and how many pairs each source leaves out.
 
     The bounds are `chosen_low`, `chosen_high`, `rejected_low` and `rejected_high`, means over tokens in nats. A source
-    that has no value of a response counts as one with the starting model's.
+    that has no value of a response counts as one with the starting model's; so do all sources where the run's tokens
+    are not those of the whole response, because it was cut at `max_length` or the template leaves out a part of it.
 
     Raises:
       UserError: a table is damaged, or lacks a pair.
@@ -112,13 +109,18 @@ def with_likelihoods(
     # Of the responses in their order in the tokens: chosen, then rejected.
     lengths = tokenized.target_counts.reshape(-1, 2)
     values = dict(reference.values)
+    partly = {name for change in ("cut", "shortened") for name in tokenized.changes.get(change, ())}
+    is_part = np.array([name in partly for name in tokenized.ids])
     for place, side in enumerate(("chosen", "rejected")):
         own = mean_values(reference.values[side], lengths[:, place])
         sources = np.stack([frame[side].to_numpy() for frame in frames.values()], axis=1).astype(np.float64)
+        sources[is_part] = np.nan
         low, high = fuse(sources, own, fusion, chosen=side == "chosen")
         values |= {f"{side}_low": low.astype(np.float32), f"{side}_high": high.astype(np.float32)}
     unknown = {
-        source: int(frame.select((pl.col("chosen").is_null() | pl.col("rejected").is_null()).sum()).item())
+        source: int(
+            np.count_nonzero(is_part | frame["chosen"].is_null().to_numpy() | frame["rejected"].is_null().to_numpy())
+        )
         for source, frame in frames.items()
     }
     return Reference(values), unknown

@@ -40,7 +40,7 @@ from fusejax.training.batches import Batches
 from fusejax.training.checkpoints import Checkpoints, complete_steps
 from fusejax.training.goodput import Clock
 from fusejax.training.identity import claim, data_identity
-from fusejax.training.likelihoods import likelihoods_identity, open_likelihoods, with_likelihoods
+from fusejax.training.likelihoods import identity_of, open_likelihoods, with_likelihoods
 from fusejax.training.metrics import MetricsLog
 from fusejax.training.network import check_divides
 from fusejax.training.optimizer import make_schedule
@@ -376,8 +376,8 @@ def _prepare(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
     tokenizer = load_tokenizer(model.directory)
     identity = data_identity(config, tokenizer, **{split: records.fingerprint for split, records in shards.items()})
     identity |= fusion_identity(config, shards)
-    likelihoods = likelihoods_identity(config, {split: records.fingerprint for split, records in shards.items()})
-    claim(output_dir, config, identity | likelihoods, resumes=resumes)
+    tables = open_likelihoods(config, {split: records.fingerprint for split, records in shards.items()})
+    claim(output_dir, config, identity | identity_of(tables), resumes=resumes)
     if not resumes:
         _keep_model_files(model, output_dir / "model")
         keep_origin(config, model)
@@ -483,15 +483,21 @@ def _fused(
     """The references with what sources say, if the loss has any."""
     if config.fused_reference is None:
         return found
-    tables = open_likelihoods(config, {split: identity[f"{split} data"] for split in found})
-    for split, each in tables.items():
-        hosts.same(f"preference.sources, {split}", ", ".join(table.sha256 for table in each))
+    tables = open_likelihoods(config, {split: identity[f"{split} data"] for split in data})
+    claimed = yaml.safe_load((epath.Path(config.output_dir) / "run.yaml").read_text())["data"]
+    for name, sha256 in identity_of(tables).items():
+        if claimed[name] != sha256:
+            raise UserError(f"preference.sources: host {hosts.index} finds other {name} than host 0 at the start")
     fused = {}
-    for split, reference in found.items():
-        fused[split], unknown = with_likelihoods(reference, data[split], tables[split], config.fused_reference.fusion)
+    # A sidecar that another run has made may hold more splits than these.
+    for split, tokenized in data.items():
+        fusion = config.fused_reference.fusion
+        fused[split], unknown = with_likelihoods(found[split], tokenized, tables[split], fusion)
         for source, count in unknown.items():
             if count:
-                hosts.note(f"{split}: {source} has no value of {count:,} of {len(data[split]):,} pairs")
+                hosts.note(
+                    f"{split}: {source} has no value of {count:,} of {len(tokenized):,} pairs as they are trained on"
+                )
     return fused
 
 

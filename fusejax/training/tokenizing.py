@@ -75,7 +75,13 @@ def _rules(fusion: DistributionFusion) -> Rules:
 
 
 def _with_fused(
-    tokenized: Tokenized, config: TrainConfig, records: Shards, tokenizer: PreTrainedTokenizerBase, stops: list[int]
+    tokenized: Tokenized,
+    config: TrainConfig,
+    records: Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: list[int],
+    identity: dict[str, str],
+    hosts: Hosts,
 ) -> Tokenized:
     """The examples with soft targets or chunks, if the run has explicit fusion."""
     if config.fusion is None:
@@ -84,6 +90,10 @@ def _with_fused(
     if end is None:
         raise UserError(f"model {config.model}: its chat template takes no answer, so that nothing can be fused")
     sidecars = open_sidecars(config.fusion.sidecars, records)
+    for sidecar in sidecars:
+        if sidecar.fingerprint != identity.get(f"sidecar of {sidecar.source}"):
+            where = f"fusion.sidecars {sidecar.shards.name}"
+            raise UserError(f"{where}: host {hosts.index} finds another sidecar there than host 0 at the start")
     if isinstance(config.fusion, DistributionFusion):
         return with_soft_targets(tokenized, sidecars, tokenizer, end, _rules(config.fusion))
     return with_chunks(tokenized, sidecars, tokenizer, end, config.fusion.choose)
@@ -145,7 +155,7 @@ def tokenize(config: TrainConfig, splits: list[str], identity: dict[str, str], s
             drop_unordered_pairs=config.drop_unordered_pairs,
         )
         if split == "train":
-            mine = _with_fused(mine, config, records, tokenizer, stops)
+            mine = _with_fused(mine, config, records, tokenizer, stops, identity, hosts)
         path = output_dir / "tokens" / f"{split}.npz"
         others = [path.with_name(f"{split}-{i:05d}-of-{hosts.count:05d}.npz") for i in range(1, hosts.count)]
         if hosts.index > 0:

@@ -1,6 +1,7 @@
 """From sidecars to soft targets, with tokenizers that cut an answer differently."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from fusejax.common.cli import UserError
 from fusejax.data.examples import Tokenized, joined
 from fusejax.data.records import SFTExample, open_shards, write_shards
-from fusejax.fusion.answers import describe
+from fusejax.data.token_bytes import token_bytes
+from fusejax.fusion.answers import Answer, Source, describe
 from fusejax.fusion.sidecars import open_sidecars
 from fusejax.fusion.soft_targets import Rules, with_soft_targets
 from tests.fusion.sidecar_files import END, byte_level, distributions, write
@@ -229,6 +231,16 @@ def test_an_earlier_turn_is_never_taken_for_the_last(tmp_path):
     found = with_soft_targets(data, [sidecar(tmp_path)], TARGET, TARGET.eos_token_id, MINCE)
     check(learnt(found), [{}] * len(answer))
     assert found.fused["without"] == 1
+
+
+def test_the_cross_entropy_of_a_cut_answer_is_that_of_all_tokens_that_are_left(tmp_path):
+    """In bytes, 0.1007 bits each: the tokens " get| some" are 9 of the answer's 22."""
+    source = Source(sidecar(tmp_path), {"0"}, Counter())
+    for cut, places, size in ((None, 6, 22), (2, 2, 9)):
+        data = tokenized(ANSWER, cut=cut)
+        table, end = token_bytes(TARGET), TARGET.eos_token_id
+        (aligned,) = source.aligned(["0"], [Answer.last(data, 0, table, end, cut=cut is not None)], Counter())
+        assert aligned.nats == pytest.approx(0.100659 * np.log(2) * size / places, rel=1e-3)
 
 
 def test_two_records_of_an_example_are_one_line(tmp_path):

@@ -296,6 +296,14 @@ def test_the_largest_are_those_of_a_stable_sort(values, share, chunk):
 
 
 @pytest.mark.parametrize("method", ALL, ids=str)
+def test_a_tensor_without_elements(method):
+    empty = np.empty((0, 3), np.float32)
+    stack = stack_of(empty, [empty, empty])
+    models = Memory({NAME: stack})
+    assert list(stack.ordered(method.weights(models)(NAME)).map(method.merge(stack))) == []
+
+
+@pytest.mark.parametrize("method", ALL, ids=str)
 def test_chunks_are_only_for_memory(method, monkeypatch):
     random = np.random.default_rng(0)
     pivot, *targets = random.standard_normal((4, 1000)).astype(np.float32)

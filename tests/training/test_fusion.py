@@ -258,6 +258,7 @@ def test_a_fused_id_that_the_model_does_not_have(world, tmp_path):
         ),
         ({"fusion": {"loss": "alm", "sidecars": ["a/train"], "top_k": 4}}, "fusion.top_k\n  Extra inputs"),
         ({"fusion": {"loss": "uld", "sidecars": ["a/train"]}}, "loss 'uld' is none of distributions, alm"),
+        ({"fusion": {"loss": ["alm"], "sidecars": ["a/train"]}}, r"loss \['alm'\] is none of distributions, alm"),
     ],
 )
 def test_configurations_without_sense(world, tmp_path, changes, message):

@@ -13,7 +13,7 @@ from etils import epath
 from fusejax.common.cli import UserError
 from fusejax.data.examples import Tokenized
 from fusejax.data.records import open_shards
-from fusejax.training import tokens
+from fusejax.training import loop, tokens
 from fusejax.training.likelihoods import open_likelihoods, with_likelihoods
 from fusejax.training.loop import train
 from fusejax.training.reference import Reference
@@ -97,6 +97,16 @@ def test_other_tables_are_another_run(world, tmp_path):
         train(config(world, tmp_path / "run", folder, max_steps=1))
 
 
+def pairs(world, **changes) -> Tokenized:
+    """As many target tokens as five in each answer of the world's pairs."""
+    data = open_shards(world / "dpo/train")
+    ids = [data[i].id for i in range(len(data))]
+    sequences = 2 * len(ids)
+    mask = np.tile([False, *[True] * 5], sequences)
+    offsets = np.arange(0, len(mask) + 1, 6, dtype=np.int64)
+    return Tokenized("dpo", np.zeros(len(mask), np.int32), mask, offsets, ids, [], changes.get("changes", {}))
+
+
 def spoilt(world, tmp_path, change):
     folder = write(world, tmp_path, "a", change)
     run = config(world, tmp_path / "run", folder)
@@ -115,15 +125,51 @@ def spoilt(world, tmp_path, change):
 )
 def test_tables_that_are_refused(world, tmp_path, change, problem):
     tables = spoilt(world, tmp_path, change)
-    data = open_shards(world / "dpo/train")
-    ids = [data[i].id for i in range(len(data))]
-    sequences = 2 * len(ids)
-    mask = np.tile([False, True], sequences)
-    offsets = np.arange(0, 2 * sequences + 1, 2, dtype=np.int64)
-    tokenized = Tokenized("dpo", np.zeros(len(mask), np.int32), mask, offsets, ids, [], {})
+    tokenized = pairs(world)
+    ids = tokenized.ids
     reference = Reference({side: np.full(len(ids), -9.0, np.float32) for side in ("chosen", "rejected")})
     with pytest.raises(UserError, match=f"^preference.sources .*train.parquet: .*{problem}"):
         with_likelihoods(reference, tokenized, tables, "mean")
+
+
+def test_of_an_answer_that_was_cut_a_source_says_nothing(world, tmp_path):
+    """Its value is of the whole answer, and the policy's of what is left."""
+    tables = spoilt(world, tmp_path, lambda frame: frame)
+    data = pairs(world, changes={"cut": ["13"], "shortened": ["14"], "spelled": ["15"]})
+    sums = {side: np.full(len(data), -30.0, np.float32) for side in ("chosen", "rejected")}
+    found, unknown = with_likelihoods(Reference(sums), data, tables, "max_margin")
+    assert unknown == {"a": 2}
+    says = np.array(
+        [
+            np.any([found.values[f"{side}_{end}"][i] != -6 for side in sums for end in ("low", "high")])
+            for i in range(len(data))
+        ]
+    )
+    assert not says[[data.ids.index("13"), data.ids.index("14")]].any() and says[data.ids.index("15")]
+
+
+def test_tables_that_change_while_the_run_prepares(world, tmp_path, monkeypatch):
+    folder = write(world, tmp_path, "a")
+    whole = loop.references
+
+    def slow(*arguments, **names):
+        write(world, tmp_path, "a", lambda frame: frame.with_columns(pl.col("chosen") * 0.5))
+        return whole(*arguments, **names)
+
+    monkeypatch.setattr(loop, "references", slow)
+    with pytest.raises(UserError, match="finds other train likelihoods of a than"):
+        train(config(world, tmp_path / "run", folder, max_steps=1))
+
+
+def test_a_shared_reference_may_have_more_splits(world, tmp_path):
+    folder, shared = write(world, tmp_path, "a"), str(tmp_path / "shared.npz")
+    losses = []
+    for name, data in (("both", {}), ("one", {"data": {"train": str(world / "dpo/train")}})):
+        run = config(world, tmp_path / name, folder, max_steps=1, **data)
+        run = run.model_copy(update={"preference": run.preference.model_copy(update={"reference": shared})})
+        train(run)
+        losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text())["loss"])
+    assert losses[0] == losses[1]
 
 
 def test_folders_that_are_refused(world, tmp_path):

@@ -27,7 +27,7 @@ class InfiFPO(PairLoss):
     """How strongly the policy is held to the fused reference."""
     sources: tuple[Location, ...] = Field(min_length=1)
     """Of each source the folder that the data pipeline's stage `likelihoods` has written, with a table for each split:
-    that of `data.train` is named as its folder, and so is that of `data.eval`."""
+    that of `data.train` has its last part for a name (`train`), and so has that of `data.eval`."""
     fusion: Fusion = "max_margin"
     """Which source: `max_margin` takes of each response the one whose value is farthest from the policy's at that
     moment; `mean` their mean; `confidence` a mean with weights `-1 / l`, where l is a source's own value."""
