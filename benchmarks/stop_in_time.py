@@ -168,8 +168,9 @@ def host(folder: str, seconds: str, *arguments: str) -> None:
 
     def slow(self, params, microbatch):
         logprobs, trace = forward(self, params, microbatch)
-        same_shape = jax.ShapeDtypeStruct(logprobs.shape, logprobs.dtype)
-        return jax.pure_callback(pause, same_shape, logprobs), trace
+        target = logprobs.target
+        same_shape = jax.ShapeDtypeStruct(target.shape, target.dtype)
+        return logprobs._replace(target=jax.pure_callback(pause, same_shape, target)), trace
 
     def watched_save(self, *args, **options):
         happens("save")
