@@ -103,6 +103,27 @@ def locate(config: PipelineConfig) -> dict[str, Path]:
     return {source.name: checkpoint.locate(source.model, source.revision) for source in chosen}
 
 
+def asked_of(
+    config: PipelineConfig, source: SourceConfig, directory: Path, reader: Reader, data: Shards, top_k: int
+) -> str:
+    """A hash of all that a source's numbers over some data depend on."""
+    section = config.distributions or DistributionsConfig()
+    engine = source.engine | section.engine
+    return stage_files.fingerprint(
+        source.name,
+        checkpoint.revision(directory),
+        [
+            name_of(config, section, source),
+            config.sampler.dtype,
+            {k: engine[k] for k in MODEL_ARGUMENTS if k in engine},
+        ],
+        [reader.template, source.chat_template_kwargs, str(config.chat.date)],
+        [reader.context, reader.end_of_turn, top_k],
+        data.fingerprint,
+        *map(Path, (answers.__file__, token_bytes.__file__)),
+    )
+
+
 class _Work:
     """One source."""
 
@@ -127,16 +148,7 @@ class _Work:
 
     def run_once(self) -> None:
         """Does the work, unless it was done with the same inputs."""
-        engine = self._source.engine | self._section.engine
-        asked = stage_files.fingerprint(
-            self._source.name,
-            checkpoint.revision(self._directory),
-            [self._backend_name, self._config.sampler.dtype, {k: engine[k] for k in MODEL_ARGUMENTS if k in engine}],
-            [self._reader.template, self._source.chat_template_kwargs, str(self._config.chat.date)],
-            [self._reader.context, self._reader.end_of_turn, self._top_k],
-            self._data.fingerprint,
-            *map(Path, (answers.__file__, token_bytes.__file__)),
-        )
+        asked = asked_of(self._config, self._source, self._directory, self._reader, self._data, self._top_k)
         inputs = stage_files.fingerprint(asked, self._config.write.model_dump(include={"format", "num_shards"}))
         parts = self._final.parent / ".parts" / f"{self._source.name}-{asked[:16]}"
         work = functools.partial(self._run, parts)

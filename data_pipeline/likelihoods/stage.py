@@ -21,19 +21,18 @@ from etils import epath
 
 from data_pipeline import stage_files
 from data_pipeline.config import DistributionsConfig, PipelineConfig, SourceConfig
-from data_pipeline.distributions import answers
 from data_pipeline.distributions.answers import Answer, Reader, Refused
 from data_pipeline.distributions.backend import Backend
 from data_pipeline.distributions.opening import name_of, open_backend
-from data_pipeline.distributions.stage import locate
+from data_pipeline.distributions.stage import asked_of, locate
 from data_pipeline.sampling import checkpoint
-from data_pipeline.sampling.answer_keys import MODEL_ARGUMENTS
 from fusejax.common.cli import UserError, note
 from fusejax.common.files import local_copy, write_text
 from fusejax.common.progress import Progress
-from fusejax.data import token_bytes
 from fusejax.data.records import MANIFEST, PreferencePair, RecordError, SFTExample, Shards, open_shards
 
+_TOP_K = 1
+"""The likeliest tokens are not used."""
 CHUNK = 256
 """Pairs per part file: the most that a killed run loses."""
 Side = Literal["chosen", "rejected"]
@@ -98,16 +97,7 @@ class _Work:
 
     def run_once(self) -> None:
         """Does the work, unless it was done with the same inputs."""
-        engine = self._source.engine | self._section.engine
-        inputs = stage_files.fingerprint(
-            self._source.name,
-            checkpoint.revision(self._directory),
-            [self._backend_name, self._config.sampler.dtype, {k: engine[k] for k in MODEL_ARGUMENTS if k in engine}],
-            [self._reader.template, self._source.chat_template_kwargs, str(self._config.chat.date)],
-            [self._reader.context, self._reader.end_of_turn],
-            self._data.fingerprint,
-            *map(Path, (answers.__file__, token_bytes.__file__)),
-        )
+        inputs = asked_of(self._config, self._source, self._directory, self._reader, self._data, _TOP_K)
         parts = self._final.parent / ".parts" / f"{self._source.name}-{self._split}-{inputs[:16]}"
         outputs = [self._final / f"{self._split}.parquet", self._final / MANIFEST]
         stage_files.once(self._output, self._step, inputs, outputs, functools.partial(self._run, parts))
@@ -154,7 +144,7 @@ class _Work:
         note(f"{self._step}: {left:,} of {total:,} pairs to go through")
         context = self._reader.context
         backend = open_backend(
-            self._backend_name, self._config, self._section, self._source, self._directory, context, top_k=1
+            self._backend_name, self._config, self._section, self._source, self._directory, context, _TOP_K
         )
         try:
             with Progress(self._step, total, "pair", done=total - left) as progress:
@@ -168,7 +158,8 @@ class _Work:
     def _chunk(self, backend: Backend, indices: range) -> list[dict[str, Any]]:
         """Rows of a part file."""
         made: list[dict[str, Any]] = []
-        wanted: list[tuple[dict[str, Any], Side, Answer]] = []
+        rows_of: list[tuple[dict[str, Any], Side]] = []
+        conversations: list[SFTExample] = []
         for index in indices:
             row: dict[str, Any] = dict.fromkeys(_PART)
             made.append(row)
@@ -181,11 +172,20 @@ class _Work:
             assert isinstance(pair, PreferencePair)
             row["id"] = pair.id
             for side in SIDES:
-                found = self._answer(pair, side)
-                if isinstance(found, Refused):
-                    row[f"{side}_reason"], row[f"{side}_detail"] = found
-                else:
-                    wanted.append((row, side, found))
+                turns = getattr(pair, side)
+                if len(turns) > 1:
+                    detail = f"{len(turns)} turns after the prompt"
+                    row[f"{side}_reason"], row[f"{side}_detail"] = "several_turns", detail
+                    continue
+                rows_of.append((row, side))
+                turns = [*pair.prompt, *turns]
+                conversations.append(SFTExample(pair.id, pair.dataset, pair.domain, pair.source_model, turns))
+        wanted: list[tuple[dict[str, Any], Side, Answer]] = []
+        for (row, side), found in zip(rows_of, self._reader.read(conversations), strict=True):
+            if isinstance(found, Refused):
+                row[f"{side}_reason"], row[f"{side}_detail"] = found
+            else:
+                wanted.append((row, side, found))
         found_rows = backend.rows([answer.asked for *_, answer in wanted])
         for (row, side, _), rows in zip(wanted, found_rows, strict=True):
             # Sums of probabilities may round to more than 1.
@@ -195,13 +195,6 @@ class _Work:
             else:
                 row[f"{side}_reason"], row[f"{side}_detail"] = "non_finite", "a log-probability is not a finite number"
         return made
-
-    def _answer(self, pair: PreferencePair, side: Side) -> Answer | Refused:
-        turns = getattr(pair, side)
-        if len(turns) > 1:
-            return Refused("several_turns", f"{len(turns)} turns after the prompt")
-        example = SFTExample(pair.id, pair.dataset, pair.domain, pair.source_model, [*pair.prompt, *turns])
-        return self._reader.read([example])[0]
 
     def _manifest(self, table: epath.Path, reasons: Counter[str]) -> dict[str, Any]:
         """What the trainer must know of the source, for each split: of the other one, what was said before."""

@@ -85,6 +85,6 @@ def _answers(folder: Path) -> list[dict[str, Any]]:
         answers = []
         for name, method in METHODS.items():
             row = scores[name].filter(pl.col("prompt_id") == prompt["id"]).row(0, named=True)
-            answers.append({"method": method.label, "text": row["text"] or "", "right": row["verdict"] == "correct"})
+            answers.append({"stage": method.label, "text": row["text"] or "", "right": row["verdict"] == "correct"})
         shown.append({"domain": prompt["domain"], "prompt": prompt["messages"][-1]["content"], "answers": answers})
     return shown

@@ -5,6 +5,8 @@ implicit reward: the log ratio of the model to the reference, per token. Errors 
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -95,22 +97,35 @@ def ask(
     Args:
       models: name -> Hugging Face checkpoint.
       max_length: see `mean_logprobs`.
-      folder: where a model's numbers are kept, as `NAME.npz`, and found again.
+      folder: where a model's numbers are kept, as `NAME.npz`. They are found again where weights and answers are the
+        same.
     """
     found = {}
     for name, directory in models.items():
         kept = folder / f"{name}.npz" if folder is not None else None
+        made_from = _fingerprint(directory, heldout, max_length)
         if kept is not None and kept.exists():
             with np.load(kept) as file:
-                found[name] = Likelihoods(**file)
-            continue
+                arrays = dict(file)
+            if str(arrays.pop("made_from")) == made_from:
+                found[name] = Likelihoods(**arrays)
+                continue
         count = len(heldout.best)
         means, lengths = mean_logprobs(directory, heldout.best + heldout.rejected, max_length=max_length)
         found[name] = Likelihoods(means[:count], means[count:], lengths[:count], lengths[count:])
         if kept is not None:
             with replacing(kept) as file:
-                np.savez(file, **dataclasses.asdict(found[name]))
+                np.savez(file, made_from=np.array(made_from), **dataclasses.asdict(found[name]))
     return found
+
+
+def _fingerprint(directory: Path, heldout: HeldOut, max_length: int) -> str:
+    """A hash of a model's weights and of what it is asked."""
+    digest = hashlib.sha256(json.dumps([heldout.best, heldout.rejected, max_length]).encode())
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def measure(

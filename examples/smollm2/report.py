@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(folder: Path, results: dict[str, Any], answers: list[dict[str, str]]) -> Path:
     """Writes `report.html` into a seed's folder, and returns its path."""
     sections = [
-        Section("Training", "training.html", {"charts": _curves(folder)}),
+        Section("Training", "charts.html", {"charts": _curves(folder)}),
         Section("Answers to held-out prompts", "side_by_side.html", {"answers": answers, "models": MODELS}),
     ]
     opening = Section("", "table.html", {"table": Table(["held out", "result"], rows(results))})
@@ -37,7 +37,7 @@ def write_comparison(folder: Path, results: dict[str, Any]) -> Path:
         charts.lines(accuracy, title="Chosen above rejected, before learned", xlabel="step", ylabel="share of pairs"),
     ]
     table = Table(comparison.header(), comparison.rows(results))
-    sections = [Section("Training", "training.html", {"charts": curves})]
+    sections = [Section("Training", "charts.html", {"charts": curves})]
     path = folder / "comparison" / "report.html"
     opening = Section("", "comparison.html", {"table": table})
     write_text(path, render("Five ways to fuse models into SmolLM2-135M-Instruct", opening, sections, TEMPLATES))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 from etils import epath
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
 
 from fusejax.common.cli import UserError, one_line
@@ -112,7 +112,7 @@ def with_likelihoods(
     partly = {name for change in ("cut", "shortened") for name in tokenized.changes.get(change, ())}
     is_part = np.array([name in partly for name in tokenized.ids])
     for place, side in enumerate(("chosen", "rejected")):
-        own = mean_values(reference.values[side], lengths[:, place])
+        own = reference.values[side].astype(np.float64) / lengths[:, place]
         sources = np.stack([frame[side].to_numpy() for frame in frames.values()], axis=1).astype(np.float64)
         sources[is_part] = np.nan
         low, high = fuse(sources, own, fusion, chosen=side == "chosen")
@@ -124,10 +124,6 @@ def with_likelihoods(
         for source, frame in frames.items()
     }
     return Reference(values), unknown
-
-
-def mean_values(sums: Float32[np.ndarray, "N"], counts: Int64[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    return sums.astype(np.float64) / counts
 
 
 def fuse(

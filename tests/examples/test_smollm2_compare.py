@@ -97,7 +97,12 @@ def test_a_checkpoint_with_a_template(tmp_path: Path):
 
 
 def test_likelihoods_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the same weights and answers."""
     asked: list[Path] = []
+    weights = [tmp_path / name / "model.safetensors" for name in ("base", "sft")]
+    for file in weights:
+        file.parent.mkdir()
+        file.write_bytes(b"weights")
 
     def given(directory: Path, conversations: list[Any], *, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         asked.append(directory)
@@ -105,12 +110,17 @@ def test_likelihoods_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(heldout, "mean_logprobs", given)
     turns = [[{"role": "assistant", "content": "x"}]]
+    models, kept = {file.parent.name: file.parent for file in weights}, tmp_path / "kept"
     for _ in range(2):
-        models = {name: Path(name) for name in ("base", "sft")}
-        found = heldout.ask(models, heldout.HeldOut(turns * 3, turns * 2), max_length=1, folder=tmp_path / "kept")
+        found = heldout.ask(models, heldout.HeldOut(turns * 3, turns * 2), max_length=1, folder=kept)
         assert found["sft"].best.tolist() == [-1, -2, -3] and found["sft"].rejected.tolist() == [-4, -5]
         assert found["sft"].chosen.tolist() == [-2, -3] and found["sft"].chosen_longer.tolist() == [False, True]
-    assert asked == [Path("base"), Path("sft")]
+    assert asked == [tmp_path / "base", tmp_path / "sft"]
+    weights[1].write_bytes(b"others")
+    heldout.ask(models, heldout.HeldOut(turns * 3, turns * 2), max_length=1, folder=kept)
+    assert asked[2:] == [tmp_path / "sft"]
+    heldout.ask(models, heldout.HeldOut(turns * 3, turns * 2), max_length=2, folder=kept)
+    assert asked[3:] == [tmp_path / "base", tmp_path / "sft"]
 
 
 def likelihoods(**means: list[float]) -> dict[str, Likelihoods]:

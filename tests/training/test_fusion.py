@@ -23,6 +23,7 @@ from fusejax.models.decoder.config import DecoderConfig
 from fusejax.models.decoder.decoder import abstract_decoder, named_parameters
 from fusejax.models.huggingface import checkpoint as huggingface
 from fusejax.objectives.microbatch_loss import make_loss
+from fusejax.training import loop
 from fusejax.training.loop import train
 from fusejax.training.network import Accumulator, Network
 from fusejax.training.tokenizing import tell
@@ -220,6 +221,20 @@ def test_one_line_where_a_sidecar_is_of_other_data(world, sidecars, tmp_path):
     assert line.endswith(
         "is about the answers of other data than data.train " + changes["data"]["train"] + ": make it again"
     )
+
+
+def test_a_sidecar_that_changes_while_the_run_prepares(world, sidecars, tmp_path, monkeypatch):
+    """As on a host that has another copy than host 0."""
+    folder = shutil.copytree(Path(sidecars[1]).parent, tmp_path / "copy")
+    whole = loop.tokenize
+
+    def late(*arguments, **names):
+        random_sidecar(folder, "other", byte_level([]), world / "sft" / "train", "<|end|>", seed=3)
+        whole(*arguments, **names)
+
+    monkeypatch.setattr(loop, "tokenize", late)
+    with pytest.raises(UserError, match="copy/train: host 0 finds another sidecar there than host 0 at the start"):
+        train(run_config(world, tmp_path / "run", fusion=fusion([str(folder / "train")])))
 
 
 def test_what_is_wrong_with_sidecars_is_told_before_data_is_read(world, sidecars, tmp_path):
