@@ -123,5 +123,19 @@ def _folder(stage: str) -> str:
     return (STAGES | {name: name for name in (DISTRIBUTIONS, LIKELIHOODS)} | {IMPORT: "importing"})[stage]
 
 
+def _run() -> None:
+    try:
+        cli.run(lambda: main(sys.argv[1:]))
+        status = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    if "vllm" in sys.modules:
+        # Now and then, it aborts while Python is torn down, though its engine has ended.
+        cli.leave(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    cli.run(lambda: main(sys.argv[1:]))
+    _run()

@@ -6,16 +6,19 @@ is a bug and keeps its traceback.
 """
 
 import argparse
+import atexit
 import difflib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import pydantic
 import yaml
@@ -207,6 +210,17 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         note("interrupted")
         sys.exit(INTERRUPTED)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process after all that is registered for its end, but without tearing the interpreter down: libraries
+    that left threads of C++ running can abort the process there, all its work done."""
+    # The two that Python itself begins with: threads are waited for, pools of threads told to end.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def note(text: str) -> None:

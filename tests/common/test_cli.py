@@ -1,6 +1,7 @@
 """Configuration files, overrides, and how mistakes in them are told."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -157,3 +158,26 @@ def test_an_error_in_one_line():
     assert one_line(KeyError()) == "KeyError"
     assert one_line(ValueError("x" * 301)) == "x" * 300 + " ..."
     assert one_line(ValueError("x" * 9), 9) == "x" * 9
+
+
+def test_leaving_spares_the_teardown_and_nothing_else():
+    program = """
+import atexit, os, sys, threading, time
+from fusejax.common import cli
+
+class Library:
+    def __del__(self, abort=os.abort):
+        abort()
+
+library = Library()
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+atexit.register(lambda: print("registered", file=sys.stderr))
+print("printed", end="")
+if "leave" in sys.argv:
+    cli.leave(3)
+"""
+    run = [sys.executable, "-c", program]
+    aborted = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert aborted.returncode == -signal.SIGABRT
+    left = subprocess.run([*run, "leave"], capture_output=True, text=True, timeout=60)
+    assert (left.returncode, left.stdout, left.stderr) == (3, "printedthread\n", "registered\n")
