@@ -19,6 +19,7 @@ STAGES = (
     "likelihoods",
     "report",
     "importing",
+    "benchmarks",
 )
 """In order: a stage may import from those before it, never from those after it."""
 TRAINER = (
