@@ -31,7 +31,7 @@ from etils import epath
 from data_pipeline.config import SourceConfig
 from data_pipeline.sampling import answer_store
 from data_pipeline.sampling import stage as sample
-from data_pipeline.sampling.answer_keys import SamplePlan
+from data_pipeline.sampling.answer_keys import SamplePlan, default_sampling
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
 from data_pipeline.sampling.progress import Progress
@@ -80,6 +80,7 @@ def compare(model: Path, options: argparse.Namespace, folder: Path) -> None:
             (*range(5, 45), 50 + prompt % 200),
             stable_hash(0, str(prompt), str(index)),
             options.max_new_tokens,
+            default_sampling(source),
         )
         for prompt in range(options.prompts)
         for index in range(options.samples)

@@ -19,7 +19,7 @@ from data_pipeline import stage_files
 from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.sampling.chat import ChatTokenizer, Refused
-from data_pipeline.sampling.sampler import Request
+from data_pipeline.sampling.sampler import Request, Sampling
 from fusejax.common import redact
 
 MODEL_ARGUMENTS = (
@@ -62,6 +62,11 @@ def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory:
     return {"model": source.model, **identity, **sent, **later}
 
 
+def default_sampling(source: SourceConfig) -> Sampling:
+    """How a source's entry in the configuration says that its tokens are chosen."""
+    return Sampling(source.temperature, source.top_p, source.top_k, source.min_p, source.repetition_penalty)
+
+
 def _kind(source: SourceConfig, common: dict[str, Any]) -> dict[str, Any]:
     """What the keys of all answers of a source have in common."""
     # Without the model's path, which may change; the revision identifies the model.
@@ -93,7 +98,7 @@ def plan_samples(
       common: its `sampling_parameters`.
     """
     plan = SamplePlan([], {}, {})
-    kind = _kind(source, common)
+    kind, sampling = _kind(source, common), default_sampling(source)
     for prompt in prompts.iter_rows(named=True):
         count = config.domains[prompt["domain"]].samples
         shared: tuple[int, ...] = ()
@@ -115,5 +120,5 @@ def plan_samples(
             seed = stage_files.stable_hash(config.seed, "sample", source.name, rendered, str(index))
             key = stage_files.fingerprint(kind, rendered, limit, index, seed)
             plan.rows.append((key, prompt["id"], index))
-            plan.requests[key] = Request(key, shared, seed, limit, messages)
+            plan.requests[key] = Request(key, shared, seed, limit, sampling, messages)
     return plan

@@ -37,6 +37,7 @@ class Request:
     seed: int
     max_tokens: int
     """Most tokens of the answer; with the prompt's they fit into the model's context, where tokens are known."""
+    sampling: Sampling
     messages: tuple[dict[str, str], ...] = ()
     """For a server that is sent messages: the turns, each with `role` and `content`."""
 

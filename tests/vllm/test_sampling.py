@@ -16,7 +16,7 @@ import pytest
 from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.prompts import stage as prompts
 from data_pipeline.sampling import stage as stage
-from data_pipeline.sampling.sampler import Request
+from data_pipeline.sampling.sampler import Request, Sampling
 from tests.data_pipeline.helpers import write_config, write_jsonl
 from tests.vllm.proxy import FAULTS, faulty_proxy
 
@@ -190,7 +190,7 @@ def test_what_the_engine_refuses_is_an_error_of_its_own(tiny: Path):
 
     sampler = VllmSampler(SourceConfig(name="s", model=str(tiny), engine=ENGINE), tiny, "float32", 64)
     asked = {"fine": (5, 6), "long": (5,) * 65, "unknown": (5, 10**6), "last": (7,)}
-    requests = [Request(key, prompt, 1, 4) for key, prompt in asked.items()]
+    requests = [Request(key, prompt, 1, 4, Sampling(0.8)) for key, prompt in asked.items()]
     found = {request.key: answer for batch in sampler.generate(requests, {"last"}) for request, answer in batch}
     sampler.close()
     assert found.keys() == {"fine", "long", "unknown"}

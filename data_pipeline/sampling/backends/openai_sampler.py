@@ -4,7 +4,7 @@ Two modes. With `completions`, token ids are sent, not text: the server's own ch
 tokens play no part, and an answer is stored under exactly what was asked. Servers that take token ids (vLLM, SGLang)
 take parameters that a request leaves out from the model's `generation_config.json`; so those that it could hold are
 sent, with the value that does nothing where the source sets none. With `chat`, messages are sent, and only the
-parameters that the source has: many hosts refuse those that they do not know.
+parameters that are set: many hosts refuse those that they do not know.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 MOST_MALFORMED = 5
 """Malformed answers to one request, after which it counts as failed."""
 _OPTIONAL = ("top_k", "min_p")
-"""Parameters that a source need not set."""
+"""Parameters that need not be set."""
 _PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
 """What a refused request may name without that being a parameter which the server does not take."""
 Found = TypeVar("Found")
 
 
 class OpenaiSampler:
-    """One model behind a server, and one source's sampling parameters."""
+    """One model behind a server."""
 
     def __init__(self, source: SourceConfig, context: int):
         """Finds the server, and its model if it lists models.
@@ -161,30 +161,30 @@ class OpenaiSampler:
             except Refusal as error:
                 if self._other_limit(limit, str(error)):
                     continue
-                self._require_parameters(body, str(error))
+                self._require_parameters(body, request, str(error))
                 return Answer("", "error", 0, f"refused: {error}")
             self._answered = True
             return answer
 
     def _body(self, request: Request, limit: str) -> dict[str, Any]:
-        source = self._source
+        sampling = request.sampling
         body = {
             "model": self._name,
             limit: request.max_tokens,
-            "temperature": source.temperature,
-            "top_p": source.top_p,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
         }
         if self._chat:
             # Not all take more bits.
             body |= {"messages": list(request.messages), "seed": request.seed % 2**31}
-            found = {"top_k": source.top_k, "min_p": source.min_p}
-            found["repetition_penalty"] = source.repetition_penalty if source.repetition_penalty != 1 else None
-            found["chat_template_kwargs"] = source.chat_template_kwargs or None  # type: ignore[assignment]
+            found = {"top_k": sampling.top_k, "min_p": sampling.min_p}
+            found["repetition_penalty"] = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
+            found["chat_template_kwargs"] = self._source.chat_template_kwargs or None  # type: ignore[assignment]
             body |= {name: value for name, value in found.items() if value is not None}
         else:
             # No limit is -1 in vLLM and SGLang; SGLang refuses 0.
-            body |= {"prompt": list(request.prompt), "seed": request.seed, "top_k": source.top_k or -1}
-            body |= {"min_p": source.min_p or 0.0, "repetition_penalty": source.repetition_penalty}
+            body |= {"prompt": list(request.prompt), "seed": request.seed, "top_k": sampling.top_k or -1}
+            body |= {"min_p": sampling.min_p or 0.0, "repetition_penalty": sampling.repetition_penalty}
         extra = dict(self._server.extra_body)
         if "max_tokens" in extra:
             extra[limit] = extra.pop("max_tokens")
@@ -224,13 +224,15 @@ class OpenaiSampler:
             note(f"sample {self._source.name}: the server takes {later} instead of max_tokens")
         return limit != self._limit
 
-    def _require_parameters(self, body: dict[str, Any], problem: str) -> None:
+    def _require_parameters(self, body: dict[str, Any], request: Request, problem: str) -> None:
         """Raises `UserError` where a refusal, before any answer, names a parameter that all requests have."""
         named = [name for name in body if name not in _PLAIN and re.search(rf"\b{re.escape(name)}\b", problem)]
         if named and not self._answered:
             first, remedy = named[0], "leave it out"
-            # What a source need not set is sent, if at all, to no effect, unless the source does set it.
-            ours = first not in self._server.extra_body and not (first in _OPTIONAL and getattr(self._source, first))
+            # What need not be set is sent, if at all, to no effect, unless it is set.
+            ours = first not in self._server.extra_body and not (
+                first in _OPTIONAL and getattr(request.sampling, first)
+            )
             if first in LEAVABLE and ours:
                 remedy = f"server.extra_body: {{{first}: null}} leaves it out"
             raise UserError(f"{self._where}: the server refuses {', '.join(named)}: {problem}; {remedy}")

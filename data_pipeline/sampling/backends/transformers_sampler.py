@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data_pipeline.config import SamplerConfig, SourceConfig
-from data_pipeline.sampling.sampler import Answer, Batches, Request
+from data_pipeline.sampling.backends.batches import batches
+from data_pipeline.sampling.sampler import Answer, Batches, Request, Sampling
 from fusejax.common.cli import UserError, one_line
 
 SMALL_MODEL = 20_000_000
@@ -29,12 +30,11 @@ COMPACT_BELOW = 0.75
 
 
 class TransformersSampler:
-    """A causal language model, and one source's sampling parameters."""
+    """A causal language model."""
 
     engine = f"transformers {transformers.__version__}"
 
     def __init__(self, config: SamplerConfig, source: SourceConfig, directory: Path):
-        self._source = source
         self._batch_size, self._chunk_size = config.batch_size, config.chunk_size
         self._tokenizer, self._model = _load(directory, source, config.dtype)
         # `cache` since transformers 5.24; 5.40 is to drop the earlier name.
@@ -46,15 +46,11 @@ class TransformersSampler:
 
     def generate(self, requests: Sequence[Request], done: Container[str]) -> Batches:
         """The missing answers, one list per batch; see `sampler.Sampler`."""
-        for start in range(0, len(requests), self._chunk_size):
-            # Rows of like length waste least padding.
-            chunk = sorted(requests[start : start + self._chunk_size], key=lambda request: len(request.prompt))
-            for first in range(0, len(chunk), self._batch_size):
-                # Batches are cut from all requests, not from the missing ones, so that resuming changes no batch.
-                batch = [request for request in chunk[first : first + self._batch_size] if request.key not in done]
-                if batch:
-                    outputs = self._generate_batch(batch)
-                    yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
+        for whole in batches(requests, self._chunk_size, self._batch_size):
+            batch = [request for request in whole if request.key not in done]
+            if batch:
+                outputs = self._generate_batch(batch)
+                yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
 
     def close(self) -> None:
         """Releases the model's memory."""
@@ -69,7 +65,8 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request]) -> list[list[int]]:
-        """New tokens per request, ending with the stop token where there is one."""
+        """New tokens per request, ending with the stop token where there is one; all are sampled alike."""
+        sampling = requests[0].sampling
         device = self._model.device
         prompts, limits = [request.prompt for request in requests], [request.max_tokens for request in requests]
         longest = max(map(len, prompts))
@@ -81,7 +78,7 @@ class TransformersSampler:
         inputs = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        seen = self._seen_tokens(inputs, mask)
+        seen = None if sampling.repetition_penalty == 1 else self._seen_tokens(inputs, mask)
         cache = transformers.DynamicCache(config=self._model.config)
         outputs: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))  # Request of each row still in the batch.
@@ -95,7 +92,7 @@ class TransformersSampler:
                 logits_to_keep=1,
                 **{self._cache_argument: cache},
             ).logits[:, -1]
-            tokens = choose(logits, uniform[:, step], seen, self._source)
+            tokens = choose(logits, uniform[:, step], seen, sampling)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if row in alive:
                     outputs[row].append(token)
@@ -115,17 +112,15 @@ class TransformersSampler:
                 rows = [row for row in rows if row in alive]
         return outputs
 
-    def _seen_tokens(self, inputs: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"] | None:
-        """Which tokens each prompt holds; None where there is no repetition penalty to need it."""
-        if self._source.repetition_penalty == 1.0:
-            return None
+    def _seen_tokens(self, inputs: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
+        """Which tokens each prompt holds."""
         vocabulary = self._model.config.get_text_config().vocab_size
         counts = torch.zeros(inputs.shape[0], vocabulary, dtype=torch.long, device=inputs.device)
         return counts.scatter_add_(1, inputs, mask) > 0
 
 
 def choose(
-    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], seen: Bool[Tensor, "B V"] | None, source: SourceConfig
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], seen: Bool[Tensor, "B V"] | None, sampling: Sampling
 ) -> Int[Tensor, "B"]:
     """The next token of each row: repetition penalty, temperature, top-k, nucleus, min-p, in the order of transformers,
     then the inverse of the cumulative sum.
@@ -134,24 +129,26 @@ def choose(
       logits: of the next token, any float type.
       uniform: one number in [0, 1) per row.
       seen: tokens of prompt and answer so far, which the penalty makes less likely (Keskar et al. 2019, section 4.1).
-      source: the parameters.
+      sampling: the parameters.
     """
     logits = logits.float()
     if seen is not None:
-        penalty = source.repetition_penalty
+        penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-    if source.temperature == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities, tokens = torch.sort((logits / source.temperature).softmax(-1), dim=-1, descending=True, stable=True)
-    if source.top_k is not None:
-        likeliest = probabilities[:, : source.top_k]
+    probabilities, tokens = torch.sort(
+        (logits / sampling.temperature).softmax(-1), dim=-1, descending=True, stable=True
+    )
+    if sampling.top_k is not None:
+        likeliest = probabilities[:, : sampling.top_k]
         probabilities = likeliest / likeliest.sum(-1, keepdim=True)
     cumulative = probabilities.cumsum(-1)
     # The nucleus is the smallest set of likeliest tokens whose sum reaches top_p.
-    last = ((cumulative - probabilities) < source.top_p).sum(-1, keepdim=True) - 1
-    if source.min_p is not None:
+    last = ((cumulative - probabilities) < sampling.top_p).sum(-1, keepdim=True) - 1
+    if sampling.min_p is not None:
         # Nguyen et al. 2024, section 3: as a share of the likeliest token's probability.
-        last = last.clamp(max=(probabilities >= source.min_p * probabilities[:, :1]).sum(-1, keepdim=True) - 1)
+        last = last.clamp(max=(probabilities >= sampling.min_p * probabilities[:, :1]).sum(-1, keepdim=True) - 1)
     target = uniform[:, None] * cumulative.gather(-1, last)
     chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=last)
     return tokens.gather(-1, chosen)[:, 0]

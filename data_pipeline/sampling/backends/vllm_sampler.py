@@ -19,7 +19,7 @@ from fusejax.common.cli import UserError, one_line
 
 
 class VllmSampler:
-    """A loaded engine, and one source's sampling parameters."""
+    """A loaded engine."""
 
     engine = f"vllm {vllm.__version__}"
 
@@ -29,7 +29,6 @@ class VllmSampler:
         Raises:
           UserError: vLLM cannot load it, or does not know an engine argument.
         """
-        self._source = source
         arguments: dict[str, Any] = {"max_num_seqs": 256, "disable_log_stats": True} | source.engine
         # Twice what is computed at a time: there is always a next one waiting, and the queue stays short.
         self._under_way = 2 * arguments["max_num_seqs"]
@@ -53,9 +52,7 @@ class VllmSampler:
                     exhausted = True
                     break
                 try:
-                    self._engine.add_request(
-                        request.key, {"prompt_token_ids": list(request.prompt)}, self._params(request)
-                    )
+                    self._engine.add_request(request.key, {"prompt_token_ids": list(request.prompt)}, _params(request))
                 except (VLLMClientError, ValueError) as error:
                     ready.append((request, Answer("", "error", 0, f"refused: {one_line(error)}")))
                 else:
@@ -72,17 +69,19 @@ class VllmSampler:
         self._engine.engine_core.shutdown()
         del self._engine
 
-    def _params(self, request: Request) -> vllm.SamplingParams:
-        return vllm.SamplingParams(
-            temperature=self._source.temperature,
-            top_p=self._source.top_p,
-            top_k=self._source.top_k or -1,
-            min_p=self._source.min_p or 0.0,
-            repetition_penalty=self._source.repetition_penalty,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+
+def _params(request: Request) -> vllm.SamplingParams:
+    sampling = request.sampling
+    return vllm.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k or -1,
+        min_p=sampling.min_p or 0.0,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _answer(completion: Any) -> Answer:

@@ -12,7 +12,7 @@ from aiohttp import web
 from data_pipeline.config import ServerConfig, SourceConfig
 from data_pipeline.sampling.backends import openai_sampler
 from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
-from data_pipeline.sampling.sampler import Answer, Request
+from data_pipeline.sampling.sampler import Answer, Request, Sampling
 from fusejax.common.cli import UserError
 
 
@@ -115,11 +115,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sampler(url: str, context: int = 100, **server: Any) -> OpenaiSampler:
     settings = ServerConfig(url=url, **({"served_as": "m", "concurrency": 8} | server))
-    return OpenaiSampler(SourceConfig(name="s", model="org/m", temperature=0.5, server=settings), context)
+    return OpenaiSampler(SourceConfig(name="s", model="org/m", server=settings), context)
 
 
 def requests(count: int) -> list[Request]:
-    return [Request(f"k{n}", (1, 2, n), n, 10) for n in range(count)]
+    return [Request(f"k{n}", (1, 2, n), n, 10, Sampling(0.5, 0.95)) for n in range(count)]
 
 
 def collect(client: OpenaiSampler, wanted: list[Request], done: Any = ()) -> dict[str, Answer]:

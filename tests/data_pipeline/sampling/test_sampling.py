@@ -23,23 +23,30 @@ from data_pipeline.sampling import stage as sample
 from data_pipeline.sampling.backends import transformers_sampler
 from data_pipeline.sampling.backends.transformers_sampler import TransformersSampler, choose
 from data_pipeline.sampling.chat import ChatTokenizer, Refused
-from data_pipeline.sampling.sampler import Answer, Answered, Request
+from data_pipeline.sampling.sampler import Answer, Answered, Request, Sampling
 from fusejax.common.cli import UserError
 from tests.data_pipeline.helpers import make_checkpoint, write_jsonl
 
 QUESTIONS = ["hi", "What is 3 + 4?", "Write a function add that adds.", "你好", "say " + "hello " * 12]
 
 
-def sampler(directory: Path, batch_size: int = 64, **source: Any) -> TransformersSampler:
+GREEDY, WARM = Sampling(0), Sampling(1.0, top_p=0.95)
+
+
+def sampler(directory: Path, batch_size: int = 64) -> TransformersSampler:
     config = SamplerConfig(batch_size=batch_size, dtype="float32")
-    return TransformersSampler(config, SourceConfig(name="s", model=str(directory), **source), directory)
+    return TransformersSampler(config, SourceConfig(name="s", model=str(directory)), directory)
 
 
-def requests(directory: Path, count: int = 1, max_new_tokens: int = 24) -> list[Request]:
+def requests(
+    directory: Path, count: int = 1, max_new_tokens: int = 24, sampling: Sequence[Sampling] = (WARM,)
+) -> list[Request]:
+    """The samplings take turns."""
     tokenizer = ChatTokenizer("s", directory, None)
     prompts = [tuple(tokenizer.encode([{"role": "user", "content": text}])) for text in QUESTIONS]
+    turns = itertools.cycle(sampling)
     return [
-        Request(f"{n}-{i}", prompt, 1000 * n + i, min(max_new_tokens, tokenizer.context - len(prompt)))
+        Request(f"{n}-{i}", prompt, 1000 * n + i, min(max_new_tokens, tokenizer.context - len(prompt)), next(turns))
         for n in range(count)
         for i, prompt in enumerate(prompts)
     ]
@@ -58,7 +65,8 @@ def test_greedy_equals_transformers(family: str, penalty: float, request: pytest
     directory = request.getfixturevalue("checkpoint" if family == "llama" else "gemma_checkpoint")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    answers = answers_of(sampler(directory, temperature=0, repetition_penalty=penalty), requests(directory))
+    wanted = requests(directory, sampling=[Sampling(0, repetition_penalty=penalty)])
+    answers = answers_of(sampler(directory), wanted)
     for text, answer in zip(QUESTIONS, answers, strict=True):
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
@@ -72,13 +80,16 @@ def test_greedy_equals_transformers(family: str, penalty: float, request: pytest
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(checkpoint: Path):
-    wanted = requests(checkpoint, 4)
-    together = answers_of(sampler(checkpoint, temperature=1.0), wanted)
-    assert answers_of(sampler(checkpoint, batch_size=3, temperature=1.0), wanted) == together
-    alone = sampler(checkpoint, batch_size=1, temperature=1.0)
+    """Nor on which of them are sampled otherwise."""
+    wanted = requests(checkpoint, 4, sampling=[WARM, GREEDY, Sampling(1.0, top_k=3, repetition_penalty=1.3)])
+    together = answers_of(sampler(checkpoint), wanted)
+    assert answers_of(sampler(checkpoint, batch_size=3), wanted) == together
+    alone = sampler(checkpoint, batch_size=1)
     assert [answers_of(alone, [request])[0] for request in wanted] == together
-    assert answers_of(sampler(checkpoint, temperature=1.0), wanted[::-1]) == together[::-1]
+    assert answers_of(sampler(checkpoint), wanted[::-1]) == together[::-1]
     assert len({answer.text for answer in together}) > len(QUESTIONS)  # The seeds do make a difference.
+    greedy = [(r.prompt, answer.text) for r, answer in zip(wanted, together, strict=True) if r.sampling == GREEDY]
+    assert len(set(greedy)) == len({prompt for prompt, _ in greedy}) < len(greedy)
 
 
 def test_going_on_forms_the_same_batches(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,8 +113,8 @@ def test_choose_follows_temperature_and_nucleus():
     uniform = torch.linspace(0, 1, 20001)[:-1]
     logits = probabilities.log().expand(len(uniform), -1)
 
-    def shares(**source: Any) -> list[float]:
-        tokens = choose(logits, uniform, None, SourceConfig(name="s", model="m", **source))
+    def shares(**sampling: Any) -> list[float]:
+        tokens = choose(logits, uniform, None, Sampling(**sampling))
         return (torch.bincount(tokens, minlength=4) / len(uniform)).tolist()
 
     assert shares(temperature=1, top_p=1) == pytest.approx([0.1, 0.5, 0.25, 0.15], abs=1e-3)
@@ -119,9 +130,9 @@ def test_choose_follows_top_k_and_min_p():
     uniform = torch.linspace(0, 1, 20001)[:-1]
     logits = probabilities.log().expand(len(uniform), -1)
 
-    def shares(**source: Any) -> list[float]:
-        config = SourceConfig(name="s", model="m", temperature=1, **({"top_p": 1.0} | source))
-        return (torch.bincount(choose(logits, uniform, None, config), minlength=4) / len(uniform)).tolist()
+    def shares(**sampling: Any) -> list[float]:
+        tokens = choose(logits, uniform, None, Sampling(1, **sampling))
+        return (torch.bincount(tokens, minlength=4) / len(uniform)).tolist()
 
     assert shares(top_k=2) == pytest.approx([0, 2 / 3, 1 / 3, 0], abs=1e-3)
     assert shares(top_k=9) == pytest.approx(probabilities.tolist(), abs=1e-3)
@@ -135,9 +146,9 @@ def test_choose_follows_top_k_and_min_p():
 def test_choose_penalises_what_was_said():
     logits = torch.tensor([[2.0, 1.8, -1.0], [-2.0, -2.1, -9.0]])
     seen = torch.tensor([[True, False, False], [True, False, False]])
-    source = SourceConfig(name="s", model="m", temperature=0, repetition_penalty=1.2)
-    assert choose(logits, torch.zeros(2), seen, source).tolist() == [1, 1]
-    assert choose(logits, torch.zeros(2), ~seen & False, source).tolist() == [0, 0]
+    sampling = Sampling(0, repetition_penalty=1.2)
+    assert choose(logits, torch.zeros(2), seen, sampling).tolist() == [1, 1]
+    assert choose(logits, torch.zeros(2), ~seen & False, sampling).tolist() == [0, 0]
 
 
 def test_conversations_that_cannot_be_asked(gemma_checkpoint: Path):
