@@ -1,0 +1,95 @@
+"""What the benchmarks of mathematics have in common: a question with one final answer, asked once, greedily.
+
+The prompt is that of Qwen2.5-Math's evaluation, which FuseChat-3.0 used. The verdict is not: `scoring.math` compares by
+Math-Verify, with doubts, where Qwen's grader also takes 0.5 for 50 and 0.005, and anything within a relative 1e-4.
+`benchmarks/math_graders.py` lists where the two part.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from data_pipeline.benchmarks.benchmark import (
+    Answer,
+    Asked,
+    DataFile,
+    Family,
+    Grade,
+    Item,
+    Profile,
+    Prompt,
+    Row,
+    Tools,
+    weighted_mean,
+)
+from data_pipeline.benchmarks.suite import columns
+from data_pipeline.benchmarks.suite.raw_prompts import raw
+from data_pipeline.sampling.sampler import Sampling
+from data_pipeline.scoring.math.scorer import MathScorer
+from data_pipeline.scoring.scorer import Item as Judged
+from data_pipeline.scoring.scorer import Score
+
+SENTENCE = r"Please reason step by step, and put your final answer within \boxed{}."
+_WITH_SYSTEM_TURN = ("llama", "qwen")
+
+
+class Mathematics:
+    """Base of the benchmarks of mathematics; see `benchmark.Graded`."""
+
+    name: str
+    title: str
+    files: Mapping[str, DataFile]
+    published = ""
+    scale = 100.0
+    turns = 1
+
+    def label(self, row: Row, where: str) -> str:
+        """The right answer, or a solution that ends in it."""
+        return columns.text(row, where, "answer")
+
+    def items(self, rows: Mapping[str, Sequence[Row]]) -> list[Item]:
+        taken: set[str] = set()
+        found = []
+        for where, number, row in columns.numbered(self.name, self.files, rows):
+            question = columns.text(row, where, "question", "problem")
+            found.append(
+                Item(
+                    id=columns.identity(row, number, taken, where, "idx", "id", "unique_id"),
+                    fields={"question": question, "answer": self.label(row, where)},
+                    text=question,
+                    stratum=str(row.get("subject") or row.get("type") or ""),
+                )
+            )
+        return found
+
+    def asked(self, item: Item, family: Family, profile: Profile) -> Asked:
+        return Asked(Sampling(temperature=0.0), max_tokens=2048)
+
+    def prompt(self, item: Item, family: Family, profile: Profile, earlier: tuple[str, ...]) -> Prompt:
+        turns = _turns(item.fields["question"], family)
+        return raw(family, turns) if profile == "fusechat3" else Prompt(messages=turns)
+
+    def grade(self, answers: Sequence[Answer], profile: Profile, tools: Tools) -> list[Grade]:
+        scorer = MathScorer(tools.limits, tools.workers)
+        items = [Judged({"answer": answer.item.fields["answer"]}, answer.texts[-1]) for answer in answers]
+        return [_grade(score) for score in scorer.score(items)]
+
+    def score(self, rows: pl.DataFrame, weights: Float[np.ndarray, "N"]) -> float:
+        return self.scale * weighted_mean(rows["score"].to_numpy(), weights)
+
+
+def _turns(question: str, family: Family) -> tuple[dict[str, str], ...]:
+    if family in _WITH_SYSTEM_TURN:
+        return {"role": "system", "content": SENTENCE}, {"role": "user", "content": question}
+    # Gemma's template takes no system turn; of another's nobody knows.
+    return ({"role": "user", "content": f"{question}\n{SENTENCE}"},)
+
+
+def _grade(score: Score) -> Grade:
+    """In a benchmark, doubt is wrong."""
+    if score.verdict == "unknown":
+        reason = "unanswered" if score.detail == "no_final_answer" else "unknown"
+        return Grade(0.0, score.extracted, f"{reason}: {score.detail}")
+    return Grade(float(score.verdict == "correct"), score.extracted, score.detail)
