@@ -25,7 +25,7 @@ from fusejax.common import redact
 from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 
-Backend = Literal["transformers", "vllm", "openai"]
+Backend = Literal["transformers", "vllm", "openai", "jax"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -368,13 +368,14 @@ class GivenConfig(RowsConfig):
 
 class SamplerConfig(ConfigModel):
     backend: Backend = "transformers"
-    """transformers and vllm load one source after another in this process; openai queries all servers in parallel."""
+    """transformers and vllm load one source after another in this process; openai queries all servers in parallel.
+    jax is the decoder of `fusejax`, for TPUs: one source after another, on the first device."""
     batch_size: PositiveInt = 64
-    """Answers that transformers generates together."""
+    """Answers that transformers and jax generate together; jax rounds up to a power of two."""
     chunk_size: PositiveInt = 1024
-    """Requests that transformers sorts by length before it cuts them into batches. On a Ray cluster, requests that an
-    actor takes at a time: with vLLM, many times the engine's `max_num_seqs`, since the engine runs empty at the end of
-    each chunk."""
+    """Requests that transformers and jax sort by length before they cut them into batches. On a Ray cluster, requests
+    that an actor takes at a time: with vLLM, many times the engine's `max_num_seqs`, since the engine runs empty at the
+    end of each chunk."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the models' weights; `auto` is the checkpoint's own."""
 
