@@ -25,7 +25,7 @@ from fusejax.common import redact
 from fusejax.common.chat_template import ChatConfig
 from fusejax.common.cli import ConfigModel, Location
 
-Backend = Literal["transformers", "vllm", "openai"]
+Backend = Literal["transformers", "vllm", "openai", "jax"]
 
 
 class ColumnsConfig(ConfigModel):
@@ -199,6 +199,7 @@ _SET_ELSEWHERE = {
     "stream": "nothing: answers come whole",
     "chat_template_kwargs": "chat_template_kwargs of the source",
     **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    **{name: name for name in ("presence_penalty", "frequency_penalty", "stop")},
 }
 
 
@@ -252,6 +253,12 @@ class SourceConfig(ConfigModel):
     server, its own default."""
     repetition_penalty: PositiveFloat = 1.0
     """As in transformers and vLLM: 1 is none."""
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """Taken from the logit of every token that the answer holds so far, as in OpenAI's API."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """The same, for each time that the token occurs."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are no part of it."""
     chat_template_kwargs: Arguments = Field(default_factory=dict)
     """Arguments of the model's chat template, such as `enable_thinking: false`."""
     domains: tuple[str, ...] = ()
@@ -284,6 +291,13 @@ class SourceConfig(ConfigModel):
     def _share(cls, min_p: float | None) -> float | None:
         return min_p or None
 
+    @pydantic.field_validator("stop")
+    @classmethod
+    def _some_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty text would end every answer at once")
+        return stop
+
     @pydantic.field_validator("chat_template_kwargs")
     @classmethod
     def _of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -305,6 +319,10 @@ class SourceConfig(ConfigModel):
         return self
 
 
+LATER = ("top_k", "min_p", "presence_penalty", "frequency_penalty", "stop")
+"""Sampling parameters that came later: recorded, and part of an answer's key, only where they are set."""
+
+
 def sampled_with(source: SourceConfig) -> dict[str, Any]:
     """The sampling parameters of a source's requests, for the record; later ones only where they are set.
 
@@ -313,7 +331,7 @@ def sampled_with(source: SourceConfig) -> dict[str, Any]:
     """
     body = redact.values(source.server.extra_body) if source.server is not None else {}
     always = {name: getattr(source, name) for name in ("temperature", "top_p", "repetition_penalty")}
-    later = {"top_k": source.top_k, "min_p": source.min_p}
+    later: dict[str, Any] = {name: getattr(source, name) for name in LATER}
     later["chat_template_kwargs"] = redact.values(source.chat_template_kwargs)
     return {
         **{name: None if name in body else value for name, value in always.items()},
@@ -350,13 +368,14 @@ class GivenConfig(RowsConfig):
 
 class SamplerConfig(ConfigModel):
     backend: Backend = "transformers"
-    """transformers and vllm load one source after another in this process; openai queries all servers in parallel."""
+    """transformers and vllm load one source after another in this process; openai queries all servers in parallel.
+    jax is the decoder of `fusejax`, for TPUs: one source after another, on the first device."""
     batch_size: PositiveInt = 64
-    """Answers that transformers generates together."""
+    """Answers that transformers and jax generate together; jax rounds up to a power of two."""
     chunk_size: PositiveInt = 1024
-    """Requests that transformers sorts by length before it cuts them into batches. On a Ray cluster, requests that an
-    actor takes at a time: with vLLM, many times the engine's `max_num_seqs`, since the engine runs empty at the end of
-    each chunk."""
+    """Requests that transformers and jax sort by length before they cut them into batches. On a Ray cluster, requests
+    that an actor takes at a time: with vLLM, many times the engine's `max_num_seqs`, since the engine runs empty at the
+    end of each chunk."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the models' weights; `auto` is the checkpoint's own."""
 

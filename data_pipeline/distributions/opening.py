@@ -12,13 +12,15 @@ def name_of(config: PipelineConfig, section: DistributionsConfig, source: Source
     """The backend that runs the source: transformers or vllm.
 
     Raises:
-      UserError: the source is behind a server, and the config names none.
+      UserError: the source is sampled by what gives no distributions, and the config names no other.
     """
     sampled_by = config.backend(source)
     if source.chat_server is not None:
         raise UserError(f"distributions: the source {source.name} is behind a chat server, without a checkpoint")
     if section.backend is None and sampled_by == "openai":
         raise UserError(f"distributions.backend: the source {source.name} is behind a server; name one to run it here")
+    if section.backend is None and sampled_by == "jax":
+        raise UserError(f"distributions.backend: jax, which samples {source.name}, gives none; name another")
     return section.backend or sampled_by
 
 

@@ -9,6 +9,7 @@ Behind a chat server there are no token ids, and no revision: the messages take 
 model's name on the server that of the revision. Parameters that came later are part of the key only where they are set.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from data_pipeline import stage_files
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import LATER, PipelineConfig, SourceConfig
 from data_pipeline.sampling import checkpoint
 from data_pipeline.sampling.chat import ChatTokenizer, Refused
 from data_pipeline.sampling.sampler import Request, Sampling
@@ -58,13 +59,13 @@ def sampling_parameters(config: PipelineConfig, source: SourceConfig, directory:
     sent = source.model_dump(include={"temperature", "top_p", "repetition_penalty"})
     left_out = source.server.extra_body.keys() if source.server else ()
     sent |= {name: None for name in sent if name in left_out}
-    later = {name: value for name in ("top_k", "min_p") if (value := getattr(source, name)) is not None}
+    later = {name: value for name in LATER if (value := getattr(source, name))}
     return {"model": source.model, **identity, **sent, **later}
 
 
 def default_sampling(source: SourceConfig) -> Sampling:
     """How a source's entry in the configuration says that its tokens are chosen."""
-    return Sampling(source.temperature, source.top_p, source.top_k, source.min_p, source.repetition_penalty)
+    return Sampling(**{each.name: getattr(source, each.name) for each in dataclasses.fields(Sampling)})
 
 
 def _kind(source: SourceConfig, common: dict[str, Any]) -> dict[str, Any]:

@@ -52,21 +52,46 @@ class ChatTokenizer:
         self.changes: Counter[str] = Counter()
         """What was changed of the prompts so far, as `fusejax.common.chat_template.encode` says -> how many."""
         self._date = date
+        self._bos = [each for each in self._tokenizer("a").input_ids[:1] if each == self._tokenizer.bos_token_id]
+        """What the tokenizer itself begins a text with."""
         set_arguments(self._tokenizer, f"sources: {name}: chat_template_kwargs", arguments or {})
 
-    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode(self, messages: list[dict[str, str]], prefix: str = "", *, bos_again: bool = False) -> list[int]:
         """Token ids of the conversation with the generation prompt.
+
+        Args:
+          prefix: the beginning of the answer, put into the model's mouth just as it is written here; tokenised together
+            with the generation prompt, as by `continue_final_message` in transformers.
+          bos_again: prepend the BOS once more if the tokenizer adds one to text, as scripts do that tokenise what a
+            template has rendered.
 
         Raises:
           Refused: the template does not take these turns, or they leave no room for an answer.
         """
         try:
-            ids, changes = encode_prompt(self._tokenizer, messages, date=self._date)
+            ids, changes = encode_prompt(self._tokenizer, messages, prefix=prefix, date=self._date)
         except TemplateError as error:
             raise Refused(f"chat_template: {error}") from None
+        ids = self._admitted(ids, bos_again)
+        self.changes.update(changes)
+        return ids
+
+    def encode_text(self, text: str, *, bos_again: bool = False) -> list[int]:
+        """Token ids of a whole prompt as text: the special tokens that it spells out, and no others but the BOS that
+        `bos_again` prepends, as for `encode`.
+
+        Raises:
+          Refused: it is empty, or leaves no room for an answer.
+        """
+        if not text:
+            raise Refused("empty_prompt: no text")
+        return self._admitted(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], bos_again)
+
+    def _admitted(self, ids: list[int], bos_again: bool) -> list[int]:
+        if bos_again:
+            ids = [*self._bos, *ids]
         if len(ids) >= self.context:
             raise Refused(f"prompt_too_long: {len(ids)} of {self.context} tokens")
-        self.changes.update(changes)
         return ids
 
     def opened(self, prompt: tuple[int, ...]) -> str:

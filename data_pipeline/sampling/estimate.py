@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import polars as pl
 
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import LATER, PipelineConfig, SourceConfig
 from data_pipeline.sampling import answer_keys, answer_store, checkpoint
 from data_pipeline.sampling import stage as sample
 from data_pipeline.sampling.answer_keys import SamplePlan
@@ -107,7 +107,7 @@ def _plan(
     common = answer_keys.sampling_parameters(config, source, directory)
     asked = answer_keys.plan_samples(config, source, prompts, tokenizer, common)
     where = redact.shown(source.server.url) if source.server else config.backend(source)
-    shown = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    shown = ("temperature", "top_p", "repetition_penalty", *LATER)
     parameters = ", ".join(f"{name} {common[name]}" for name in shown if name in common)
     title = f"{source.name}: {source.model} at {common['revision'][:12]} by {where}, {parameters}"
     plan = _by_domain(source, prompts, asked, known)

@@ -56,7 +56,16 @@ _ANSWER = {
     "max_new_tokens": pl.Int64,
     "engine": pl.String,
 }
-SOMETIMES = pl.Schema([("reasoning", pl.String()), ("top_k", pl.Int64()), ("min_p", pl.Float64())])
+SOMETIMES = pl.Schema(
+    {
+        "reasoning": pl.String(),
+        "top_k": pl.Int64(),
+        "min_p": pl.Float64(),
+        "presence_penalty": pl.Float64(),
+        "frequency_penalty": pl.Float64(),
+        "stop": pl.List(pl.String()),
+    }
+)
 """Columns of the answer store and of `samples/{source}.parquet` that are there if one of the answers has a value."""
 STORED = pl.Schema({"key": pl.String, **_ANSWER, "seconds": pl.Float64})
 """Columns of the answer store. `text` is as it came, with the thought in it; `reasoning` is a thought that came apart

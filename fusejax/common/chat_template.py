@@ -185,10 +185,14 @@ def _has_system_turn(
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, date: datetime.date = DEFAULT_DATE
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prefix: str = "",
+    date: datetime.date = DEFAULT_DATE,
 ) -> Encoded:
     """Token ids of a conversation and of what opens the assistant's answer; see `encode`."""
-    return encode(tokenizer, messages, add_generation_prompt=True, date=date)
+    return encode(tokenizer, messages, add_generation_prompt=True, prefix=prefix, date=date)
 
 
 def encode(
@@ -196,6 +200,7 @@ def encode(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = False,
+    prefix: str = "",
     date: datetime.date = DEFAULT_DATE,
 ) -> Encoded:
     """Token ids of a conversation.
@@ -206,17 +211,19 @@ def encode(
 
     Args:
       add_generation_prompt: open the assistant's next turn.
+      prefix: written at the end, as it is: with a generation prompt, the beginning of the answer.
       date: today's, as far as the template is told.
 
     Raises:
       TemplateError: the template does not take these turns, or writes nothing.
     """
     try:
-        hidden, spelled = hide(tokenizer, messages)
+        # The prefix is text as the turns are, though the template does not see it.
+        (*hidden, last), spelled = hide(tokenizer, [*messages, {"role": "assistant", "content": prefix}])
         turns, text = as_template_takes(tokenizer, hidden, add_generation_prompt=add_generation_prompt, date=date)
         if not text:
             raise TemplateError("the template writes nothing")
-        (tokens,) = tokenize(tokenizer, [text], [spelled])
+        (tokens,) = tokenize(tokenizer, [text + last["content"]], [spelled])
     except SpelledError as error:
         raise TemplateError(str(error)) from None
     changes = {"folded": len(turns) < len(hidden), "spelled": spelled}

@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from data_pipeline.config import PipelineConfig, SourceConfig
+from data_pipeline.config import PipelineConfig, SamplerConfig, SourceConfig
 from data_pipeline.prompts import stage as prompts
 from data_pipeline.sampling import stage as stage
-from data_pipeline.sampling.sampler import Request, Sampling
+from data_pipeline.sampling.sampler import Answer, Request, Sampling
 from tests.data_pipeline.helpers import write_config, write_jsonl
 from tests.vllm.proxy import FAULTS, faulty_proxy
 
@@ -197,3 +197,48 @@ def test_what_the_engine_refuses_is_an_error_of_its_own(tiny: Path):
     assert found["fine"].error is None
     assert all(str(found[key].error).startswith("refused: ") for key in ("long", "unknown"))
     assert "jax" not in sys.modules
+
+
+def test_each_request_is_sampled_in_its_own_way(tiny: Path, vllm_server: str):
+    """In one engine at once. Greedy ones get the answers that transformers gives; a server gives all the same."""
+    from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
+    from data_pipeline.sampling.backends.transformers_sampler import TransformersSampler
+    from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
+
+    def found(sampler: Any, wanted: list[Request]) -> dict[str, Answer]:
+        return {request.key: answer for batch in sampler.generate(wanted, ()) for request, answer in batch}
+
+    prompts = [tuple(range(first, first + 9)) for first in range(5, 45, 8)]
+    here = VllmSampler(SourceConfig(name="s", model=str(tiny), engine=ENGINE), tiny, "float32", 64)
+    free = found(here, [Request(str(p), prompt, 1, 20, Sampling(0)) for p, prompt in enumerate(prompts)])
+    stop = tuple(answer.text[3:6] for answer in free.values() if len(answer.text) > 6)
+    ways = {
+        "greedy": Sampling(0),
+        "stopped": Sampling(0, stop=stop),
+        "penalised": Sampling(0, presence_penalty=1.0, frequency_penalty=0.7, repetition_penalty=1.1),
+        "hot": Sampling(1.5),
+        "stopped hot": Sampling(1.0, top_k=40, stop=("a", "e", " ")),
+        "cold": Sampling(0.001),
+    }
+    wanted = [
+        Request(f"{name} {p}", prompt, 7, 20, sampling)
+        for p, prompt in enumerate(prompts)
+        for name, sampling in ways.items()
+    ]
+    answers = found(here, wanted)
+    here.close()
+    server = {"url": vllm_server, "served_as": "tiny"}
+    client = OpenaiSampler(SourceConfig(name="s", model=str(tiny), backend="openai", server=server), 64)
+    assert found(client, wanted) == answers
+    client.close()
+    other = TransformersSampler(SamplerConfig(dtype="float32"), SourceConfig(name="s", model=str(tiny)), tiny)
+    greedy = [request for request in wanted if request.sampling.temperature == 0]
+    assert found(other, greedy) == {request.key: answers[request.key] for request in greedy}
+
+    def texts(name: str) -> list[str]:
+        return [answers[f"{name} {p}"].text for p in range(len(prompts))]
+
+    assert texts("greedy") == texts("cold") == [answer.text for answer in free.values()]
+    assert all(texts("greedy") != texts(name) for name in ("stopped", "penalised", "hot"))
+    assert stop and not any(each in text for each in stop for text in texts("stopped"))
+    assert not any(each in text for each in "ae " for text in texts("stopped hot"))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from data_pipeline.config import LEAVABLE, SourceConfig
+from data_pipeline.config import LATER, LEAVABLE, SourceConfig
 from data_pipeline.sampling.backends import openai_answers
 from data_pipeline.sampling.backends.openai_answers import Malformed
 from data_pipeline.sampling.backends.openai_connection import Connection, Refusal, Unavailable
@@ -27,7 +27,7 @@ from fusejax.common.cli import UserError, note, one_line
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 MOST_MALFORMED = 5
 """Malformed answers to one request, after which it counts as failed."""
-_OPTIONAL = ("top_k", "min_p")
+_OPTIONAL = LATER
 """Parameters that need not be set."""
 _PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
 """What a refused request may name without that being a parameter which the server does not take."""
@@ -168,12 +168,14 @@ class OpenaiSampler:
 
     def _body(self, request: Request, limit: str) -> dict[str, Any]:
         sampling = request.sampling
-        body = {
+        body: dict[str, Any] = {
             "model": self._name,
             limit: request.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
+        body |= {"presence_penalty": sampling.presence_penalty or None, "stop": list(sampling.stop) or None}
+        body |= {"frequency_penalty": sampling.frequency_penalty or None}
         if self._chat:
             # Not all take more bits.
             body |= {"messages": list(request.messages), "seed": request.seed % 2**31}

@@ -1,9 +1,11 @@
 """Opens the backend that samples from a source."""
 
+import importlib.util
 from pathlib import Path
 
 from data_pipeline.config import PipelineConfig, SourceConfig
 from data_pipeline.sampling.sampler import Sampler
+from fusejax.common.cli import UserError
 
 
 def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path | None, context: int) -> Sampler:
@@ -18,7 +20,7 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path |
     Raises:
       UserError: it cannot be loaded, or its server does not serve it.
     """
-    # Each is imported here, since it brings torch, vLLM or an HTTP client.
+    # Each is imported here, since it brings torch, vLLM, JAX or an HTTP client.
     backend = config.backend(source)
     if backend == "openai" or directory is None:
         from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
@@ -28,6 +30,12 @@ def open_sampler(config: PipelineConfig, source: SourceConfig, directory: Path |
         from data_pipeline.sampling.backends.vllm_sampler import VllmSampler
 
         return VllmSampler(source, directory, config.sampler.dtype, context)
+    if backend == "jax":
+        if importlib.util.find_spec("jax") is None:
+            raise UserError(f"sources: {source.name}: the backend jax needs JAX, which is not installed here")
+        from data_pipeline.sampling.backends.jax_sampler import JaxSampler
+
+        return JaxSampler(config.sampler, source, directory)
     from data_pipeline.sampling.backends.transformers_sampler import TransformersSampler
 
     return TransformersSampler(config.sampler, source, directory)

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from data_pipeline.config import SamplerConfig, SourceConfig
 from data_pipeline.sampling.backends.batches import batches
+from data_pipeline.sampling.backends.stop_texts import before_stop
 from data_pipeline.sampling.sampler import Answer, Batches, Request, Sampling
 from fusejax.common.cli import UserError, one_line
 
 SMALL_MODEL = 20_000_000
 """Parameters below which one CPU thread computes a step faster than several that wait for each other."""
 _THREADS = torch.get_num_threads()
+SLACK = 8
+"""Tokens before a stop text that are looked at with it, some of which may have no text of their own."""
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch when the share of unfinished ones falls below this."""
 
@@ -50,7 +53,10 @@ class TransformersSampler:
             batch = [request for request in whole if request.key not in done]
             if batch:
                 outputs = self._generate_batch(batch)
-                yield [(request, self._answer(tokens)) for request, tokens in zip(batch, outputs, strict=True)]
+                yield [
+                    (request, self._answer(tokens, request.sampling))
+                    for request, tokens in zip(batch, outputs, strict=True)
+                ]
 
     def close(self) -> None:
         """Releases the model's memory."""
@@ -58,10 +64,25 @@ class TransformersSampler:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _answer(self, tokens: list[int]) -> Answer:
-        stopped = tokens[-1] in self._stop
-        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        return Answer(text, "stop" if stopped else "length", len(tokens))
+    def _answer(self, tokens: list[int], sampling: Sampling) -> Answer:
+        ended = tokens[-1] in self._stop
+        text = self._text(tokens[:-1] if ended else tokens)
+        before = before_stop(text, sampling.stop)
+        if before is not None:
+            return Answer(before, "stop", len(tokens))
+        return Answer(text, "stop" if ended else "length", len(tokens))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _is_stopped(self, tokens: list[int], stop: tuple[str, ...]) -> bool:
+        """Whether the answer so far holds a stop text, which its last token completes."""
+        if not stop:
+            return False
+        # Most tokens are at least a byte of text. Whether the tail's first ones are the same text without those before
+        # them, only the whole answer tells.
+        tail = tokens[-(max(len(text.encode()) for text in stop) + SLACK) :]
+        return before_stop(self._text(tail), stop) is not None and before_stop(self._text(tokens), stop) is not None
 
     @torch.inference_mode()
     def _generate_batch(self, requests: list[Request]) -> list[list[int]]:
@@ -78,7 +99,9 @@ class TransformersSampler:
         inputs = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        seen = None if sampling.repetition_penalty == 1 else self._seen_tokens(inputs, mask)
+        seen = None if sampling.repetition_penalty == 1 else self._count_tokens(inputs, mask) > 0
+        penalised = sampling.presence_penalty or sampling.frequency_penalty
+        said = self._count_tokens(inputs, torch.zeros_like(mask)) if penalised else None
         cache = transformers.DynamicCache(config=self._model.config)
         outputs: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))  # Request of each row still in the batch.
@@ -92,11 +115,12 @@ class TransformersSampler:
                 logits_to_keep=1,
                 **{self._cache_argument: cache},
             ).logits[:, -1]
-            tokens = choose(logits, uniform[:, step], seen, sampling)
+            tokens = choose(logits, uniform[:, step], seen, said, sampling)
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if row in alive:
                     outputs[row].append(token)
-                    if token in self._stop or len(outputs[row]) == limits[row]:
+                    ended = token in self._stop or len(outputs[row]) == limits[row]
+                    if ended or self._is_stopped(outputs[row], sampling.stop):
                         alive.remove(row)
             if not alive:
                 break
@@ -104,37 +128,48 @@ class TransformersSampler:
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             if seen is not None:
                 seen.scatter_(1, inputs, True)
+            if said is not None:
+                said.scatter_add_(1, inputs, torch.ones_like(inputs))
             if len(alive) < COMPACT_BELOW * len(rows):
                 keep = torch.tensor([i for i, row in enumerate(rows) if row in alive], device=device)
                 cache.batch_select_indices(keep)
                 inputs, positions, mask, uniform = inputs[keep], positions[keep], mask[keep], uniform[keep]
                 seen = None if seen is None else seen[keep]
+                said = None if said is None else said[keep]
                 rows = [row for row in rows if row in alive]
         return outputs
 
-    def _seen_tokens(self, inputs: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Bool[Tensor, "B V"]:
-        """Which tokens each prompt holds."""
+    def _count_tokens(self, inputs: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Int[Tensor, "B V"]:
+        """How often each prompt holds every token, where the mask is 1."""
         vocabulary = self._model.config.get_text_config().vocab_size
         counts = torch.zeros(inputs.shape[0], vocabulary, dtype=torch.long, device=inputs.device)
-        return counts.scatter_add_(1, inputs, mask) > 0
+        return counts.scatter_add_(1, inputs, mask)
 
 
 def choose(
-    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], seen: Bool[Tensor, "B V"] | None, sampling: Sampling
+    logits: Float[Tensor, "B V"],
+    uniform: Float[Tensor, "B"],
+    seen: Bool[Tensor, "B V"] | None,
+    said: Int[Tensor, "B V"] | None,
+    sampling: Sampling,
 ) -> Int[Tensor, "B"]:
-    """The next token of each row: repetition penalty, temperature, top-k, nucleus, min-p, in the order of transformers,
+    """The next token of each row: penalties, temperature, top-k, nucleus, min-p, in the order of transformers and vLLM,
     then the inverse of the cumulative sum.
 
     Args:
       logits: of the next token, any float type.
       uniform: one number in [0, 1) per row.
-      seen: tokens of prompt and answer so far, which the penalty makes less likely (Keskar et al. 2019, section 4.1).
+      seen: tokens of prompt and answer so far, which the repetition penalty makes less likely (Keskar et al. 2019,
+        section 4.1).
+      said: how often the answer holds each token so far, for the presence and frequency penalties.
       sampling: the parameters.
     """
     logits = logits.float()
     if seen is not None:
         penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if said is not None:
+        logits = logits - sampling.frequency_penalty * said - sampling.presence_penalty * (said > 0)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities, tokens = torch.sort(

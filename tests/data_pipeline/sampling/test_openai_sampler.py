@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible servers, against a small one on loopback that fails in every way that servers do."""
 
 import asyncio
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -146,6 +147,17 @@ def test_answers_come_with_all_parameters_sent(server: tuple[Server, str]):
     assert body == {
         "model": "m", "prompt": [1, 2, 7], "max_tokens": 10, "temperature": 0.5, "top_p": 0.95, "top_k": -1,
         "min_p": 0.0, "repetition_penalty": 1.0, "seed": 7,
+    }  # fmt: skip
+
+
+def test_penalties_and_stop_texts_are_sent_where_they_are_set(server: tuple[Server, str]):
+    state, url = server
+    penalised = Sampling(0, presence_penalty=0.5, frequency_penalty=-1.5, stop=("\n\n", "END"))
+    collect(sampler(url), [dataclasses.replace(request, sampling=penalised) for request in requests(1)])
+    (body,) = state.bodies
+    told = {name: body.get(name) for name in ("presence_penalty", "frequency_penalty", "stop", "temperature", "top_p")}
+    assert told == {
+        "presence_penalty": 0.5, "frequency_penalty": -1.5, "stop": ["\n\n", "END"], "temperature": 0, "top_p": 1.0
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The transformers sampler against transformers itself, and the stage that survives being killed."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -114,7 +115,7 @@ def test_choose_follows_temperature_and_nucleus():
     logits = probabilities.log().expand(len(uniform), -1)
 
     def shares(**sampling: Any) -> list[float]:
-        tokens = choose(logits, uniform, None, Sampling(**sampling))
+        tokens = choose(logits, uniform, None, None, Sampling(**sampling))
         return (torch.bincount(tokens, minlength=4) / len(uniform)).tolist()
 
     assert shares(temperature=1, top_p=1) == pytest.approx([0.1, 0.5, 0.25, 0.15], abs=1e-3)
@@ -131,7 +132,7 @@ def test_choose_follows_top_k_and_min_p():
     logits = probabilities.log().expand(len(uniform), -1)
 
     def shares(**sampling: Any) -> list[float]:
-        tokens = choose(logits, uniform, None, Sampling(1, **sampling))
+        tokens = choose(logits, uniform, None, None, Sampling(1, **sampling))
         return (torch.bincount(tokens, minlength=4) / len(uniform)).tolist()
 
     assert shares(top_k=2) == pytest.approx([0, 2 / 3, 1 / 3, 0], abs=1e-3)
@@ -147,8 +148,49 @@ def test_choose_penalises_what_was_said():
     logits = torch.tensor([[2.0, 1.8, -1.0], [-2.0, -2.1, -9.0]])
     seen = torch.tensor([[True, False, False], [True, False, False]])
     sampling = Sampling(0, repetition_penalty=1.2)
-    assert choose(logits, torch.zeros(2), seen, sampling).tolist() == [1, 1]
-    assert choose(logits, torch.zeros(2), ~seen & False, sampling).tolist() == [0, 0]
+    assert choose(logits, torch.zeros(2), seen, None, sampling).tolist() == [1, 1]
+    assert choose(logits, torch.zeros(2), ~seen & False, None, sampling).tolist() == [0, 0]
+
+
+def test_choose_penalises_what_the_answer_said():
+    """The formula of OpenAI's API: frequency times the count, and presence once."""
+    logits, said = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[2, 1, 0]])
+
+    def chosen(**penalties: float) -> int:
+        return int(choose(logits, torch.zeros(1), None, said, Sampling(0, **penalties)))
+
+    assert [chosen(frequency_penalty=value) for value in (0.9, 1.1, 1.6)] == [0, 2, 2]
+    assert [chosen(presence_penalty=value) for value in (0.9, 1.9, 2.1)] == [0, 0, 2]
+    assert chosen(frequency_penalty=0.4, presence_penalty=1.3) == 2  # 3 - 0.8 - 1.3 < 1.
+    assert choose(logits, torch.zeros(1), None, said * 0, Sampling(0, presence_penalty=2)).tolist() == [0]
+
+
+def test_penalties_are_for_the_answer_alone(checkpoint: Path):
+    """A greedy answer, each token of which is what the model itself says once the answer's tokens are penalised."""
+    (request, *_) = requests(checkpoint, sampling=[Sampling(0, presence_penalty=1.5, frequency_penalty=0.5)])
+    source = sampler(checkpoint)
+    (tokens,) = source._generate_batch([request])
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    logits = model(torch.tensor([[*request.prompt, *tokens]])).logits[0, len(request.prompt) - 1 : -1]
+    for step, token in enumerate(tokens):
+        said = torch.bincount(torch.tensor(tokens[:step], dtype=torch.long), minlength=logits.shape[1])
+        assert int((logits[step] - 0.5 * said - 1.5 * (said > 0)).argmax()) == token
+    assert source._generate_batch(requests(checkpoint, sampling=[GREEDY])[:1]) != [tokens]
+
+
+def test_a_stop_text_ends_an_answer(checkpoint: Path):
+    """Wherever it stands in the free answer: within a token, over several, at its beginning or end."""
+    source, free = sampler(checkpoint, batch_size=4), requests(checkpoint, sampling=[GREEDY])
+    for request, whole in zip(free, answers_of(source, free), strict=True):
+        text = whole.text
+        stops = {text[i : i + 3] for i in range(0, len(text) - 3, 5)} | {text[-1:]}
+        asked = [dataclasses.replace(request, key=stop, sampling=Sampling(0, stop=("☃", stop))) for stop in stops]
+        for stop, answer in zip(stops, answers_of(source, asked), strict=True):
+            assert (answer.text, answer.finish_reason) == (text[: text.index(stop)], "stop")
+            # It ended with the token that made it complete.
+            assert answer.completion_tokens <= whole.completion_tokens
+            before = dataclasses.replace(request, max_tokens=answer.completion_tokens - 1)
+            assert answer.completion_tokens == 1 or stop not in answers_of(source, [before])[0].text
 
 
 def test_conversations_that_cannot_be_asked(gemma_checkpoint: Path):

@@ -95,6 +95,7 @@ def test_a_chat_server_is_sent_messages_and_what_is_set(tmp_path: Path, capsys: 
 
 def test_all_that_a_source_sets_is_sent_and_recorded(tmp_path: Path):
     source = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "chat_template_kwargs": {"enable_thinking": False}}
+    source |= {"presence_penalty": 0.5, "frequency_penalty": 0.25, "stop": ["END"]}
     body = {"reasoning_effort": "low", "seed": None, "temperature": None}
     with serving(lambda asked: Reply(completion(asked))) as server:
         values = values_in(tmp_path, server.url, source=source, extra_body=body, served_as="served")
@@ -104,6 +105,7 @@ def test_all_that_a_source_sets_is_sent_and_recorded(tmp_path: Path):
     assert sent["reasoning_effort"] == "low" and sent["model"] == "served" and not {"seed", "temperature"} & sent.keys()
     row = table(tmp_path).row(0, named=True)
     assert (row["top_k"], row["min_p"], row["temperature"], row["revision"]) == (20, 0.1, None, "served")
+    assert (row["presence_penalty"], row["frequency_penalty"], row["stop"]) == (0.5, 0.25, ["END"])
     card = (tmp_path / "out/data_card.md").read_text()
     assert "| top-k | min-p |" in card and "reasoning_effort" in card and "enable_thinking" in card
 
@@ -120,6 +122,9 @@ def test_keys_depend_on_what_is_set_and_not_on_the_address(tmp_path: Path):
     changed: list[dict[str, Any]] = [
         {"source": {"top_k": 20}},
         {"source": {"min_p": 0.1}},
+        {"source": {"presence_penalty": 0.1}},
+        {"source": {"frequency_penalty": 0.1}},
+        {"source": {"stop": ["END"]}},
         {"source": {"temperature": 0.7}},
         {"source": {"chat_template_kwargs": {"enable_thinking": False}}},
         {"extra_body": {"reasoning_effort": "low"}},
@@ -128,7 +133,11 @@ def test_keys_depend_on_what_is_set_and_not_on_the_address(tmp_path: Path):
     ]
     keys = [key(), *(key(**more) for more in changed)]
     assert len(set(keys)) == len(keys)
-    same = [key("https://ann:pass@elsewhere/v1?code=1"), key(source={"top_k": -1, "min_p": 0}), key(answers_as="x")]
+    same = [
+        key("https://ann:pass@elsewhere/v1?code=1"),
+        key(source={"top_k": -1, "min_p": 0, "stop": []}),
+        key(answers_as="x"),
+    ]
     same.append(key(source={"model": "m", "chat_template_kwargs": {}}, concurrency=3))
     assert {*same} == {keys[0]}
     assert keys[0] == "85b3d19b75db69f02490bba12b55c7121643ffc8c7e3cb399bd4007145238ef9", (
@@ -289,6 +298,10 @@ def refuse(problem: Any, status: int = 400) -> Reply:
     [
         ("Unrecognized request argument supplied: top_k", "the server refuses top_k: status 400: Unrec"),
         ("unknown field top_k", "unknown field top_k; leave it out"),
+        (
+            "presence_penalty is not supported by this model",
+            "presence_penalty is not supported by this model; leave it",
+        ),
         ({"error": {"message": "bad parameter", "param": "min_p"}}, "refuses min_p: status 400: bad parameter (param"),
         (
             {"detail": [{"loc": ["body", "top_k"], "msg": "no", "input": "x" * 99}]},
@@ -299,7 +312,11 @@ def refuse(problem: Any, status: int = 400) -> Reply:
 )
 def test_a_refused_parameter_is_named(tmp_path: Path, problem: Any, said: str, capsys: pytest.CaptureFixture):
     with serving(lambda _: refuse(problem)) as server:
-        run(tmp_path, values_in(tmp_path, server.url, source={"top_k": 5, "min_p": 0.1}), status=2)
+        run(
+            tmp_path,
+            values_in(tmp_path, server.url, source={"top_k": 5, "min_p": 0.1, "presence_penalty": 1}),
+            status=2,
+        )
     assert said in capsys.readouterr().err.splitlines()[-1] and kept(tmp_path) == 0
 
 
@@ -445,6 +462,7 @@ def test_an_answer_that_repeats_the_key_is_not_kept(tmp_path: Path, monkeypatch:
         ({"url": "http://host/v1/chat/completions"}, "ends at /v1"),
         ({"url": "http://host/v1", "api_key_variable": KEY}, "should match pattern"),
         ({"url": "http://host/v1", "extra_body": {"top_k": 5}}, "top_k is set elsewhere, by top_k"),
+        ({"url": "http://host/v1", "extra_body": {"stop": ["x"]}}, "stop is set elsewhere, by stop"),
         ({"url": "http://host/v1", "extra_body": {"x": float("nan")}}, "expected values that JSON has"),
     ],
 )
@@ -460,6 +478,7 @@ def test_mistakes_in_the_entry_of_a_server(server: dict[str, Any], message: str)
         ({"max_model_len": 5}, "max_model_len: behind a chat server"),
         ({"revision": "main"}, "revision: behind a chat server"),
         ({"top_k": 0}, "at least 1; -1 or null for no limit"),
+        ({"stop": ["a", ""]}, "an empty text would end every answer at once"),
         ({"chat_template_kwargs": {"messages": []}}, "messages is no argument"),
     ],
 )
