@@ -1,8 +1,8 @@
 """GPQA-Diamond: 198 questions of biology, physics and chemistry with four options (Rein et al., 2023).
 
 FuseChat-3.0's scripts have the options in an order that was drawn once, in a file of theirs: a file with `options` and
-`answer` keeps its order in the profile `fusechat3`. The Hub's rows name the right option and three others. For them, and
-in the profile `clean` always, the order is that of the hashes of question and option: the same on every machine,
+`answer` keeps its order in the profile `fusechat3`. The Hub's rows name the right option and three others. For them,
+and in the profile `clean` always, the order is that of the hashes of question and option: the same on every machine,
 whatever file it is. Its authors ask that no question be shown where crawlers find it.
 """
 
