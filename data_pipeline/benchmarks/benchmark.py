@@ -38,6 +38,8 @@ class DataFile:
     revision: str | None = None
     file: str | None = None
     """A file of the repository, where it cannot be loaded as a data set."""
+    installed: str = ""
+    """`PACKAGE/FILE` of a Python package that brings it along, where that is installed."""
     bring: str = ""
     """What to bring instead, and from where, for the error of who has neither."""
 
