@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from data_pipeline.domains import VerifierLimits
 from data_pipeline.sampling.sampler import Sampling
 
 Family = Literal["llama", "qwen", "gemma", "other"]
@@ -31,7 +32,8 @@ class DataFile:
 
     path: str
     """Hub id of a data set."""
-    subset: str | None = None
+    subset: str | tuple[str, ...] | None = None
+    """Several are read one after another."""
     split: str = "test"
     revision: str | None = None
     file: str | None = None
@@ -51,6 +53,8 @@ class Item:
     """What an interval draws: items with the same unit stand or fall together. Default: the id."""
     stratum: str = ""
     """Within which units are drawn, and means are taken where a benchmark averages twice: a task, a category."""
+    text: str = ""
+    """What training prompts are searched for: the question, without what all items have in common."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ class Tools:
     """Processes at a time. Default: the machine's cores."""
     allow_unsafe: bool = False
     """Run programs even where no sandbox holds."""
+    limits: VerifierLimits = field(default_factory=VerifierLimits)
+    """Of a program that is run."""
 
 
 @dataclass(frozen=True)
