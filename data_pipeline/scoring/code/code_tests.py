@@ -6,42 +6,8 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-ALLOWED_IMPORTS = frozenset(
-    [
-        "__future__",
-        "abc",
-        "array",
-        "bisect",
-        "calendar",
-        "cmath",
-        "collections",
-        "copy",
-        "dataclasses",
-        "datetime",
-        "decimal",
-        "enum",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "itertools",
-        "json",
-        "math",
-        "numbers",
-        "operator",
-        "queue",
-        "random",
-        "re",
-        "statistics",
-        "string",
-        "sys",
-        "textwrap",
-        "time",
-        "types",
-        "typing",
-        "unicodedata",
-    ]
-)
+from data_pipeline.scoring.code.imports import ALLOWED_IMPORTS
+
 UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 """What `ast.parse` raises on strange text."""
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__class__"}
@@ -71,8 +37,8 @@ class Suite:
     """Why the tests can give no verdict."""
 
 
-def read(tests: Sequence[str]) -> Suite:
-    """The suite of a prompt's `tests`.
+def read(tests: Sequence[str], imports: frozenset[str] = ALLOWED_IMPORTS) -> Suite:
+    """The suite of a prompt's `tests`, which may import what is named.
 
     >>> suite = read(["from math import *", "assert f(pi) == 3"])
     >>> suite.setting, suite.tests, sorted(suite.wanted), suite.problem
@@ -84,7 +50,7 @@ def read(tests: Sequence[str]) -> Suite:
     'tests_check_nothing'
     """
     try:
-        return _read([ast.parse(test) for test in tests])
+        return _read([ast.parse(test) for test in tests], imports)
     except UNPARSABLE as error:
         return Suite(problem=f"bad_test: {message(error)}")
 
@@ -93,10 +59,10 @@ def message(error: BaseException) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
 
 
-def _read(trees: list[ast.Module]) -> Suite:
+def _read(trees: list[ast.Module], imports: frozenset[str]) -> Suite:
     statements = [statement for tree in trees for statement in tree.body]
     everything = ast.Module(statements, [])
-    refused = sorted(imported_modules(everything) - ALLOWED_IMPORTS)
+    refused = sorted(imported_modules(everything) - imports)
     if refused:
         return Suite(problem=f"bad_test: imports {refused[0]}")
     setting: list[ast.stmt] = []

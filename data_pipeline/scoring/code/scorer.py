@@ -14,7 +14,6 @@ from pathlib import Path
 from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code import code_tests, programs
 from data_pipeline.scoring.code.code_tests import (
-    ALLOWED_IMPORTS,
     BUILTINS,
     UNPARSABLE,
     bound_names,
@@ -22,6 +21,7 @@ from data_pipeline.scoring.code.code_tests import (
     message,
     own_names,
 )
+from data_pipeline.scoring.code.imports import ALLOWED_IMPORTS, preloaded
 from data_pipeline.scoring.sandbox import judge
 from data_pipeline.scoring.sandbox.tiers import Tier
 from data_pipeline.scoring.scorer import Item, Score, Verdict
@@ -29,27 +29,36 @@ from data_pipeline.stage_files import fingerprint
 
 _BY_NAME = frozenset(["eval", "exec", "globals", "locals", "vars"])
 """Builtins that read names which no syntax tree shows."""
-_IMPORTED_LATE = ("_strptime", "collections.abc", "encodings.ascii", "encodings.latin_1", "encodings.utf_16")
-"""Modules that Python imports on first use; loaded before, since a program's process can open no files."""
 
 
 class CodeScorer:
     """Runs the program in the answer against the prompt's `tests`, Python statements; see `code_tests`.
+
+    Args:
+      imports: the modules that programs and tests may import; see `imports.BENCHMARK_IMPORTS`.
 
     Raises:
       UserError: no sandbox works on this machine, and running without one is not allowed.
     """
 
     def __init__(
-        self, limits: VerifierLimits, workers: int | None, *, allow_unsafe: bool = False, tier: Tier | None = None
+        self,
+        limits: VerifierLimits,
+        workers: int | None,
+        *,
+        allow_unsafe: bool = False,
+        tier: Tier | None = None,
+        imports: frozenset[str] = ALLOWED_IMPORTS,
     ):
         self._limits = judge.Limits(limits.timeout_seconds, limits.memory_mb)
         self._workers = workers or os.cpu_count() or 1
+        self._imports = imports
         self._known: dict[str, Score] = {}
         self._tier = tier or judge.strongest(allow_unsafe=allow_unsafe)
         self.sandbox = self._tier.name
         files = (*sorted(Path(__file__).parent.glob("*.py")), *sorted(Path(judge.__file__).parent.glob("*.py")))
-        self.fingerprint = fingerprint(limits.timeout_seconds, limits.memory_mb, *files)
+        more = [sorted(imports)] if imports != ALLOWED_IMPORTS else []
+        self.fingerprint = fingerprint(limits.timeout_seconds, limits.memory_mb, *more, *files)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """One score per item, in order; see `scorer.Scorer`. Equal programs with equal tests run once."""
@@ -60,30 +69,32 @@ class CodeScorer:
             tests = item.prompt["tests"] or []
             name = fingerprint(tests)
             if name not in suites:
-                suites[name] = code_tests.read(tests)
+                suites[name] = code_tests.read(tests, self._imports)
             code, doubt = programs.find(item.text, suites[name].wanted)
             keys.append(fingerprint(code, doubt, name))
             if keys[-1] not in self._known:
                 fresh[keys[-1]] = code, doubt, suites[name]
-        modules = (*ALLOWED_IMPORTS, *_IMPORTED_LATE)
+        modules = preloaded(self._imports)
         with (
             judge.Sandbox(self._limits, modules, workers=self._workers, tier=self._tier) as sandbox,
             ThreadPoolExecutor(self._workers) as threads,
         ):
-            judged = threads.map(lambda job: _judged(sandbox, *job), fresh.values())
+            judged = threads.map(lambda job: _judged(sandbox, self._imports, *job), fresh.values())
             self._known.update(zip(fresh, judged, strict=True))
         return [self._known[key] for key in keys]
 
 
-def _judged(sandbox: judge.Sandbox, code: str | None, doubt: str | None, suite: code_tests.Suite) -> Score:
+def _judged(
+    sandbox: judge.Sandbox, imports: frozenset[str], code: str | None, doubt: str | None, suite: code_tests.Suite
+) -> Score:
     if doubt is not None:
         return Score(verdict="unknown", extracted=code, detail=doubt)
     if code is None:
         return Score(verdict="wrong", detail="no_code")
     if suite.problem is not None:
         return Score(verdict="unknown", extracted=code, detail=suite.problem)
-    running = without_unused_imports(code, suite.wanted)
-    problem = analyse(running, suite.shared, suite.withheld)
+    running = without_unused_imports(code, suite.wanted, imports)
+    problem = analyse(running, suite.shared, suite.withheld, imports)
     if problem is not None and not problem.startswith("undefined_name"):
         verdict: Verdict = "wrong" if problem.startswith("syntax_error") else "unknown"
         return Score(verdict=verdict, extracted=code, detail=problem)
@@ -114,7 +125,7 @@ def _job(code: str, suite: code_tests.Suite) -> judge.Job:
     )
 
 
-def without_unused_imports(code: str, wanted: frozenset[str]) -> str:
+def without_unused_imports(code: str, wanted: frozenset[str], imports: frozenset[str] = ALLOWED_IMPORTS) -> str:
     """The program without the imports that are not allowed and of which neither it nor its tests make use.
 
     >>> without_unused_imports("import os, math\\ndef f(x):\\n    return math.floor(x)", frozenset())
@@ -123,16 +134,16 @@ def without_unused_imports(code: str, wanted: frozenset[str]) -> str:
     try:
         tree = ast.parse(code)
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | wanted
-        if used & _BY_NAME or not imported_modules(tree) - ALLOWED_IMPORTS:
+        if used & _BY_NAME or not imported_modules(tree) - imports:
             return code
-        return ast.unparse(_DropImports(used).visit(tree))
+        return ast.unparse(_DropImports(used, imports).visit(tree))
     except UNPARSABLE:
         return code
 
 
 class _DropImports(ast.NodeTransformer):
-    def __init__(self, used: set[str] | frozenset[str]):
-        self._used = used
+    def __init__(self, used: set[str] | frozenset[str], imports: frozenset[str]):
+        self._used, self._imports = used, imports
 
     def visit_Import(self, node: ast.Import) -> ast.stmt:
         kept = [alias for alias in node.names if self._keep(alias.name, alias.asname or alias.name)]
@@ -145,10 +156,15 @@ class _DropImports(ast.NodeTransformer):
 
     def _keep(self, module: str, bound: str) -> bool:
         package = module.partition(".")[0] or "."
-        return package in ALLOWED_IMPORTS or bound == "*" or bound.partition(".")[0] in self._used
+        return package in self._imports or bound == "*" or bound.partition(".")[0] in self._used
 
 
-def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()) -> str | None:
+def analyse(
+    code: str,
+    setting: str = "",
+    withheld: frozenset[str] = frozenset(),
+    imports: frozenset[str] = ALLOWED_IMPORTS,
+) -> str | None:
     """What is wrong with a program before it runs: it does not parse, imports what is not allowed, or reads a name that
     is withheld from it or that neither the program, its setting nor Python defines. None if nothing is wrong.
 
@@ -159,7 +175,7 @@ def analyse(code: str, setting: str = "", withheld: frozenset[str] = frozenset()
         tree = ast.parse(code)
     except UNPARSABLE as error:
         return f"syntax_error: {message(error)}"
-    refused = sorted(imported_modules(tree) - ALLOWED_IMPORTS)
+    refused = sorted(imported_modules(tree) - imports)
     if refused:
         return f"import_not_allowed: {refused[0]}"
     bound = BUILTINS | bound_names(tree) | bound_names(ast.parse(setting))

@@ -14,6 +14,8 @@ MACHINE = "x86_64"
 """The only architecture whose system calls are listed here."""
 SCRATCH_FILE_BYTES = 2**20
 OPEN_FILES = 32
+STACK_BYTES = 100 * 2**20
+"""The kernel keeps 128 MiB free below the stack of a process, whatever the limit that it started with."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -107,6 +109,12 @@ def limit(cpu_seconds: float, memory_mb: int) -> None:
         (resource.RLIMIT_MSGQUEUE, 0, 0),
     ):
         resource.setrlimit(kind, (soft, hard))
+
+
+def raise_stack_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def forbid_new_privileges() -> None:

@@ -9,24 +9,29 @@
 In each tier programs run as a user that is not root, with resource limits.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_pipeline.scoring.sandbox import confine
+from fusejax.common.cli import UserError
 
 SCRATCH_USER = 61_437
 """User id of programs where the pipeline runs as root: a number that no account should have."""
-ENVIRONMENT = {"PYTHONHASHSEED": "0"}
-"""A zygote's whole environment: it makes the order of sets, and verdicts that depend on it, the same in every run."""
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+"""A zygote's whole environment: it makes the order of sets, and verdicts that depend on it, the same in every run; and
+NumPy start no threads, which a fork would not have."""
 _HERE = Path(__file__).parent
 _START = (
     "import json, sys; sys.path.append({root!r}); import sandbox.zygote as zygote; sys.path.pop(); "
     "zygote.main(json.loads({settings!r}))"
 )
+_PACKAGES = "/packages"
 _SCRATCH_BYTES = 2**26
 
 
@@ -69,13 +74,35 @@ def missing() -> str:
     )
 
 
-def command(tier: Tier, scratch: str, settings: str) -> list[str]:
+def packages(modules: Sequence[str]) -> list[Path]:
+    """The folders of modules that are not Python's own, with the libraries that wheels lay beside them.
+
+    Raises:
+      UserError: one is not installed.
+    """
+    found = []
+    for name in sorted({module.partition(".")[0] for module in modules} - sys.stdlib_module_names):
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"the sandbox needs the package {name}, which is not installed")
+        folder = Path(spec.submodule_search_locations[0]).resolve()
+        found += [folder, *folder.parent.glob(f"{name}.libs")]
+    return found
+
+
+def package_paths(tier: Tier, folders: Sequence[Path]) -> list[str]:
+    """Where a zygote finds packages."""
+    return [_PACKAGES] * bool(folders) if tier.bubblewrap else sorted({str(folder.parent) for folder in folders})
+
+
+def command(tier: Tier, scratch: str, settings: str, folders: Sequence[Path] = ()) -> list[str]:
     """The command that starts a zygote.
 
     Args:
       tier: the isolation around it.
       scratch: a directory of the zygote's own; see `scratch_in`.
       settings: JSON, see `zygote.main`.
+      folders: those of packages.
     """
     # The interpreter behind a virtual environment: packages are not needed, and should not be visible.
     executable = os.path.realpath(sys.executable)
@@ -92,6 +119,7 @@ def command(tier: Tier, scratch: str, settings: str) -> list[str]:
         *("--cap-drop", "ALL", *privileges, "--clearenv"),
         *(part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)),
         *(part for path in readable for part in ("--ro-bind-try", path, path)),
+        *(part for folder in folders for part in ("--ro-bind", str(folder), f"{_PACKAGES}/{folder.name}")),
         *("--ro-bind", str(_HERE), "/judge/sandbox", "--dev-bind", "/dev/null", "/dev/null"),
         *("--perms", "1777", "--size", str(_SCRATCH_BYTES), "--tmpfs", scratch, "--chdir", "/", "--"),
         *python,

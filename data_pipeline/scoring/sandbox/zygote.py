@@ -1,7 +1,8 @@
-"""Forks an examiner and a program for each job, and ends them.
+"""Forks an examiner and a program for each job, or a script, and ends them.
 
-Started inside the tier's isolation, it imports all that jobs may use and drops its user. A byte on stdin announces a
-job, which only the examiner reads; on stdout the examiner writes its report, and then the zygote how both ended.
+Started inside the tier's isolation, it imports all that jobs may use and drops its user. A byte on stdin, a socket,
+announces a job, which only the examiner reads; on stdout the examiner writes its report, and then the zygote how both
+ended. A script's byte comes with three descriptors, from which and to which the script alone reads and writes.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import confine
+from . import confine, script
 from .channel import Channel
 from .examiner import examine
 from .heap import Heap
@@ -40,11 +42,15 @@ def main(settings: dict) -> None:
     """Serves jobs until stdin closes.
 
     Args:
-      settings: modules to import, scratch (a directory), bubblewrap (None: not within it), user (None: stay), landlock
-        and seccomp (whether to use them), cpu_seconds, memory_mb, wall_seconds.
+      settings: modules to import, packages (folders with those that are not Python's own), scratch (a directory),
+        bubblewrap (None: not within it), user (None: stay), landlock and seccomp (whether to use them), cpu_seconds,
+        memory_mb, wall_seconds.
     """
+    standard = list(sys.path)
+    sys.path += settings["packages"]
     for name in settings["modules"]:
         importlib.import_module(name)
+    sys.path[:] = standard
     Heap.modules = frozenset(sys.modules)
     settings["files"] = settings["bubblewrap"] is not None or confine.stay_in(settings["scratch"])
     if settings["files"] and settings["bubblewrap"] is None:
@@ -55,9 +61,13 @@ def main(settings: dict) -> None:
     gc.collect()
     gc.freeze()
     _say({"ready": True})
-    # One byte only: the examiner alone reads the rest.
-    while os.read(0, 1):
-        _say(_job(settings))
+    judge = socket.socket(fileno=0)
+    while True:
+        # One byte only: the examiner alone reads the rest.
+        kind, descriptors, _, _ = socket.recv_fds(judge, 1, 3)
+        if not kind:
+            break
+        _say(_script(settings, *descriptors) if kind == b"S" else _job(settings))
         _wipe(settings["scratch"])
 
 
@@ -77,7 +87,7 @@ def _job(settings: dict) -> dict:
         _become(settings, zygote, {0: 0, 3: values_in, 4: calls_out, 5: 1}, None, _examine)
     for descriptor in (calls_in, calls_out, values_in, values_out):
         os.close(descriptor)
-    stopped = _watch(program, examiner, settings["wall_seconds"], scratch)
+    stopped = _watch(examiner, (program, examiner), settings["wall_seconds"], scratch)
     ends = {}
     for name, process in (("program", program), ("examiner", examiner)):
         if name == "program" and stopped is None:
@@ -88,6 +98,19 @@ def _job(settings: dict) -> dict:
         _, status, usage = os.wait4(process, 0)
         ends[name] = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
     return {"stopped": stopped, **ends}
+
+
+def _script(settings: dict, stdin: int, stdout: int, stderr: int) -> dict:
+    scratch, zygote = settings["scratch"], os.getpid()
+    process = os.fork()
+    if not process:
+        _become(settings, zygote, {0: stdin, 1: stdout, 2: stderr}, scratch, script.run, stack=True)
+    for descriptor in (stdin, stdout, stderr):
+        os.close(descriptor)
+    stopped = _watch(process, (process,), settings["wall_seconds"], scratch)
+    os.kill(process, signal.SIGKILL)
+    _, status, usage = os.wait4(process, 0)
+    return {"stopped": stopped, "program": [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]}
 
 
 def _wipe(scratch: str) -> None:
@@ -106,13 +129,13 @@ def _settle(process: int) -> None:
     os.close(descriptor)
 
 
-def _watch(program: int, examiner: int, wall_seconds: float, scratch: str) -> str | None:
-    """Waits for the examiner to end; otherwise returns why it stopped waiting: "asleep", "wall" or "disk".
+def _watch(last: int, processes: tuple[int, ...], wall_seconds: float, scratch: str) -> str | None:
+    """Waits for the last of the processes to end; otherwise returns why it stopped waiting: "asleep", "wall" or "disk".
 
     A job that keeps computing gets more time, since the machine may be busy: CPU time has a limit of its own.
     """
     deadline, windows, used = time.monotonic() + wall_seconds, 1, 0.0
-    descriptor = os.pidfd_open(examiner)
+    descriptor = os.pidfd_open(last)
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)
     waiting.register(0, 0)
@@ -125,7 +148,7 @@ def _watch(program: int, examiner: int, wall_seconds: float, scratch: str) -> st
                     # The judge has gone; the children end with their parent.
                     sys.exit(1)
             if time.monotonic() > deadline:
-                before, used = used, _cpu_seconds(program) + _cpu_seconds(examiner)
+                before, used = used, sum(map(_cpu_seconds, processes))
                 if used - before < ASLEEP_SHARE * wall_seconds:
                     return "asleep"
                 if windows == MAX_WINDOWS:
@@ -150,8 +173,19 @@ def _disk_full(scratch: str) -> bool:
     return len(sizes) > SCRATCH_FILES or sum(sizes) > SCRATCH_BYTES
 
 
-def _become(settings: dict, zygote: int, descriptors: dict, scratch: str | None, run: Callable[[], None]) -> None:
-    """Keeps only the descriptors given (new number -> old), gives up everything else, runs and ends."""
+def _become(
+    settings: dict,
+    zygote: int,
+    descriptors: dict,
+    scratch: str | None,
+    run: Callable[[], None],
+    *,
+    stack: bool = False,
+) -> None:
+    """Keeps only the descriptors given (new number -> old), gives up everything else, runs and ends.
+
+    With `stack`, the process gets all the stack that it can have.
+    """
     try:
         confine.end_with_parent(zygote)
         wanted = {0: _NULL, 1: _NULL, 2: _NULL, **descriptors}
@@ -161,6 +195,8 @@ def _become(settings: dict, zygote: int, descriptors: dict, scratch: str | None,
         os.closerange(max(wanted) + 1, 256)
         os.chdir(scratch or "/")
         confine.limit(settings["cpu_seconds"], settings["memory_mb"])
+        if stack:
+            confine.raise_stack_limit()
         confine.forbid_new_privileges()
         if settings["landlock"]:
             confine.landlock(scratch)

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline.domains import VerifierLimits
 from data_pipeline.scoring.code.code_tests import read
+from data_pipeline.scoring.code.imports import BENCHMARK_IMPORTS
 from data_pipeline.scoring.code.programs import find
 from data_pipeline.scoring.code.scorer import CodeScorer, analyse
 from data_pipeline.scoring.sandbox.judge import Job, Sandbox
@@ -235,3 +236,26 @@ def test_an_import_that_fails_is_the_programs_fault():
 def test_tests_may_use_what_the_program_imports_under_its_own_name():
     program = "from collections import Counter\n" + GOOD
     assert judge(program, ["assert Counter([add(1, 2)]) == {3: 1}"]).verdict == "correct"
+
+
+WIDE = "import os, colorsys, urllib.parse\nimport numpy as np\nfrom io import StringIO\n" + (
+    "def add(a, b):\n    print(1, file=StringIO())\n"
+    "    assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0) and urllib.parse.quote(os.sep) == '/'\n"
+    "    return int(np.linalg.det(np.eye(2)) * np.add(a, b))"
+)
+
+
+def test_benchmarks_import_more():
+    item = Item({"tests": TESTS}, f"```python\n{WIDE}\n```")
+    narrow = CodeScorer(VerifierLimits(), workers=1)
+    wide = CodeScorer(VerifierLimits(), workers=1, imports=BENCHMARK_IMPORTS)
+    assert [score.detail for score in narrow.score([item])] == ["import_not_allowed: colorsys"]
+    assert [score.detail for score in wide.score([item])] == ["passed"]
+    assert wide.fingerprint != narrow.fingerprint
+    # Modules that need what the sandbox refuses.
+    for code in ("return os.fork()", "return os.kill(1, 9)", "return len(os.listdir('/proc')) and a + b"):
+        body = f"import os\ndef add(a, b):\n    {code}"
+        (score,) = wide.score([Item({"tests": TESTS}, f"```python\n{body}\n```")])
+        assert score.verdict == "wrong" and "Error: [Errno" in (score.detail or "")
+    (score,) = wide.score([Item({"tests": ["import os", *TESTS]}, f"```python\n{GOOD}\n```")])
+    assert score.verdict == "correct"

@@ -1,15 +1,13 @@
 """Attacks on the sandbox: each is contained, none passes, and what comes next is judged as ever."""
 
-import ctypes
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +20,11 @@ from data_pipeline.scoring.sandbox.heap import EXAMINER, PROGRAM, Heap
 from data_pipeline.scoring.sandbox.values import Decoder, Encoder, Malformed
 from data_pipeline.scoring.scorer import Item, Score
 from fusejax.common.cli import UserError
+from tests.data_pipeline.scoring.bait import Bait, nobody_left
 
 START = "os = __import__('os')\nsys = __import__('sys')\n"
 TESTS = ["assert f(1) == 7345", "assert f(2) == 7346"]
 GOOD = "def f(x):\n    return x + 7344"
-SECRET = "SECRET-7345"
 
 
 @dataclass(frozen=True)
@@ -50,83 +48,9 @@ def read_attacks() -> list[Attack]:
 ATTACKS = read_attacks()
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
-def tier(request: pytest.FixtureRequest) -> tiers.Tier:
-    found = [tier for tier in tiers.tiers(allow_unsafe=False) if tier.name == request.param]
-    if not found:
-        pytest.skip(f"{request.param}: {tiers.missing()}")
-    if problem := judge.probe(found[0]):
-        pytest.skip(problem)
-    return found[0]
-
-
 @pytest.fixture(scope="module")
 def scorer(tier: tiers.Tier) -> CodeScorer:
     return CodeScorer(VerifierLimits(timeout_seconds=1, memory_mb=512), 1, tier=tier)
-
-
-class Bait:
-    """What attacks reach for, and would get if they could: a file that anybody may read, a folder, a server."""
-
-    def __init__(self, folder: Path, server: socket.socket):
-        for path in (folder, *list(folder.parents)[:2]):
-            path.chmod(0o755)
-        self._secret = folder / "secret.txt"
-        self._secret.write_text(SECRET)
-        self._open = folder / "open"
-        self._open.mkdir()
-        self._open.chmod(0o777)
-        self._server = server
-        self.words = {
-            "SECRET_FILE": str(self._secret),
-            "OUTSIDE": str(self._open / "x"),
-            "PORT": str(server.getsockname()[1]),
-        }
-
-    def check(self) -> None:
-        """Nobody took it."""
-        assert self._secret.read_text() == SECRET
-        assert not list(self._open.iterdir())
-        with pytest.raises(BlockingIOError):
-            self._server.accept()
-
-
-@pytest.fixture(scope="module")
-def bait(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bait]:
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.MonkeyPatch.context() as patch:
-        server.setblocking(False)
-        patch.setenv("FUSEJAX_SECRET", SECRET)
-        yield Bait(tmp_path_factory.mktemp("bait"), server)
-
-
-@pytest.fixture
-def descendants() -> Iterator[set[int]]:
-    """Processes of ours, before the test. Whoever loses its parent becomes a child of ours, however it hid."""
-    set_subreaper = 36
-    libc = ctypes.CDLL(None)
-    libc.prctl(set_subreaper, 1, 0, 0, 0)
-    yield children()
-    libc.prctl(set_subreaper, 0, 0, 0, 0)
-
-
-def children() -> set[int]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == os.getpid() and state not in "ZX":
-            found.add(int(path.parent.name))
-    return found
-
-
-def nobody_left(before: set[int]) -> bool:
-    for _ in range(100):
-        if children() <= before:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def score(scorer: CodeScorer, *programs: str, tests: list[str]) -> list[Score]:

@@ -1,0 +1,35 @@
+"""Compares what a script printed with what it should have printed, as LiveCodeBench does."""
+
+from decimal import Decimal, InvalidOperation
+
+_SHOWN = 80
+"""Most characters of a line in a detail."""
+
+
+def difference(found: str, expected: str) -> str | None:
+    """The first difference of two outputs, None if they are equal.
+
+    White space around the whole and around each line does not count. Lines are equal as text, or as numbers that are
+    written apart: exactly, so that 1.0 equals 1, but 0.1 does not equal 0.10001.
+
+    >>> difference("1.0 2\\nyes ", "1 2.00\\nyes\\n")
+    >>> difference("1\\nno", "1\\nyes")
+    "line 2: 'no', expected 'yes'"
+    """
+    lines, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (found, expected))
+    for number, (line, right) in enumerate(zip(lines, wanted, strict=False), 1):
+        if line != right and not _equal_numbers(line, right):
+            return f"line {number}: {_shown(line)}, expected {_shown(right)}"
+    return f"{len(lines)} lines, expected {len(wanted)}" if len(lines) != len(wanted) else None
+
+
+def _equal_numbers(line: str, right: str) -> bool:
+    parts, wanted = line.split(), right.split()
+    try:
+        return len(parts) == len(wanted) and list(map(Decimal, parts)) == list(map(Decimal, wanted))
+    except InvalidOperation:
+        return False
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
