@@ -240,3 +240,15 @@ def test_errors_name_what_is_missing():
 
 def test_it_is_a_judged_benchmark():
     assert isinstance(BENCHMARK, Judged)
+
+
+def test_the_judges_prompt(eval_data: Path):
+    (item,) = items(1)
+    (call,) = BENCHMARK.calls(answer(item, "ours"))
+    first, second = ("ours", item.fields["output"]) if switched("Say 0.") else (item.fields["output"], "ours")
+    published = (eval_data / "prompts" / "alpaca_eval_clf.txt").read_text()
+    for place, text in (("{instruction}", "Say 0."), ("{output_1}", first), ("{output_2}", second)):
+        published = published.replace(place, text)
+    turns = [part.split("\n", 1) for part in published.split("<|im_start|>")[1:]]
+    theirs = [{"role": role, "content": text.split("<|im_end|>")[0].strip()} for role, text in turns]
+    assert list(call.messages) == theirs
