@@ -88,7 +88,7 @@ _SECOND = (
 )
 
 
-class MtBench:
+class MTBench:
     name = "mt_bench"
     title = "MT-Bench"
     scale = 10.0

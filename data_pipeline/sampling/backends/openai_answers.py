@@ -68,6 +68,27 @@ def chat(found: Any) -> Answer:
     return _answer(choice, text, thought, read, written)
 
 
+def top_logprobs(found: Any) -> tuple[tuple[str, float], ...] | None:
+    """(token, log-probability) of the likeliest first tokens of a chat's answer, likeliest first; None if there are
+    none.
+
+    Raises:
+      Malformed: they are no such list.
+    """
+    logprobs = _choice(found).get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not content:
+        return None
+    try:
+        top = [(each["token"], float(each["logprob"])) for each in content[0]["top_logprobs"]]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise Malformed("logprobs that are none") from None
+    # Of a token that cannot come, -inf; NaN compares with nothing.
+    if not all(isinstance(token, str) and logprob <= 1e-3 for token, logprob in top):
+        raise Malformed("logprobs that are none")
+    return tuple(sorted(top, key=lambda pair: -pair[1])) or None
+
+
 def model(found: Any) -> str | None:
     """The name of the model that answered; None if the response does not say.
 

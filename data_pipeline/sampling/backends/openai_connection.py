@@ -4,14 +4,16 @@ Passwords and keys go into headers and queries, and into nothing else: whatever 
 shortened before it becomes part of a message.
 """
 
+import asyncio
 import base64
 import email.utils
 import logging
 import os
+import random
 import re
 import time
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import httpx2
@@ -19,14 +21,20 @@ import openai
 
 from data_pipeline.config import ServerConfig
 from data_pipeline.sampling.backends import openai_answers
+from data_pipeline.sampling.backends.openai_answers import Malformed
 from fusejax.common import redact
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, one_line
 
 MOST_BYTES = 2**25
 """Of a response; more is no answer."""
 RETRIED = (408, 409, 425, 429)
 REFUSALS = (400, 413, 422)
 """HTTP statuses that mean a fault of this one request; other client errors mean a fault of the configuration."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds."""
+MOST_MALFORMED = 5
+"""Malformed answers to one request, after which it counts as failed."""
+Found = TypeVar("Found")
 
 # At this level it writes the URL of every request, with the keys in it.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -88,6 +96,36 @@ class Connection:
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:  # While an error's body was read.
             raise Unavailable(self.told(str(error) or type(error).__name__)) from None
         return response.content
+
+    async def patiently(
+        self, client: openai.AsyncOpenAI, method: str, path: str, body: Any, parse: Callable[[Any], Found]
+    ) -> Found:
+        """The parsed response; temporary failures are retried with growing delays.
+
+        Raises:
+          Refusal: the server does not take this request.
+          Malformed: so were all of several responses.
+          UserError: the failure outlasted the server's patience, or is not temporary.
+        """
+        # Only the time between attempts counts: a request that is lost after an hour is no reason to give up.
+        waited, attempt, malformed = 0.0, 0, 0
+        while True:
+            try:
+                return parse(openai_answers.parse(await self.send(client, method, path, body)))
+            except (Unavailable, Malformed) as error:
+                malformed += isinstance(error, Malformed)
+                if malformed == MOST_MALFORMED:
+                    raise Malformed(self.told(str(error))) from None
+                # Random, so that requests that failed together are not retried together.
+                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
+                wait, attempt = getattr(error, "wait", 0.0) + backoff, attempt + 1
+                waited += wait
+                if waited > self._server.patience_seconds:
+                    raise UserError(
+                        f"{self.where}: no answer after {attempt} attempts, {self._server.patience_seconds:g} seconds "
+                        f"of patience: {one_line(error)}; the answers so far are kept"
+                    ) from None
+                await asyncio.sleep(wait)
 
     def _refuse(self, response: httpx2.Response, body: Any) -> NoReturn:
         """Raises what a response with an error's status means."""

@@ -9,10 +9,9 @@ parameters that are set: many hosts refuse those that they do not know.
 
 import asyncio
 import dataclasses
-import random
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -20,18 +19,19 @@ import openai
 from data_pipeline.config import LATER, LEAVABLE, SourceConfig
 from data_pipeline.sampling.backends import openai_answers
 from data_pipeline.sampling.backends.openai_answers import Malformed
-from data_pipeline.sampling.backends.openai_connection import Connection, Refusal, Unavailable
+from data_pipeline.sampling.backends.openai_connection import Connection, Refusal
 from data_pipeline.sampling.sampler import Answer, Batches, Request
-from fusejax.common.cli import UserError, note, one_line
+from fusejax.common.cli import UserError, note
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 MOST_MALFORMED = 5
 """Malformed answers to one request, after which it counts as failed."""
 _OPTIONAL = LATER
 """Parameters that need not be set."""
+_OPTIONAL = ("top_k", "min_p")
+"""Parameters that a source need not set."""
 _PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
 """What a refused request may name without that being a parameter which the server does not take."""
-Found = TypeVar("Found")
 
 
 class OpenaiSampler:
@@ -104,7 +104,7 @@ class OpenaiSampler:
     async def _open(self, context: int) -> None:
         async with self._connection.client() as client:
             try:
-                models = await self._patiently(client, "GET", "/models", None, openai_answers.models)
+                models = await self._connection.patiently(client, "GET", "/models", None, openai_answers.models)
             except Malformed as error:
                 raise UserError(f"{self._where}: {error}") from None
             served, root = models.get(self._name, (None, None))
@@ -123,7 +123,7 @@ class OpenaiSampler:
     async def _version(self, client: openai.AsyncOpenAI) -> str:
         """The server's version, which only vLLM reports, at a path beside `/v1`."""
         try:
-            found = await self._patiently(
+            found = await self._connection.patiently(
                 client, "GET", f"{self._connection.url.removesuffix('/v1')}/version", None, _version
             )
         except (UserError, Malformed):
@@ -155,7 +155,9 @@ class OpenaiSampler:
             limit = self._limit
             try:
                 body = self._body(request, limit)
-                answer = await self._patiently(client, "POST", path, body, lambda found: self._read(found, request))
+                answer = await self._connection.patiently(
+                    client, "POST", path, body, lambda found: self._read(found, request)
+                )
             except Malformed as error:
                 return Answer("", "error", 0, f"malformed_answer: {error}", believed=False)
             except Refusal as error:
@@ -238,36 +240,6 @@ class OpenaiSampler:
             if first in LEAVABLE and ours:
                 remedy = f"server.extra_body: {{{first}: null}} leaves it out"
             raise UserError(f"{self._where}: the server refuses {', '.join(named)}: {problem}; {remedy}")
-
-    async def _patiently(
-        self, client: openai.AsyncOpenAI, method: str, path: str, body: Any, parse: Callable[[Any], Found]
-    ) -> Found:
-        """The parsed response; temporary failures are retried with growing delays.
-
-        Raises:
-          Refusal: the server does not take this request.
-          Malformed: so were all of several responses.
-          UserError: the failure outlasted the source's patience, or is not temporary.
-        """
-        # Only the time between attempts counts: a request that is lost after an hour is no reason to give up.
-        waited, attempt, malformed = 0.0, 0, 0
-        while True:
-            try:
-                return parse(openai_answers.parse(await self._connection.send(client, method, path, body)))
-            except (Unavailable, Malformed) as error:
-                malformed += isinstance(error, Malformed)
-                if malformed == MOST_MALFORMED:
-                    raise Malformed(self._connection.told(str(error))) from None
-                # Random, so that requests that failed together are not retried together.
-                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
-                wait, attempt = getattr(error, "wait", 0.0) + backoff, attempt + 1
-                waited += wait
-                if waited > self._server.patience_seconds:
-                    raise UserError(
-                        f"{self._where}: no answer after {attempt} attempts, {self._server.patience_seconds:g} seconds "
-                        f"of patience: {one_line(error)}; the answers so far are kept"
-                    ) from None
-                await asyncio.sleep(wait)
 
 
 def _version(found: Any) -> str:

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from data_pipeline.benchmarks.benchmark import Answer, Grade, Item, Judged, Reply
-from data_pipeline.benchmarks.suite.mt_bench import MtBench, rating
+from data_pipeline.benchmarks.suite.mt_bench import MTBench, rating
 from fusejax.common.cli import UserError
 
-BENCHMARK = MtBench()
+BENCHMARK = MTBench()
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Write {x}.", "Again."]},
     {"question_id": 111, "category": "math", "turns": ["What is 2 + 2?", "And twice?"]},

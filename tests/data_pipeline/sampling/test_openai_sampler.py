@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from data_pipeline.config import ServerConfig, SourceConfig
-from data_pipeline.sampling.backends import openai_sampler
+from data_pipeline.sampling.backends import openai_connection
 from data_pipeline.sampling.backends.openai_sampler import OpenaiSampler
 from data_pipeline.sampling.sampler import Answer, Request, Sampling
 from fusejax.common.cli import UserError
@@ -111,7 +111,7 @@ def server() -> Iterator[tuple[Server, str]]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_sampler, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(openai_connection, "FIRST_WAIT", 0.01)
 
 
 def sampler(url: str, context: int = 100, **server: Any) -> OpenaiSampler:

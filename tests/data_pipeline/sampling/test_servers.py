@@ -18,7 +18,7 @@ import pytest
 from data_pipeline.__main__ import STAGES, main
 from data_pipeline.config import PipelineConfig, ServerConfig, SourceConfig
 from data_pipeline.sampling import answer_keys
-from data_pipeline.sampling.backends import openai_sampler
+from data_pipeline.sampling.backends import openai_connection
 from data_pipeline.sampling.backends.openai_answers import MOST_TOKENS
 from fusejax.common import cli
 from tests.data_pipeline.helpers import write_config, write_jsonl
@@ -29,7 +29,7 @@ Behave = Callable[[Asked], Reply]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_sampler, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(openai_connection, "FIRST_WAIT", 0.01)
 
 
 def values_in(folder: Path, url: str, count: int = 4, source: Any = (), **server: Any) -> dict[str, Any]:
@@ -373,7 +373,7 @@ def test_waits_as_long_as_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.Mon
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(openai_sampler.asyncio, "sleep", sleep)
+    monkeypatch.setattr(openai_connection.asyncio, "sleep", sleep)
     waits = iter(["7", "2.5", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "1" * 400])
 
     def behave(asked: Asked) -> Reply:
