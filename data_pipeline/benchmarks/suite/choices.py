@@ -55,7 +55,7 @@ BEHIND = (
 )
 
 _FIRST = re.compile(r"answer is \(?([A-J])\)?")
-_THEN = re.compile(r".*[aA]nswer:\s*([A-J])")
+_THEN = re.compile(r"[aA]nswer:(?=\s*([A-J]))")
 _ALONE = re.compile(r"\b[A-J]\b")
 
 _AROUND = r"(?:[\s*_`\"'“”‘’$(\[{]|\\(?:boxed|text|textbf|mathbf|mathrm)\b){0,12}"
@@ -150,9 +150,14 @@ def first_or_any(text: str, options: int) -> str | None:
     >>> first_or_any("It is [D], I think.", 4)
     'I'
     """
-    if match := _FIRST.search(text) or _THEN.search(text):
+    # Theirs are the same but for a `.*` that makes the second the last of its line, and for a lookahead that no other
+    # follows the third. Both would take a time that is quadratic in the text's length.
+    if match := _FIRST.search(text):
         return match[1]
-    # The last one alone: theirs is a lookahead that no other follows.
+    found = list(_THEN.finditer(text))
+    if found:
+        end = text.find("\n", found[0].start())
+        return [match[1] for match in found if end < 0 or match.start() < end][-1]
     return next(reversed(_ALONE.findall(text)), None)
 
 

@@ -1,11 +1,13 @@
 """What the benchmarks of mathematics have in common: a question with one final answer, asked once, greedily.
 
-The prompt is that of Qwen2.5-Math's evaluation, which FuseChat-3.0 used. The verdict is not: `scoring.math` compares by
-Math-Verify, with doubts, where Qwen's grader also takes 0.5 for 50 and 0.005, and anything within a relative 1e-4.
-`benchmarks/math_graders.py` lists where the two part.
+The prompt is that of Qwen2.5-Math's evaluation, which FuseChat-3.0 used. The verdict is not: `scoring.math` compares
+exactly and by Math-Verify, where Qwen's grader takes 1,800 and 0.18 for 18, and whatever is within a relative 1e-4, but
+does not read "The answer is **18**." `benchmarks/math_graders.py` lists where the two part. With both, the answer that
+is found last counts, whatever is said behind it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -32,6 +34,7 @@ from data_pipeline.scoring.scorer import Item as Judged
 from data_pipeline.scoring.scorer import Score
 
 SENTENCE = r"Please reason step by step, and put your final answer within \boxed{}."
+_UNCLEAR = "unclear_answer"
 _WITH_SYSTEM_TURN = ("llama", "qwen")
 
 
@@ -74,7 +77,13 @@ class Mathematics:
     def grade(self, answers: Sequence[Answer], profile: Profile, tools: Tools) -> list[Grade]:
         scorer = MathScorer(tools.limits, tools.workers)
         items = [Judged({"answer": answer.item.fields["answer"]}, answer.texts[-1]) for answer in answers]
-        return [_grade(score) for score in scorer.score(items)]
+        scores = scorer.score(items)
+        # The verifier doubts whether the text stands by some answers. Judged alone in a box, they get a verdict.
+        unclear = [index for index, score in enumerate(scores) if (score.detail or "").startswith(_UNCLEAR)]
+        meant = [replace(items[index], text=rf"\boxed{{{scores[index].extracted}}}") for index in unclear]
+        for index, score in zip(unclear, scorer.score(meant), strict=True):
+            scores[index] = replace(score, extracted=scores[index].extracted)
+        return [_grade(score) for score in scores]
 
     def score(self, rows: pl.DataFrame, weights: Float[np.ndarray, "N"]) -> float:
         return self.scale * weighted_mean(rows["score"].to_numpy(), weights)
@@ -88,7 +97,7 @@ def _turns(question: str, family: Family) -> tuple[dict[str, str], ...]:
 
 
 def _grade(score: Score) -> Grade:
-    """In a benchmark, doubt is wrong."""
+    """What cannot be compared (a rounded value, a matrix) is wrong, and counted."""
     if score.verdict == "unknown":
         reason = "unanswered" if score.detail == "no_final_answer" else "unknown"
         return Grade(0.0, score.extracted, f"{reason}: {score.detail}")

@@ -113,10 +113,24 @@ def test_prompts(family: Any, profile: Any, expected: Prompt):
 
 
 def test_right_wrong_unanswered_and_doubtful():
-    grades = grade(GSM8K(), ITEM, r"So \boxed{2}.", r"So \boxed{3}.", "I do not know.", "3 apples, then 2 are left.")
+    item = MATH().items({"math": [{"problem": "q", "answer": r"\frac13"}]})[0]
+    grades = grade(MATH(), item, r"So \boxed{1/3}.", r"So \boxed{3}.", "I do not know.", r"\boxed{0.333}")
     assert [found.score for found in grades] == [1, 0, 0, 0]
     reasons = [(found.detail or "").partition(":")[0] for found in grades]
-    assert reasons == ["same_text", "other_number", "unanswered", "unknown"]
+    assert reasons == ["same_number", "other_number", "unanswered", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (r"The answer is \boxed{2}, which is less than 5, as it must be.", 1),
+        ("She has 5, gives 3 away, and 2 are left.", 1),
+        ("She has 2, finds 3, and has 5.", 0),
+        (r"\boxed{2}. No, I forgot one: \boxed{3}.", 0),
+    ],
+)
+def test_the_answer_that_is_found_last_counts(text: str, score: float):
+    assert grade(GSM8K(), ITEM, text)[0].score == score
 
 
 def test_formulas_are_compared():
