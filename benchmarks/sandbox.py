@@ -2,7 +2,8 @@
 
     python benchmarks/sandbox.py [code_leetcode_train.jsonl.gz] [--unsafe] [--survivors FILE]
 
-Without a file: runs a minute of a program that does next to nothing. The file is a slice of newfacade/LeetCodeDataset:
+Without a file: runs a minute of a program that does next to nothing, and tests a minute of a script that reads standard
+input, with NumPy and all that benchmarks may import. The file is a slice of newfacade/LeetCodeDataset:
 problems with a reference solution and a few assertions each. Then also how many solutions pass, and of those that do
 
 - spoiled: what the solution returns is always another value of the same type: wrong at first sight;
@@ -19,6 +20,8 @@ Measured on 2 cores with other work on them (load 6):
     reference, 1,000 solutions           4,502       995       1         4
     spoiled                              5,157         1     994         0
     mutants                                482       141     854         0
+
+Scripts, with NumPy loaded: 23,060 tests a minute at load 4, when the trivial programs were at 11,073.
 
 The four unknown import a package that is not Python's own (sortedcontainers); the wrong one, word-ladder-ii, lists what
 a set holds in the order of its hashes, and fails in plain Python for half of the seeds. The spoiled one that passes
@@ -41,11 +44,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.domains import VerifierLimits
+from data_pipeline.scoring.code.imports import BENCHMARK_IMPORTS, preloaded
 from data_pipeline.scoring.code.scorer import CodeScorer
+from data_pipeline.scoring.sandbox.judge import Case, Limits, Sandbox, Script, strongest
 from data_pipeline.scoring.scorer import Item, Score
 
 COMPARISONS = {
@@ -56,6 +62,8 @@ OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
+
+PRINTS_A_SUM = "n = int(input())\nprint(sum(map(int, input().split())))"
 
 
 def main() -> None:
@@ -71,6 +79,7 @@ def main() -> None:
     print(f"sandbox: {scorer.sandbox}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} before")
     programs = [f"def f(x):\n    return x + {number}\n" for number in range(2000)]
     judge("trivial", scorer, [item(["assert f(0) >= 0"], program) for program in programs])
+    print_sums(Limits(options.timeout, config.memory_mb), options.unsafe)
     if options.file is None:
         return
     with gzip.open(options.file) as lines:
@@ -113,6 +122,23 @@ def judge(name: str, scorer: CodeScorer, items: list[Item]) -> list[Score]:
     shares = ", ".join(f"{verdict} {count} ({count / len(items):.1%})" for verdict, count in verdicts.most_common())
     print(f"{name}: {len(items)} runs, {len(items) / seconds * 60:,.0f} a minute: {shares}", flush=True)
     return scores
+
+
+def print_sums(limits: Limits, allow_unsafe: bool) -> None:
+    """Scripts of 20 tests each, as benchmarks run them."""
+    script = Script("", PRINTS_A_SUM, tuple(Case(f"2\n{n} 1\n", f"{n + 1}\n") for n in range(20)))
+    workers = os.cpu_count() or 1
+    with (
+        Sandbox(
+            limits, preloaded(BENCHMARK_IMPORTS), workers=workers, tier=strongest(allow_unsafe=allow_unsafe)
+        ) as sandbox,
+        ThreadPoolExecutor(workers) as threads,
+    ):
+        sandbox.run_script(script)
+        started = time.monotonic()
+        verdicts = collections.Counter(outcome.verdict for outcome in threads.map(sandbox.run_script, [script] * 200))
+        seconds = time.monotonic() - started
+    print(f"scripts: 200 of 20 tests, {200 * 20 / seconds * 60:,.0f} tests a minute: {dict(verdicts)}", flush=True)
 
 
 def passes_plainly(row: dict[str, Any], program: str, seconds: float) -> bool:

@@ -98,7 +98,7 @@ class LiveCodeBench:
         """The problems of the window. Their tests stay packed: unpacked, they fill memory.
 
         Raises:
-          UserError: a row lacks a column.
+          UserError: a row lacks a column, or its tests cannot be read.
         """
         found: dict[str, Item] = {}
         for file in self.files:
@@ -114,6 +114,7 @@ class LiveCodeBench:
                     if not isinstance(row.get(column), str):
                         raise UserError(f"{where}: no text in {column}; its columns are {', '.join(row)}")
                 fields = {"question_content": question, **{column: row[column] for column in names}}
+                read_problem(where, fields)
                 found.setdefault(name, Item(id=name, fields=fields, text=question))
         return list(found.values())
 
@@ -130,7 +131,7 @@ class LiveCodeBench:
         """1 for a program that passes all tests; doubt is wrong.
 
         Raises:
-          UserError: no sandbox works on this machine, or the tests of a problem cannot be read.
+          UserError: no sandbox works on this machine.
         """
         problems: dict[str, dict[str, list[int]]] = {}
         codes = [code_of(answer.texts[-1], profile) for answer in answers]
@@ -206,8 +207,11 @@ class Problem:
     """Of `Solution`, or a function; None for a program that reads standard input."""
 
 
-def read_problem(name: str, fields: Row) -> Problem:
+def read_problem(where: str, fields: Row) -> Problem:
     """A problem's tests: the public ones, then the private ones.
+
+    Args:
+      where: names the problem in errors.
 
     Raises:
       UserError: they are not in the published format.
@@ -223,9 +227,9 @@ def read_problem(name: str, fields: Row) -> Problem:
         if method is not None and not (isinstance(method, str) and method.isidentifier()):
             raise ValueError("func_name is no name")
     except (ValueError, TypeError, LookupError, AttributeError, EOFError, zlib.error, pickle.UnpicklingError) as error:
-        raise UserError(f"livecodebench: problem {name}: {column}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{where}: {column}: {type(error).__name__}: {error}") from None
     if not cases:
-        raise UserError(f"livecodebench: problem {name} has no tests")
+        raise UserError(f"{where}: no tests")
     return Problem(cases, method)
 
 

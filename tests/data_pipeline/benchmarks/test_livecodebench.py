@@ -104,12 +104,14 @@ def test_a_pickle_of_anything_but_text_is_refused(tmp_path: Path):
         (b"", "EOFError"),
     ):
         broken = row("x", private_test_cases=base64.b64encode(zlib.compress(value)).decode())
-        with pytest.raises(UserError, match=f"problem x: private_test_cases: {why}"):
-            read_problem("x", broken)
+        with pytest.raises(UserError, match=f"livecodebench_test5: row 1: private_test_cases: {why}"):
+            items(SUM, broken)
     with pytest.raises(UserError, match="private_test_cases: ValueError: neither JSON nor base64"):
         read_problem("x", row("x", private_test_cases="?"))
-    with pytest.raises(UserError, match="problem x: metadata: ValueError: func_name is no name"):
+    with pytest.raises(UserError, match="x: metadata: ValueError: func_name is no name"):
         read_problem("x", row("x", metadata='{"func_name": "f(1) or exit"}'))
+    with pytest.raises(UserError, match="x: no tests"):
+        read_problem("x", row("x", public_test_cases="[]", private_test_cases="[]"))
     assert not (tmp_path / "harm").exists()
 
 
