@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,25 +57,7 @@ def main() -> None:
         with served(arguments.vllm, model, folder / "server.log") as url:
             config = folder / "data.yaml"
             config.write_text(yaml.safe_dump(pipeline(folder, arguments.data, arguments.prompts, model, reward, url)))
-            start = time.perf_counter()
-            finish(config, folder / "unbroken.log")
-            seconds = time.perf_counter() - start
-            print((folder / "unbroken.log").read_text())
-            # The same place for both: it is part of the manifests.
-            (folder / "run").rename(folder / "unbroken")
-            kills = 0
-            while kills < arguments.kills:
-                delay = generator.uniform(0, seconds / 2)
-                place = killed_after(delay, config, folder / "broken.log")
-                if place is None and kills < arguments.kills:
-                    shutil.rmtree(folder / "run")
-                elif place is not None:
-                    kills += 1
-                    print(f"kill {kills:>2} after {delay:6.1f} s: {place}", flush=True)
-            finish(config, folder / "last.log")
-        same = digests(folder / "unbroken") == digests(folder / "run")
-        print(f"\n{len(digests(folder / 'run'))} files {'equal' if same else 'DIFFER'}; unbroken {seconds:.0f} s")
-        raise SystemExit(not same)
+            raise SystemExit(not killed(["run", "--config", str(config)], folder, COMPARED, arguments.kills, generator))
 
 
 def pipeline(folder: Path, data: Path, prompts: int, model: Path, reward: Path, url: str) -> dict[str, Any]:
@@ -205,20 +187,54 @@ def served(python: str, model: Path, log: Path) -> Iterator[str]:
             process.terminate()
 
 
-def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "data_pipeline", "run", "--config", str(config)]
+def killed(command: list[str], folder: Path, compared: Sequence[str], kills: int, generator: random.Random) -> bool:
+    """Whether a command that is killed again and again writes what it writes unbroken.
+
+    Args:
+      command: of `python -m data_pipeline`, which writes into `folder/run`.
+      folder: for what both write, and their logs.
+      compared: patterns of the files that must be equal.
+      kills: how many, each after a random time.
+      generator: of these times.
+    """
+    begun = time.perf_counter()
+    finish(command, folder / "unbroken.log")
+    seconds = time.perf_counter() - begun
+    print((folder / "unbroken.log").read_text())
+    # The same place for both: it is part of what is written.
+    (folder / "run").rename(folder / "unbroken")
+    done = 0
+    while done < kills:
+        delay = generator.uniform(0, seconds / 2)
+        place = killed_after(delay, command, folder / "broken.log")
+        if place is None:
+            shutil.rmtree(folder / "run")
+            continue
+        done += 1
+        print(f"kill {done:>2} after {delay:6.1f} s: {place}", flush=True)
+    finish(command, folder / "last.log")
+    found, expected = (digests(folder / name, compared) for name in ("run", "unbroken"))
+    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    print(
+        f"\n{len(found)} files {'DIFFER: ' + ', '.join(differing) if differing else 'equal'}; unbroken {seconds:.0f} s"
+    )
+    return bool(found) and not differing
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("w") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        whole = [sys.executable, "-m", "data_pipeline", *command]
+        return subprocess.Popen(whole, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(config: Path, log: Path) -> None:
-    if start(config, log).wait():
+def finish(command: list[str], log: Path) -> None:
+    if start(command, log).wait():
         raise SystemExit(log.read_text()[-4000:])
 
 
-def killed_after(seconds: float, config: Path, log: Path) -> str | None:
+def killed_after(seconds: float, command: list[str], log: Path) -> str | None:
     """What it had said last when the kill came; None if it came too late."""
-    process = start(config, log)
+    process = start(command, log)
     try:
         if process.wait(seconds):
             raise SystemExit(log.read_text()[-4000:])
@@ -230,8 +246,8 @@ def killed_after(seconds: float, config: Path, log: Path) -> str | None:
     return next((line[:90] for line in reversed(lines) if line.strip()), "before it said anything")
 
 
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(file for pattern in COMPARED for file in folder.glob(pattern) if file.is_file())
+def digests(folder: Path, compared: Sequence[str]) -> dict[str, str]:
+    files = sorted(file for pattern in compared for file in folder.glob(pattern) if file.is_file())
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -22,6 +22,8 @@ STAGES = {
 """Name of a stage -> its folder, in order."""
 DISTRIBUTIONS = "distributions"
 """The stage for explicit fusion, behind all of these; a run has it only if the configuration has that section."""
+BENCHMARK = "benchmark"
+"""The command that scores models in public benchmarks."""
 LIKELIHOODS = "likelihoods"
 """The stage for preferences with several models for a reference; no part of a run."""
 IMPORT = "import"
@@ -37,6 +39,7 @@ SUMMARIES = {
     LIKELIHOODS: "keep how likely every source finds both answers of every pair",
     "run": "all of them in order; distributions only where the configuration has that section",
     IMPORT: "make shards of conversations and pairs that are there already",
+    BENCHMARK: "score models in the public benchmarks, beside the published numbers",
 }
 EXAMPLE = """\
 `{program} STAGE --help` tells what a stage reads and writes, all in output_dir. A stage that is done is not done again.
@@ -44,6 +47,9 @@ exit status: 0 done, 2 a mistake of yours, told in one line, 130 interrupted: th
 STAGE_EXAMPLE = """\
 example:
   {program} --config configs/fusechat3/data.yaml"""
+BENCHMARK_EXAMPLE = """\
+example:
+  {program} --config configs/fusechat3/benchmarks.yaml --only gsm8k,humaneval"""
 
 
 def main(arguments: list[str]) -> None:
@@ -56,13 +62,16 @@ def main(arguments: list[str]) -> None:
         make_parser(program).parse_args(arguments)
         return
     stage = arguments[0]
-    example = command.EXAMPLE if stage == IMPORT else STAGE_EXAMPLE
+    example = {IMPORT: command.EXAMPLE, BENCHMARK: BENCHMARK_EXAMPLE}.get(stage, STAGE_EXAMPLE)
     parser = cli.command_parser(f"{program} {stage}", _description(stage), example)
     _add_options(parser, stage)
     options = parser.parse_intermixed_args(arguments[1:])
     if stage == IMPORT:
         loaded = command.load(options)
         importlib.import_module("data_pipeline.importing.stage").run(loaded)
+        return
+    if stage == BENCHMARK:
+        _benchmark(options)
         return
     unsafe = ["scorers.allow_unsafe=true"] if getattr(options, "allow_unsafe", False) else []
     overrides = [*options.overrides, *unsafe]
@@ -89,6 +98,17 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(f"data_pipeline.{_folder(name)}.stage").run(config)
 
 
+def _benchmark(options: argparse.Namespace) -> None:
+    from data_pipeline.benchmarks.config import BenchmarkConfig
+
+    unsafe = ["allow_unsafe=true"] if options.allow_unsafe else []
+    config = cli.load_config(BenchmarkConfig, options.config, [*options.overrides, *unsafe])
+    if options.only:
+        config = config.only(options.only.split(","))
+    step = "estimate" if options.dry_run else "stage"
+    importlib.import_module(f"data_pipeline.benchmarks.{step}").run(config)
+
+
 def make_parser(program: str) -> argparse.ArgumentParser:
     """All stages with their options, for the list of stages and for completion."""
     parser = cli.command_parser(program, "Makes the data that fusejax trains on, stage by stage.", EXAMPLE)
@@ -102,10 +122,16 @@ def _add_options(parser: argparse.ArgumentParser, stage: str) -> None:
     if stage == IMPORT:
         command.add_options(parser)
         return
-    cli.add_config_options(parser, PipelineConfig)
-    if stage == "sample":
+    if stage == BENCHMARK:
+        from data_pipeline.benchmarks.config import BenchmarkConfig
+
+        cli.add_config_options(parser, BenchmarkConfig)
+        parser.add_argument("--only", metavar="NAME,...", help="only these of the configured benchmarks")
+    else:
+        cli.add_config_options(parser, PipelineConfig)
+    if stage in ("sample", BENCHMARK):
         parser.add_argument("--dry-run", action="store_true", help="only tell what will be asked, what it will take")
-    if stage in ("score", "run"):
+    if stage in ("score", "run", BENCHMARK):
         parser.add_argument("--allow-unsafe", action="store_true", help="run programs even where no sandbox holds")
 
 
@@ -120,7 +146,9 @@ def _description(stage: str) -> str:
 
 
 def _folder(stage: str) -> str:
-    return (STAGES | {name: name for name in (DISTRIBUTIONS, LIKELIHOODS)} | {IMPORT: "importing"})[stage]
+    return (
+        STAGES | {name: name for name in (DISTRIBUTIONS, LIKELIHOODS)} | {IMPORT: "importing", BENCHMARK: "benchmarks"}
+    )[stage]
 
 
 def _run() -> None:

@@ -21,6 +21,7 @@ import pydantic
 import pydantic_core
 from pydantic.fields import FieldInfo
 
+from data_pipeline.benchmarks.config import BenchmarkConfig
 from data_pipeline.config import PipelineConfig
 from data_pipeline.importing.config import ImportConfig
 from fusejax.common.cli import ConfigModel, location
@@ -40,6 +41,7 @@ ROOTS: tuple[tuple[str, str, type[ConfigModel]], ...] = (
     ("Merging", "`fusejax/config.py`, `MergeConfig`.", MergeConfig),
     ("Evaluation", "`fusejax/config.py`, `EvaluateConfig`.", EvaluateConfig),
     ("Data pipeline", "`data_pipeline/config.py`, `PipelineConfig`.", PipelineConfig),
+    ("Benchmarks", "`data_pipeline/benchmarks/config.py`, `BenchmarkConfig`.", BenchmarkConfig),
     ("Import", "`data_pipeline/importing/config.py`, `ImportConfig`.", ImportConfig),
 )
 NAMES = {

@@ -92,7 +92,7 @@ class Answer:
     texts: tuple[str, ...]
     """One per turn."""
     finish_reasons: tuple[str, ...]
-    """"stop", "length" or "error", one per turn."""
+    """"stop", "length" or "error", one per turn. An error has no text: the prompt was refused, or a turn before it."""
     tokens: int
     """Of all turns."""
 
@@ -115,7 +115,8 @@ class Grade:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """All benchmarks."""
+    """All benchmarks. One may also have two further methods: `prepare(rows)`, which returns `score` as a function of
+    weights where most of the work does not depend on these; and `details(rows, weights)`, further numbers by name."""
 
     name: str
     """In configurations and file names: `gsm8k`."""

@@ -68,7 +68,7 @@ def default_sampling(source: SourceConfig) -> Sampling:
     return Sampling(**{each.name: getattr(source, each.name) for each in dataclasses.fields(Sampling)})
 
 
-def _kind(source: SourceConfig, common: dict[str, Any]) -> dict[str, Any]:
+def kind_of(source: SourceConfig, common: dict[str, Any]) -> dict[str, Any]:
     """What the keys of all answers of a source have in common."""
     # Without the model's path, which may change; the revision identifies the model.
     kind = {name: value for name, value in common.items() if name != "model"}
@@ -99,7 +99,7 @@ def plan_samples(
       common: its `sampling_parameters`.
     """
     plan = SamplePlan([], {}, {})
-    kind, sampling = _kind(source, common), default_sampling(source)
+    kind, sampling = kind_of(source, common), default_sampling(source)
     for prompt in prompts.iter_rows(named=True):
         count = config.domains[prompt["domain"]].samples
         shared: tuple[int, ...] = ()

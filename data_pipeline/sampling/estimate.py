@@ -19,7 +19,7 @@ from fusejax.common import redact
 from fusejax.common.cli import note
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-_PLAIN = pl.Config(
+PLAIN = pl.Config(
     tbl_formatting="NOTHING",
     tbl_hide_column_data_types=True,
     tbl_hide_dataframe_shape=True,
@@ -60,12 +60,12 @@ def run(config: PipelineConfig) -> None:
         tokens = int(plan["answer tokens"].sum())
         seconds = seconds_of(source, tokens, done)
         print(title)
-        with _PLAIN:
+        with PLAIN:
             print(plan)
         if done.seconds:
             print(f" so far {_so_far(source, done)}")
         bound = "about" if source.cost.answer_tokens or len(known) else "at most"
-        print(f" to come {bound} {tokens:,} tokens: {_to_come(source, tokens, seconds)}\n")
+        print(f" to come {bound} {tokens:,} tokens: {to_come(source, tokens, seconds)}\n")
         answers_left += int(plan["to make"].sum())
         tokens_left += tokens
         if seconds is None:
@@ -155,7 +155,8 @@ def _so_far(source: SourceConfig, done: Spent) -> str:
     return f"{done.answers:,} answers, {rate:,.0f} tokens/s on {_gpus(source)}, {hours:,.1f} GPU-hours"
 
 
-def _to_come(source: SourceConfig, tokens: int, seconds: float | None) -> str:
+def to_come(source: SourceConfig, tokens: int, seconds: float | None) -> str:
+    """The time that this many answer tokens take, in words."""
     if seconds is None:
         return "no rate is known: set cost.tokens_per_second, or sample a few answers"
     if not tokens:

@@ -23,13 +23,8 @@ from data_pipeline.sampling.backends.openai_connection import Connection, Refusa
 from data_pipeline.sampling.sampler import Answer, Batches, Request
 from fusejax.common.cli import UserError, note
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-MOST_MALFORMED = 5
-"""Malformed answers to one request, after which it counts as failed."""
 _OPTIONAL = LATER
 """Parameters that need not be set."""
-_OPTIONAL = ("top_k", "min_p")
-"""Parameters that a source need not set."""
 _PLAIN = ("model", "prompt", "messages", "max_tokens", "max_completion_tokens")
 """What a refused request may name without that being a parameter which the server does not take."""
 
