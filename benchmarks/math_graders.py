@@ -24,13 +24,13 @@ Measured with AMC 23's 40 labels, the first 100 of GSM8K, and 73 pairs of formul
     percent (18% for 18)              either       140   140   137        3
     off by 5 in 100,000               wrong        140   140     0        0
     denied (`The answer is not 18.`)  wrong        140     0   140        0
-    formulas                          right         45    35    44        1
-    formulas                          wrong         21     8     0        6
+    formulas                          right         45    35    45        0
+    formulas                          wrong         21     8     0        5
 
 Both take an answer that is taken back without another one (`another number last`, too). Of the formulas, Qwen's takes
-(0,1) for [0,1], but no list in another order, `2, -2` for `\\pm 2`, nor a mixed number; ours cannot compare matrices
-that are not written alike. So on answers in a box, which the prompt asks for, ours is the stricter one where numbers
-are wrong, and the more lenient one where formulas are right.
+(0,1) for [0,1], but no list in another order, `2, -2` for `\\pm 2`, nor a mixed number; what ours leaves unknown are
+roundings (6.2832 for `2\\pi`). So on answers in a box, which the prompt asks for, ours is the stricter one where
+numbers are wrong, and the more lenient one where formulas are right.
 """
 
 import argparse

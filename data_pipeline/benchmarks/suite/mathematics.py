@@ -97,7 +97,7 @@ def _turns(question: str, family: Family) -> tuple[dict[str, str], ...]:
 
 
 def _grade(score: Score) -> Grade:
-    """What cannot be compared (a rounded value, a matrix) is wrong, and counted."""
+    """What cannot be compared (a rounded value, say) is wrong, and counted."""
     if score.verdict == "unknown":
         reason = "unanswered" if score.detail == "no_final_answer" else "unknown"
         return Grade(0.0, score.extracted, f"{reason}: {score.detail}")

@@ -19,7 +19,7 @@ _UPRIGHT = re.compile(
     r"\\(?:textrm|textnormal|textsf|mathrm|mathsf|mbox|hbox|unit|si)\s*\{(?!\s*[a-zA-Z]\s*\})|\{\\rm "
 )
 _SPACES = re.compile(r"\\[,;: ]|\\quad|\\qquad|~")
-_THIN_SPACES = re.compile(r"\\[,;: ]|\\q?quad(?![a-zA-Z])|~|[\u00a0\u2009\u3000]")
+_THIN_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])|~|[\u00a0\u2009\u3000]")
 _NOTHING = re.compile(r"\\!|\\left(?![a-z])|\\right(?![a-z])|\\displaystyle")
 _CHARACTERS: dict[int, str] = {
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # Full width.
