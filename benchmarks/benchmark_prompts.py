@@ -71,7 +71,7 @@ def repeated(items: list[Item], count: int) -> list[Item]:
     for number in range(count):
         item = items[number % len(items)]
         fields = dict(item.fields)
-        key = next((name for name in ("question", "prompt", "problem") if name in fields), None)
+        key = next((name for name in ("question", "question_content", "prompt") if name in fields), None)
         if key is not None:
             fields[key] = f"{number}. {fields[key]}" if key != "prompt" else f"# {number}\n{fields[key]}"
         found.append(dataclasses.replace(item, id=f"{item.id}-{number}", unit="", fields=fields))

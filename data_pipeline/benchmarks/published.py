@@ -39,8 +39,9 @@ ITEMS = {
 
 
 def number(model: str, row: str) -> float | None:
-    """What is published of a model; None if it is not."""
-    return NUMBERS[model].get(row)
+    """What is published of a model; None if it is not. There is one row of MMLU, under either name."""
+    names = ("mmlu", "mmlu_redux") if row in ("mmlu", "mmlu_redux") else (row,)
+    return next((NUMBERS[model][name] for name in names if name in NUMBERS[model]), None)
 
 
 def caveats(benchmark: str, profile: Profile, judge: str | None, items: int) -> list[str]:

@@ -8,7 +8,7 @@ from data_pipeline.benchmarks.benchmark import Benchmark
 BENCHMARKS = {
     "alpacaeval2": "alpacaeval2:AlpacaEval2",
     "arena_hard": "arena_hard:ArenaHard",
-    "mt_bench": "mt_bench:MtBench",
+    "mt_bench": "mt_bench:MTBench",
     "alignbench": "alignbench:AlignBench",
     "gsm8k": "gsm8k:GSM8K",
     "math": "math:MATH",

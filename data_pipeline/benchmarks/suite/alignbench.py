@@ -44,7 +44,7 @@ from data_pipeline.benchmarks.benchmark import (
     Row,
     weighted_mean,
 )
-from data_pipeline.benchmarks.suite.fields import text
+from data_pipeline.benchmarks.suite import columns
 from data_pipeline.sampling.sampler import Sampling
 from fusejax.common.cli import UserError
 
@@ -82,14 +82,14 @@ class AlignBench:
         items = []
         for place, row in enumerate(rows[_QUESTIONS]):
             names = ("category", "subcategory", "question", "reference")
-            fields = {name: text(row, name, _QUESTIONS, place) for name in names}
+            fields = {name: columns.text(row, columns.at(_QUESTIONS, place), name) for name in names}
             if fields["category"] not in (*REASONING, *LANGUAGE):
                 raise UserError(f"{_QUESTIONS}: row {place + 1}: no category {fields['category']!r}")
             if row.get("question_id") is None:
                 raise UserError(f"{_QUESTIONS}: row {place + 1}: no question_id; fields are {', '.join(row)}")
-            asked = {**fields, "template": text(judge, "prompt", _JUDGE, 0)}
+            asked = {**fields, "template": columns.text(judge, columns.at(_JUDGE, 0), "prompt")}
             asked["dimensions"] = _dimensions(judge, fields["subcategory"])
-            items.append(Item(str(row["question_id"]), asked, stratum=fields["category"]))
+            items.append(Item(str(row["question_id"]), asked, stratum=fields["category"], text=fields["question"]))
         if items:
             _request(items[0].fields, "")
         return items

@@ -32,9 +32,9 @@ from data_pipeline.benchmarks.benchmark import (
     Row,
     weighted_mean,
 )
-from data_pipeline.benchmarks.suite import text_templates
-from data_pipeline.benchmarks.suite.fields import number, text
+from data_pipeline.benchmarks.suite import columns
 from data_pipeline.benchmarks.suite.length_control import Compared, Gamed, length_controlled
+from data_pipeline.benchmarks.suite.raw_prompts import one_turn
 from data_pipeline.sampling.sampler import Sampling
 from fusejax.common.cli import UserError
 
@@ -114,31 +114,31 @@ class AlpacaEval2:
         """
         gamed: dict[tuple[str, int], Row] = {}
         for place, row in enumerate(rows[_GAMED]):
-            index = int(number(row, "index", _GAMED, place))
-            gamed.setdefault((text(row, "model", _GAMED, place), index), row)
+            index = int(columns.number(row, columns.at(_GAMED, place), "index"))
+            gamed.setdefault((columns.text(row, columns.at(_GAMED, place), "model"), index), row)
         items = []
         for place, row in enumerate(rows[_BASELINE]):
             pair = [gamed.get((model, place)) for model in _BASELINES]
             if any(each is None for each in pair):
                 raise UserError(f"{_GAMED}: no row of {' and '.join(_BASELINES)} with index {place}")
             longer, shorter = (each for each in pair if each is not None)
-            fields = {
-                "instruction": text(row, "instruction", _BASELINE, place),
-                "output": text(row, "output", _BASELINE, place),
-                "difficulty": number(longer, "instruction_difficulty", _GAMED, place),
-                "longer_preference": number(longer, "preference", _GAMED, place),
-                "longer_delta": number(longer, "std_delta_len", _GAMED, place),
-                "shorter_preference": number(shorter, "preference", _GAMED, place),
-                "shorter_delta": number(shorter, "std_delta_len", _GAMED, place),
+            fields: Row = {
+                "instruction": columns.text(row, columns.at(_BASELINE, place), "instruction"),
+                "output": columns.text(row, columns.at(_BASELINE, place), "output"),
+                "difficulty": columns.number(longer, columns.at(_GAMED, place), "instruction_difficulty"),
+                "longer_preference": columns.number(longer, columns.at(_GAMED, place), "preference"),
+                "longer_delta": columns.number(longer, columns.at(_GAMED, place), "std_delta_len"),
+                "shorter_preference": columns.number(shorter, columns.at(_GAMED, place), "preference"),
+                "shorter_delta": columns.number(shorter, columns.at(_GAMED, place), "std_delta_len"),
             }
-            items.append(Item(f"{place:04d}", fields))
+            items.append(Item(f"{place:04d}", fields, text=fields["instruction"]))
         return items
 
     def asked(self, item: Item, family: Family, profile: Profile) -> Asked:
         return Asked(_SAMPLING[family], max_tokens=4096)
 
     def prompt(self, item: Item, family: Family, profile: Profile, earlier: tuple[str, ...]) -> Prompt:
-        return text_templates.prompt(item.fields["instruction"], family, profile)
+        return one_turn(item.fields["instruction"], family, profile)
 
     def calls(self, answer: Answer) -> list[Call]:
         """None for an answer that is the baseline's: there is no better one."""

@@ -25,8 +25,8 @@ from data_pipeline.benchmarks.benchmark import (
     Reply,
     Row,
 )
-from data_pipeline.benchmarks.suite import text_templates
-from data_pipeline.benchmarks.suite.fields import text
+from data_pipeline.benchmarks.suite import columns
+from data_pipeline.benchmarks.suite.raw_prompts import one_turn
 from data_pipeline.sampling.sampler import Sampling
 from fusejax.common.cli import UserError
 
@@ -92,20 +92,21 @@ class ArenaHard:
         """Raises `UserError` where a field is missing, or the baseline's answer to a question."""
         answers = {}
         for place, row in enumerate(rows[_BASELINE]):
-            answers[text(row, "question_id", _BASELINE, place)] = _answer(row, place)
+            answers[columns.text(row, columns.at(_BASELINE, place), "question_id")] = _answer(row, place)
         items = []
         for place, row in enumerate(rows[_QUESTIONS]):
-            id_ = text(row, "question_id", _QUESTIONS, place)
+            id_ = columns.text(row, columns.at(_QUESTIONS, place), "question_id")
             if id_ not in answers:
                 raise UserError(f"{_BASELINE}: no answer to question {id_}")
-            items.append(Item(id_, {"question": _question(row, place), "baseline": answers[id_]}))
+            question = _question(row, place)
+            items.append(Item(id_, {"question": question, "baseline": answers[id_]}, text=question))
         return items
 
     def asked(self, item: Item, family: Family, profile: Profile) -> Asked:
         return Asked(Sampling(temperature=0.0), max_tokens=4096)
 
     def prompt(self, item: Item, family: Family, profile: Profile, earlier: tuple[str, ...]) -> Prompt:
-        return text_templates.prompt(item.fields["question"], family, profile)
+        return one_turn(item.fields["question"], family, profile)
 
     def calls(self, answer: Answer) -> list[Call]:
         question, baseline, ours = answer.item.fields["question"], answer.item.fields["baseline"], answer.texts[0]

@@ -13,7 +13,12 @@ def numbered(
     name = next(iter(files))
     named = benchmark if name == benchmark else f"{benchmark}: {name}"
     for number, row in enumerate(rows[name]):
-        yield f"{named}: row {number + 1}", number, row
+        yield at(named, number), number, row
+
+
+def at(file: str, number: int) -> str:
+    """A row, for errors; `number` is from 0."""
+    return f"{file}: row {number + 1}"
 
 
 def text(row: Row, where: str, *names: str) -> str:
@@ -31,6 +36,30 @@ def text(row: Row, where: str, *names: str) -> str:
         if isinstance(value, str) and value.strip():
             return value
     raise UserError(f"{where}: no text in {' or '.join(names)}; its columns are {', '.join(row) or 'none'}")
+
+
+def number(row: Row, where: str, name: str) -> float:
+    """A number, or a text of one, as files of comma-separated values have.
+
+    Raises:
+      UserError: it is missing or something else.
+    """
+    try:
+        return float(row[name])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where}: no number in {name}; its columns are {', '.join(row) or 'none'}") from None
+
+
+def texts(row: Row, where: str, name: str, count: int) -> list[str]:
+    """A list of exactly so many texts.
+
+    Raises:
+      UserError: it is missing or something else.
+    """
+    value = row.get(name)
+    if not isinstance(value, list) or len(value) != count or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{where}: no list of {count} texts in {name}; its columns are {', '.join(row) or 'none'}")
+    return value
 
 
 def identity(row: Row, number: int, taken: set[str], where: str, *names: str) -> str:

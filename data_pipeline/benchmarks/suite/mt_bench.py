@@ -25,7 +25,7 @@ from data_pipeline.benchmarks.benchmark import (
     Row,
     weighted_mean,
 )
-from data_pipeline.benchmarks.suite.fields import text, texts
+from data_pipeline.benchmarks.suite import columns
 from data_pipeline.sampling.sampler import Sampling
 from fusejax.common.cli import UserError
 
@@ -114,13 +114,13 @@ class MTBench:
             if row.get("question_id") is None:
                 raise UserError(f"{_QUESTIONS}: row {place + 1}: no question_id; fields are {', '.join(row)}")
             id_ = str(row["question_id"])
-            category = text(row, "category", _QUESTIONS, place)
-            fields: Row = {"turns": texts(row, "turns", _QUESTIONS, place, 2), "category": category}
+            category = columns.text(row, columns.at(_QUESTIONS, place), "category")
+            fields: Row = {"turns": columns.texts(row, columns.at(_QUESTIONS, place), "turns", 2), "category": category}
             if category in _REFERRED:
                 if id_ not in references:
                     raise UserError(f"{_REFERENCES}: no answer to question {id_}")
                 fields["reference"] = references[id_]
-            items.append(Item(id_, fields))
+            items.append(Item(id_, fields, text=fields["turns"][0]))
         return items
 
     def asked(self, item: Item, family: Family, profile: Profile) -> Asked:

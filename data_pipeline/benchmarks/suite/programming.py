@@ -33,6 +33,7 @@ from data_pipeline.benchmarks.suite.raw_prompts import raw
 from data_pipeline.sampling.sampler import Sampling
 from data_pipeline.scoring.code import programs
 from data_pipeline.scoring.code.code_tests import UNPARSABLE, own_names
+from data_pipeline.scoring.code.imports import BENCHMARK_IMPORTS
 from data_pipeline.scoring.code.scorer import CodeScorer
 from data_pipeline.scoring.scorer import Item as Judged
 from data_pipeline.scoring.scorer import Score
@@ -91,7 +92,7 @@ class Programming:
         return Prompt(messages=turns, prefix=_prefix(family), bos_again=again)
 
     def grade(self, answers: Sequence[Answer], profile: Profile, tools: Tools) -> list[Grade]:
-        scorer = CodeScorer(tools.limits, tools.workers, allow_unsafe=tools.allow_unsafe)
+        scorer = CodeScorer(tools.limits, tools.workers, allow_unsafe=tools.allow_unsafe, imports=BENCHMARK_IMPORTS)
         items = [
             Judged({"tests": answer.item.fields["tests"]}, program(answer.texts[-1], answer.item.fields["entry_point"]))
             for answer in answers

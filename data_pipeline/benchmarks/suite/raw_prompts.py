@@ -3,7 +3,10 @@ turn. The turns' text is not escaped: a special token in a question is one."""
 
 from collections.abc import Sequence
 
-from data_pipeline.benchmarks.benchmark import Family, Prompt, Turn
+from data_pipeline.benchmarks.benchmark import Family, Profile, Prompt, Turn
+
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+"""The system turn that Qwen's chat template writes where there is none."""
 
 
 def raw(family: Family, turns: Sequence[Turn]) -> Prompt:
@@ -24,3 +27,16 @@ def raw(family: Family, turns: Sequence[Turn]) -> Prompt:
         parts = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns]
         return Prompt(text=f"{''.join(parts)}<|im_start|>assistant\n")
     return Prompt(messages=tuple(turns))
+
+
+def one_turn(question: str, family: Family, profile: Profile) -> Prompt:
+    """A question alone. `clean`: as a message; `fusechat3`: as text, for Qwen with its default system turn, as in
+    `prompt.txt` of the FuseChat models in `tatsu-lab/alpaca_eval` cd543a1, models_configs.
+
+    >>> one_turn("Hi", "gemma", "fusechat3").text
+    '<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n'
+    """
+    turn = {"role": "user", "content": question}
+    if profile == "clean":
+        return Prompt(messages=(turn,))
+    return raw(family, [{"role": "system", "content": QWEN}, turn] if family == "qwen" else [turn])

@@ -234,7 +234,7 @@ def test_errors_name_what_is_missing():
     rows = [{"instruction": "Say.", "output": "four", "dataset": "x"}]
     with pytest.raises(UserError, match=r"alpacaeval2_gamed: no row of .* with index 0"):
         BENCHMARK.items({"alpacaeval2": rows, "alpacaeval2_gamed": gamed_rows(1)[:1]})
-    with pytest.raises(UserError, match="alpacaeval2: row 1: no output; fields are instruction"):
+    with pytest.raises(UserError, match="alpacaeval2: row 1: no text in output; its columns are instruction"):
         BENCHMARK.items({"alpacaeval2": [{"instruction": "Say."}], "alpacaeval2_gamed": gamed_rows(1)})
 
 

@@ -140,6 +140,6 @@ def test_missing_ratings_are_asked_for_again_then_counted():
 def test_errors_name_what_is_missing():
     with pytest.raises(UserError, match="mt_bench_references: no answer to question 111"):
         BENCHMARK.items({"mt_bench": QUESTIONS, "mt_bench_references": []})
-    with pytest.raises(UserError, match="mt_bench: row 1: turns is no list of 2 texts"):
+    with pytest.raises(UserError, match="mt_bench: row 1: no list of 2 texts in turns"):
         BENCHMARK.items({"mt_bench": [{**QUESTIONS[0], "turns": ["One."]}], "mt_bench_references": []})
     assert isinstance(BENCHMARK, Judged)

@@ -168,8 +168,9 @@ def test_humaneval_runs_programs():
         (first, "def twice(x):\n    return 2 * x\n\nassert twice(1) == 3\n"),
         (first, "import tkinter\ndef twice(x):\n    return tkinter.f(x)\n"),
         (second, "def half(x):\n    return x // 2\n"),
+        (first, "import numpy\ndef twice(x):\n    return int(numpy.add(x, x))\n"),
     )
-    assert [found.score for found in grades] == [1, 1, 0, 0, 0, 1, 0, 1]
+    assert [found.score for found in grades] == [1, 1, 0, 0, 0, 1, 0, 1, 1]
     assert (grades[6].detail or "").startswith("unknown: import_not_allowed: tkinter")
 
 

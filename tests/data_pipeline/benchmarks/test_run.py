@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.__main__ import main
 from data_pipeline.benchmarks import asking, estimate, registry, stage
 from data_pipeline.benchmarks.config import BenchmarkConfig
-from fusejax.common.cli import UserError
+from fusejax.common.cli import UserError, load_config
 from tests.data_pipeline.benchmarks.sums import Sums
 from tests.data_pipeline.helpers import make_checkpoint, write_config, write_jsonl
 
@@ -206,3 +206,8 @@ def test_a_limit_draws_whole_units_in_order(values: dict[str, Any], tmp_path: Pa
 def test_a_model_of_its_own_family(tmp_path: Path):
     assert asking._family(make_checkpoint(tmp_path / "gemma", family="gemma2", query_pre_attn_scalar=16)) == "gemma"
     assert asking._family(None) == "other"
+
+
+@pytest.mark.parametrize("path", ["configs/fusechat3/benchmarks.yaml", "configs/benchmarks/laptop.yaml"])
+def test_the_configurations_that_come_along(path: str):
+    load_config(BenchmarkConfig, Path(__file__).parents[3] / path, [])
