@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt
 
 from data_pipeline.benchmarks.benchmark import Answer, Call, Grade, Judged, Reply
 from data_pipeline.config import LEAVABLE, ServerConfig
-from data_pipeline.sampling import sampler
+from data_pipeline.sampling import reasoning, sampler
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends import openai_answers
 from data_pipeline.sampling.backends.openai_answers import Malformed
@@ -114,7 +114,8 @@ class _Thread:
     def add(self, call: Call, row: Row) -> None:
         top = None if row["top"] is None else tuple((token, logprob) for token, logprob in json.loads(row["top"]))
         self.call, self.error = call, row["error"]
-        self.replies.append(Reply(row["text"], row["finish_reason"], top))
+        # A verdict that a judge thinks of is none.
+        self.replies.append(Reply(reasoning.split(row["text"])[0], row["finish_reason"], top))
 
     def _next(self, benchmark: Judged) -> Call | None:
         # What a server refuses, it will refuse again.

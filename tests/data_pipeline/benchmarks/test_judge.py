@@ -113,6 +113,16 @@ def test_exchanged_models_share_the_games(tmp_path: Path):
     assert {row["judge"] for row in stored(tmp_path)} == {"scripted-length"}
 
 
+def test_what_a_judge_only_thinks_is_no_verdict(tmp_path: Path):
+    def behave(asked: Asked) -> Reply:
+        return Reply(completion(asked, "<think>Is it [[2]]? No.</think>Rating: [[7]]"))
+
+    with serving(behave) as server:
+        grades = graded(MTBench(), mt_bench(1), config(server.url), tmp_path)
+    assert grades[0].score == 7
+    assert all("think" in row["text"] for row in stored(tmp_path))  # kept as it came
+
+
 def test_probabilities(tmp_path: Path):
     with serving(lambda asked: logprobs(asked, ("M", 0.6), ("m", 0.2), ("I", 0.1))) as server:
         grades = graded(AlpacaEval2(), alpaca(6), config(server.url), tmp_path)
