@@ -231,6 +231,13 @@ def test_a_limit_draws_whole_units_in_order(values: dict[str, Any], tmp_path: Pa
     assert set(found) < set(more)  # so that a larger limit asks for the rest alone
 
 
+def test_two_items_of_one_id_are_refused(values: dict[str, Any], tmp_path: Path):
+    """The second would be asked the first one's prompt."""
+    write_jsonl(tmp_path / "data/sums.jsonl", [*ROWS, ROWS[3]])
+    with pytest.raises(UserError, match=r"gsm8k: its data hold 1\+2 more than once"):
+        run(values)
+
+
 def test_a_model_of_its_own_family(tmp_path: Path):
     assert asking._family(make_checkpoint(tmp_path / "gemma", family="gemma2", query_pre_attn_scalar=16)) == "gemma"
     assert asking._family(None) == "other"
