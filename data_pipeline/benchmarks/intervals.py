@@ -81,11 +81,14 @@ def interval(rows: pl.DataFrame, score: Score, draws: int, seed: int, scale: flo
       scale: its best; the worst is 0.
     """
     value = score(np.ones(len(rows)))
-    units = rows.filter(pl.col("score").is_not_null()).select("stratum", "unit").n_unique()
-    if value in (0.0, scale) and units:
+    grades = rows.drop_nulls("score")
+    units = grades.select("stratum", "unit").n_unique()
+    end = 0.0 if value < scale / 2 else scale
+    # A regression comes only close to the end.
+    if grades["score"].n_unique() == 1 and abs(value - end) < scale / 100:
         # Clopper and Pearson 1934: the share at which it would still happen that so many units are all alike.
         far = scale * (1 - (_TAIL / 100) ** (1 / units))
-        low, high = (0.0, far) if value == 0 else (scale - far, scale)
+        low, high = (0.0, far) if end == 0 else (scale - far, scale)
         return Interval(value, low, high, far / 1.96)
     if units < 2:
         return Interval(value, np.nan, np.nan, np.nan)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.benchmarks import results
 from data_pipeline.benchmarks.benchmark import Answer, Item, Judged, Reply
+from data_pipeline.benchmarks.grading import frame
 from data_pipeline.benchmarks.suite.alpacaeval2 import AlpacaEval2, preferred_first, switched
 from fusejax.common.cli import UserError
 
@@ -252,3 +254,16 @@ def test_the_judges_prompt(eval_data: Path):
     turns = [part.split("\n", 1) for part in published.split("<|im_start|>")[1:]]
     theirs = [{"role": role, "content": text.split("<|im_end|>")[0].strip()} for role, text in turns]
     assert list(call.messages) == theirs
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_few_answers_that_all_won(count: int):
+    """No traceback of too few folds, and no interval of a point."""
+    answers = [Answer(item, 0, ("yes",), ("stop",), 1) for item in items(count)]
+    letters = ["m" if switched(answer.item.fields["instruction"]) else "M" for answer in answers]
+    grades = [
+        BENCHMARK.judged(answer, {"comparison": [Reply(letter, "stop")]})
+        for answer, letter in zip(answers, letters, strict=True)
+    ]
+    found = results.interval(BENCHMARK, frame(answers, grades), 20, 0)
+    assert found.value >= 50 and (np.isnan(found.low) or found.high - found.low > 30)
