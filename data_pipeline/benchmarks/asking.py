@@ -64,7 +64,6 @@ class Said:
 
     texts: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-    prompt_tokens: int = 0
     tokens: int = 0
     error: str | None = None
 
@@ -206,10 +205,14 @@ class Asker:
     def _read(
         self, table: pl.DataFrame, requests: Mapping[str, Request], keys: Sequence[str | None], said: Sequence[Said]
     ) -> None:
-        first = next(iter(requests.values()), None)
-        opened = self._tokenizer.opened(first.prompt) if self._tokenizer and first else ""
-        table = table.filter(pl.col("key").is_in(list(requests)))
-        rows = {row["key"]: row for row in reasoning.cut(table, opened).iter_rows(named=True)}
+        rows: dict[str, dict[str, Any]] = {}
+        # Benchmarks end their prompts in different ways: with a thought that is open, or with text after it.
+        opened: dict[str, list[str]] = {}
+        for key, request in requests.items():
+            opened.setdefault(self._tokenizer.opened(request.prompt) if self._tokenizer else "", []).append(key)
+        for tag, those in opened.items():
+            part = reasoning.cut(table.filter(pl.col("key").is_in(those)), tag)
+            rows |= {row["key"]: row for row in part.iter_rows(named=True)}
         for key, so_far in zip(keys, said, strict=True):
             if key is None:
                 continue

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def items(config: BenchmarkConfig, benchmark: Benchmark) -> list[Item]:
     found = benchmark.items(rows(config, setting, benchmark))
     if not found:
         raise UserError(f"{benchmark.name}: its data hold no items")
+    if twice := next((name for name, count in Counter(item.id for item in found).items() if count > 1), None):
+        raise UserError(f"{benchmark.name}: its data hold {twice} more than once")
     limit = setting.limit or config.limit or len(found)
     if limit >= len(found):
         return found

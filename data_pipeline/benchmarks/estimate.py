@@ -65,7 +65,9 @@ def _plan(asker: Asker, questions: list[Question], known: pl.DataFrame) -> pl.Da
             }
         )
     lengths = known.select("key", length=pl.when(pl.col("error").is_null()).then("completion_tokens"), stored=True)
-    frame = pl.DataFrame(rows).join(lengths, on="key", how="left", maintain_order="left")
+    frame = pl.DataFrame(rows, schema_overrides={"key": pl.String}).join(
+        lengths, on="key", how="left", maintain_order="left"
+    )
     expected = pl.coalesce(
         pl.lit(asker.source.cost.answer_tokens, pl.Float64),
         pl.col("length").mean().over("benchmark"),

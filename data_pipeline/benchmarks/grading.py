@@ -11,6 +11,7 @@ from data_pipeline import scoring, stage_files
 from data_pipeline.benchmarks import judge
 from data_pipeline.benchmarks.benchmark import Answer, Benchmark, Grade, Graded, Judged, Tools
 from data_pipeline.benchmarks.config import BenchmarkConfig
+from fusejax.common.cli import note
 
 SCHEMA = pl.Schema(
     [
@@ -71,8 +72,13 @@ def graded(
         scores = table["score"]
         return f"{len(table):,} answers, {scores.null_count():,} without a grade"
 
-    stage_files.once(output, f"benchmark {benchmark.name} of {model}", inputs, [path], work)
-    return stage_files.read_parquet(path, list(SCHEMA), made_by="benchmark")
+    step = f"benchmark {benchmark.name} of {model}"
+    stage_files.once(output, step, inputs, [path], work)
+    table = stage_files.read_parquet(path, list(SCHEMA), made_by="benchmark")
+    if lost := int(table["detail"].str.contains(f": {judge.MALFORMED}: ").sum()):
+        note(f"{step}: a judge's replies about {lost:,} answers were malformed: the same command asks again")
+        stage_files.forget(output, step)
+    return table
 
 
 def frame(answers: Sequence[Answer], grades: Sequence[Grade]) -> pl.DataFrame:

@@ -17,11 +17,11 @@ def report(results: Sequence[Result], pairs: Sequence[Pair], left_out: Sequence[
     scores = table.scores(results, notes)
     opening = _section("", [f"Profile {profile}. Intervals are 95 %, by bootstrap over items."])
     sections = [_section("Scores", charts=charts(results), rows=scores, notes=notes.texts)]
-    if rows := table.differences(results):
+    if rows := table.differences(results, notes):
         sections.append(_section("Ours less the published numbers", rows=rows))
     if pairs:
         sections.append(_section("Item by item", rows=table.compared(pairs, results)))
-    sections.append(_section("Answers", table.cut(results), rows=table.answers(results)))
+    sections.append(_section("Answers", table.warnings(results), rows=table.answers(results)))
     if any(result.held is not None for result in results):
         sections.append(_section("Items that the training prompts held", rows=table.held(results)))
     if left_out:

@@ -22,7 +22,7 @@ class Beside:
     model: str
     value: float
     difference: tuple[float, float, float] | None
-    """Ours less the published one, with the ends of its interval; None between two judges."""
+    """Ours less the published one, with the ends of its interval; None between two judges, or where ours is none."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def scorer(benchmark: Benchmark, rows: pl.DataFrame) -> intervals.Score:
 
 
 def interval(benchmark: Benchmark, rows: pl.DataFrame, draws: int, seed: int) -> Interval:
-    return intervals.interval(rows, scorer(benchmark, rows), draws, seed)
+    return intervals.interval(rows, scorer(benchmark, rows), draws, seed, benchmark.scale)
 
 
 def pair(benchmark: Benchmark, mine: pl.DataFrame, other: pl.DataFrame, draws: int, seed: int) -> Difference | None:
-    """The paired comparison, on the items that both have answered; None if there are none."""
-    common = set(mine["id"]) & set(other["id"])
+    """The paired comparison, on the items of which both have grades; None if there are none."""
+    common = set.intersection(*(set(rows.drop_nulls("score")["id"]) for rows in (mine, other)))
     mine, other = (rows.filter(pl.col("id").is_in(common)) for rows in (mine, other))
     if mine.is_empty():
         return None
@@ -117,7 +117,7 @@ def beside(
     value = published.number(name, benchmark.published) if name and benchmark.published else None
     if name is None or value is None:
         return None
-    if judged and not same:
+    if (judged and not same) or np.isnan(score.value):
         return Beside(name, value, None)
     asked = published.ITEMS.get(benchmark.name) or items
     theirs = score.error if judged else published.sampling_error(value, benchmark.scale, asked)
@@ -150,6 +150,9 @@ def as_json(results: list[Result], pairs: list[Pair], about: Mapping[str, Any]) 
             "differs_from_published": result.caveats,
             "published": None if result.beside is None else {result.beside.model: result.beside.value},
         }
+        if result.beside is not None and result.beside.difference is not None:
+            less = zip(("value", "low", "high"), result.beside.difference, strict=True)
+            entry["less_published"] = {name: _plain(value) for name, value in less}
         if result.held is not None:
             entry["held_by_training"] = result.held
             entry["without_held"] = None if result.without_held is None else _plain(result.without_held.value)

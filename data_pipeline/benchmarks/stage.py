@@ -13,6 +13,7 @@ from data_pipeline.benchmarks.asking import Asker
 from data_pipeline.benchmarks.benchmark import Benchmark, Item, Judged
 from data_pipeline.benchmarks.config import BenchmarkConfig
 from data_pipeline.benchmarks.grading import graded
+from data_pipeline.benchmarks.registry import MISSING
 from data_pipeline.benchmarks.registry import benchmark as named
 from data_pipeline.benchmarks.results import Pair, Result
 from data_pipeline.prompts.stage import SCHEMA as PROMPTS_SCHEMA
@@ -79,7 +80,7 @@ def choose(config: BenchmarkConfig) -> tuple[list[Benchmark], list[str]]:
         if config.benchmarks != "all":
             raise UserError(f"benchmarks: {name}: {problem}")
         left_out.append(f"{found.title}: {problem}")
-    return chosen, left_out
+    return chosen, [*left_out, *MISSING] if config.benchmarks == "all" else left_out
 
 
 def held_by_training(config: BenchmarkConfig, items: dict[str, list[Item]]) -> dict[str, set[str]] | None:
@@ -117,8 +118,12 @@ def result(
     score = results.interval(benchmark, rows, config.bootstrap, config.seed)
     mine = None if held is None else held[benchmark.name]
     clean = rows.filter(~pl.col("id").is_in(mine)) if mine else None
-    details = getattr(benchmark, "details", None)
-    same = judge == published.JUDGES.get(benchmark.name)
+    found = getattr(benchmark, "details", None)
+    details = found(rows, np.ones(len(rows))) if found else {}
+    caveats = published.caveats(benchmark.name, config.profile, judge, len(items))
+    if letters := details.get("binarised"):
+        caveats.append("the published preferences are probabilities, of ours some or all are letters")
+    same = judge == published.JUDGES.get(benchmark.name) and not letters
     return Result(
         model=asker.name,
         benchmark=benchmark.name,
@@ -132,14 +137,14 @@ def result(
         judge=judge,
         data_sha256=data_sha256,
         settings_sha256=_settings(config, asker, benchmark, items),
-        details=details(rows, np.ones(len(rows))) if details else {},
+        details=details,
         held=None if mine is None else len(mine),
         without_held=(
             results.interval(benchmark, clean, config.bootstrap, config.seed)
             if clean is not None and not clean.is_empty()
             else None
         ),
-        caveats=published.caveats(benchmark.name, config.profile, judge, len(items)),
+        caveats=caveats,
         beside=results.beside(
             benchmark, score, len(items), config.models[asker.name].published, judging is not None, same
         ),

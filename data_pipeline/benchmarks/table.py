@@ -23,13 +23,13 @@ def markdown(results: Sequence[Result], pairs: Sequence[Pair], left_out: Sequenc
     parts.append(_table(*scores(results, notes)))
     if notes.texts:
         parts.append("\n".join(f"{place}. {text}" for place, text in enumerate(notes.texts, 1)))
-    if rows := differences(results):
+    if rows := differences(results, notes):
         parts += ["## Ours less the published numbers", _table(*rows)]
     if pairs:
         parts += ["## Item by item", _table(*compared(pairs, results))]
     parts += ["## Answers", _table(*answers(results))]
-    if warnings := cut(results):
-        parts.append("\n".join(f"- {line}" for line in warnings))
+    if lines := warnings(results):
+        parts.append("\n".join(f"- {line}" for line in lines))
     if any(result.held is not None for result in results):
         parts += ["## Items that the training prompts held", _table(*held(results))]
     if left_out:
@@ -78,10 +78,15 @@ def scores(results: Sequence[Result], notes: Notes) -> tuple[list[str], list[lis
     return header, rows
 
 
-def differences(results: Sequence[Result]) -> tuple[list[str], list[list[str]]] | None:
-    """Every difference from a published number that may be taken; None if there are none."""
+def differences(results: Sequence[Result], notes: Notes) -> tuple[list[str], list[list[str]]] | None:
+    """Every difference from a published number that may be taken, marked as that number is; None if there are none."""
     rows = [
-        [result.title, result.model, result.beside.model, signed(*result.beside.difference, result.scale)]
+        [
+            result.title,
+            result.model,
+            result.beside.model,
+            notes.mark(signed(*result.beside.difference, result.scale), result.caveats),
+        ]
         for result in results
         if result.beside is not None and result.beside.difference is not None
     ]
@@ -116,14 +121,21 @@ def answers(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     return ["", "model", "items", "answers", "tokens each", *kinds], rows
 
 
-def cut(results: Sequence[Result]) -> list[str]:
-    """A warning for each benchmark of which many answers were cut."""
-    return [
-        f"{result.model}, {result.title}: {result.counts['truncated']:,} of {result.answers:,} answers were cut at the "
-        "limit: its score is too low"
-        for result in results
-        if result.counts["truncated"] > TRUNCATED * result.answers
-    ]
+def warnings(results: Sequence[Result]) -> list[str]:
+    """A line for each result that is worth less than it looks: many answers were cut, or a judge gave no grade, or
+    letters in place of probabilities."""
+    lines = []
+    for result in results:
+        where, total = f"{result.model}, {result.title}", f"{result.answers:,} answers"
+        if result.counts["truncated"] > TRUNCATED * result.answers:
+            lines.append(
+                f"{where}: {result.counts['truncated']:,} of {total} were cut at the limit: its score is too low"
+            )
+        if result.counts["ungraded"]:
+            lines.append(f"{where}: {result.counts['ungraded']:,} of {total} have no grade: its score is of the others")
+        if share := result.details.get("binarised"):
+            lines.append(f"{where}: {share:.0%} of the preferences are letters, since the judge gave no probabilities")
+    return lines
 
 
 def held(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
@@ -156,6 +168,8 @@ def shown(score: Interval, scale: float) -> str:
 
 def signed(value: float, low: float, high: float, scale: float) -> str:
     digits = 1 if scale > 10 else 2
+    if low != low:
+        return f"{value:+.{digits}f} [–, –]"
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 

@@ -124,7 +124,7 @@ def _cross_validated(
     with sklearn.config_context(enable_metadata_routing=True):
         scorer = metrics.make_scorer(log_loss, response_method="predict_proba", greater_is_better=False)
         found = linear_model.LogisticRegressionCV(
-            cv=model_selection.GroupKFold(FOLDS),
+            cv=model_selection.GroupKFold(min(FOLDS, len(preferences))),  # Fewer if a limit leaves one instruction.
             scoring=scorer.set_score_request(probability=True, count=True),
             use_legacy_attributes=False,
             l1_ratios=(1.0,),

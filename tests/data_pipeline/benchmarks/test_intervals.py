@@ -22,7 +22,7 @@ def mean(frame: pl.DataFrame) -> intervals.Score:
 
 def test_of_a_share_it_is_the_binomial_one():
     frame = rows([1.0] * 60 + [0.0] * 140)
-    found = intervals.interval(frame, mean(frame), 4000, 0)
+    found = intervals.interval(frame, mean(frame), 4000, 0, 1.0)
     error = np.sqrt(0.3 * 0.7 / 200)
     assert found.value == pytest.approx(0.3)
     assert found.error == pytest.approx(error, rel=0.05)
@@ -35,14 +35,14 @@ def test_rows_of_a_unit_stand_or_fall_together():
     once = rows([1.0, 0.0] * 50)
     units = [f"{number // 10:05d}" for number in range(1000)]
     tenfold = rows(np.repeat([1.0, 0.0] * 50, 10), units)
-    alone, together = (intervals.interval(each, mean(each), 500, 1) for each in (once, tenfold))
+    alone, together = (intervals.interval(each, mean(each), 500, 1, 1.0) for each in (once, tenfold))
     assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
 
 
 def test_strata_keep_their_sizes():
     """Nothing varies where each stratum has one score."""
     frame = rows([1.0] * 5 + [0.0] * 15, strata=["a"] * 5 + ["b"] * 15)
-    found = intervals.interval(frame, mean(frame), 50, 0)
+    found = intervals.interval(frame, mean(frame), 50, 0, 1.0)
     assert found.low == found.high == found.value == 0.25
 
 
@@ -50,7 +50,7 @@ def test_strata_keep_their_sizes():
 def test_the_order_of_rows_is_of_no_account(right, random):
     frame = rows([float(each) for each in right])
     shuffled = frame.sample(fraction=1, shuffle=True, seed=random.randrange(100))
-    first, second = (intervals.interval(each, mean(each), 20, 3) for each in (frame, shuffled))
+    first, second = (intervals.interval(each, mean(each), 20, 3, 1.0) for each in (frame, shuffled))
     assert (first.low, first.high) == pytest.approx((second.low, second.high))
 
 
@@ -65,3 +65,33 @@ def test_a_model_against_itself_and_a_better_one():
     assert found.value == pytest.approx(0.375)
     assert found.low == pytest.approx(0.375 - 1.96 * error, abs=0.02)
     assert found.p == 2 / 1000
+
+
+def test_where_nothing_varies_the_interval_is_the_binomial_one():
+    """None of 40 problems solved does not mean that none ever is; nor does each of them twice."""
+    for scores, units in (([0.0] * 40, None), ([0.0] * 80, [f"{number // 2:05d}" for number in range(80)])):
+        frame = rows(scores, units)
+        found = intervals.interval(frame, mean(frame), 50, 0, 1.0)
+        assert (found.low, found.high) == pytest.approx((0.0, 0.0881), abs=1e-4)  # Clopper-Pearson, 0 of 40
+    frame = rows([1.0, 1.0, None])
+    found = intervals.interval(frame, mean(frame), 50, 0, 1.0)
+    assert (found.low, found.high) == pytest.approx((0.025**0.5, 1.0))
+
+
+def test_one_item_says_nothing():
+    frame = rows([0.7])
+    found = intervals.interval(frame, mean(frame), 50, 0, 1.0)
+    assert found.value == 0.7 and np.isnan(found.low) and np.isnan(found.high)
+    right, wrong = rows([1.0, 1.0, 1.0]), rows([0.0, 0.0, 0.0])
+    assert intervals.difference((right, mean(right)), (wrong, mean(wrong)), 1000, 0).p == 0.25
+
+
+def test_few_units_of_many_strata_are_drawn_together():
+    """As where a limit leaves one or two questions of each subject."""
+    scores = [float(number % 3 == 0) for number in range(100)]
+    alone = rows(scores)
+    found, expected = (
+        intervals.interval(frame, mean(frame), 2000, 0, 1.0)
+        for frame in (rows(scores, strata=[f"s{number // 2}" for number in range(100)]), alone)
+    )
+    assert found.error == pytest.approx(expected.error, rel=0.1)

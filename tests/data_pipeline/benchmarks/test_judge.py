@@ -16,8 +16,10 @@ import pydantic
 import pytest
 from etils import epath
 
+from data_pipeline.benchmarks import grading
 from data_pipeline.benchmarks import judge as judging
 from data_pipeline.benchmarks.benchmark import Answer, Grade, Item, Judged
+from data_pipeline.benchmarks.config import BenchmarkConfig
 from data_pipeline.benchmarks.judge import STORED, JudgeConfig
 from data_pipeline.benchmarks.suite.alpacaeval2 import AlpacaEval2
 from data_pipeline.benchmarks.suite.arena_hard import ArenaHard
@@ -113,16 +115,6 @@ def test_exchanged_models_share_the_games(tmp_path: Path):
     assert {row["judge"] for row in stored(tmp_path)} == {"scripted-length"}
 
 
-def test_what_a_judge_only_thinks_is_no_verdict(tmp_path: Path):
-    def behave(asked: Asked) -> Reply:
-        return Reply(completion(asked, "<think>Is it [[2]]? No.</think>Rating: [[7]]"))
-
-    with serving(behave) as server:
-        grades = graded(MTBench(), mt_bench(1), config(server.url), tmp_path)
-    assert grades[0].score == 7
-    assert all("think" in row["text"] for row in stored(tmp_path))  # kept as it came
-
-
 def test_probabilities(tmp_path: Path):
     with serving(lambda asked: logprobs(asked, ("M", 0.6), ("m", 0.2), ("I", 0.1))) as server:
         grades = graded(AlpacaEval2(), alpaca(6), config(server.url), tmp_path)
@@ -130,11 +122,6 @@ def test_probabilities(tmp_path: Path):
     assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 5, 1)
     assert {round(grade.score or 0, 9) for grade in grades} == {0.25, 0.75}
     assert {grade.values["binarised"] for grade in grades} == {0.0}
-    # Asked again, as after a kill that lost the replies, each question has the seed that it had.
-    with serving(lambda asked: logprobs(asked, ("M", 0.6), ("m", 0.2))) as again:
-        graded(AlpacaEval2(), alpaca(6), config(again.url), tmp_path / "again")
-    seeds = [sorted(asked.body["seed"] for asked in each.asked) for each in (server, again)]
-    assert seeds[0] == seeds[1] and len(set(seeds[0])) == len(server.asked)
     # From the store alone, at an address where nobody is.
     assert graded(AlpacaEval2(), alpaca(6), config("http://127.0.0.1:9/v1"), tmp_path) == grades
 
@@ -335,3 +322,30 @@ def test_a_killed_run_asks_only_for_what_is_missing(tmp_path: Path, after: int):
         whole = graded(ArenaHard(), answers, config(server.url), tmp_path / "whole")
     assert grades == whole
     assert sorted(row["key"] for row in stored(tmp_path)) == sorted(row["key"] for row in stored(tmp_path / "whole"))
+
+
+def test_a_run_asks_again_what_got_malformed_replies(tmp_path: Path):
+    """Even where the other game was judged, and although nothing that is asked has changed."""
+    broken = True
+
+    def behave(asked: Asked) -> Reply:
+        ours_first = "Assistant A's Answer|>\nxx\n" in asked.body["messages"][1]["content"]
+        return Reply({"choices": []}) if broken and ours_first else longer_wins(asked)
+
+    with serving(behave) as server:
+        judge = {"url": server.url, "model": "scripted-length", "concurrency": 1}
+        run = BenchmarkConfig.model_validate(
+            {"output_dir": str(tmp_path), "models": {"mine": {"model": "x"}}, "judge": {"default": judge}}
+        )
+        answers = arena(1, lambda n: "xx", lambda n: "yyyy")
+
+        def row() -> dict[str, Any]:
+            return grading.graded(run, ArenaHard(), "mine", answers, "sha").row(0, named=True)
+
+        first = row()
+        assert first["games"] and first["detail"].startswith("unknown: the judge gave no answer: baseline second: malf")
+        broken = False
+        again = row()
+        assert again["games"] > first["games"] and again["detail"] is None
+        count = len(server.asked)
+        assert row() == again and len(server.asked) == count

@@ -51,6 +51,9 @@ def test_a_pair_is_of_the_items_that_both_have():
     found = results.pair(Sums(), mine, other, 100, 0)
     assert found is not None and (found.value, found.items) == (50.0, 2)
     assert results.pair(Sums(), mine, other.filter(pl.lit(False)), 100, 0) is None
+    # A judge gave no grade to what the other has right.
+    found = results.pair(Sums(), graded([1.0, None, 1.0]), graded([1.0, 1.0, 0.0]), 100, 0)
+    assert found is not None and (found.value, found.items) == (50.0, 2)
 
 
 def test_the_error_of_a_difference_is_of_both_numbers():
@@ -69,6 +72,22 @@ def test_between_two_judges_there_is_no_difference():
     assert results.beside(Sums(), score, 8, None, False, False) is None
 
 
+def test_a_score_that_is_none_has_no_difference():
+    nothing = Interval(*[float("nan")] * 4)
+    found = results.beside(Sums(), nothing, 8, "Gemma-2-9B-It", False, False)
+    assert found is not None and found.difference is None
+    alone = Interval(70.0, *[float("nan")] * 3)
+    mine = result("mine", 0, score=alone, beside=results.beside(Sums(), alone, 1, "Gemma-2-9B-It", False, False))
+    text = table.markdown([mine], [], [], "clean")
+    assert "70.0 [–, –]" in text and "-18.5 [–, –]" in text and "+nan" not in text
+
+
+def test_what_a_judge_did_not_give_is_told():
+    counts = {**result("mine", 0).counts, "ungraded": 3}
+    text = table.markdown([result("mine", 50.0, counts=counts, details={"binarised": 1.0})], [], [], "clean")
+    assert "3 of 1,319 answers have no grade" in text and "100% of the preferences are letters" in text
+
+
 def test_the_table_and_the_page():
     beside = results.beside(Sums(), Interval(80.0, 78.0, 82.0, 1.0), 1319, "Gemma-2-9B-It", False, False)
     mine = result(
@@ -80,7 +99,7 @@ def test_the_table_and_the_page():
     text = table.markdown([mine, paper], [pair], ["MT-Bench: it needs a judge"], "clean")
     assert "| GSM8K | 80.0 [78.0, 82.0] | ~88.5 (1) | 81.0 [79.0, 83.0] |" in text
     assert "\n1. another grader\n" in text
-    assert "| GSM8K | mine | Gemma-2-9B-It | -8.5 [-11.1, -5.9] |" in text
+    assert "| GSM8K | mine | Gemma-2-9B-It | ~-8.5 [-11.1, -5.9] (1) |" in text
     assert "| GSM8K | mine | paper | -1.0 [-2.5, +0.5] | 0.21 | 1,319 |" in text
     assert "| GSM8K | mine | 3 of 1,319 | 80.0 [78.0, 82.0] | 79.0 [77.0, 81.0] |" in text
     assert "- paper, GSM8K: 27 of 1,319 answers were cut at the limit" in text and "mine, GSM8K: 0" not in text
@@ -92,7 +111,11 @@ def test_the_table_and_the_page():
 
 def test_results_are_plain_json():
     nothing = Interval(float("nan"), float("nan"), float("nan"), float("nan"))
-    found = results.as_json([result("mine", 80.0), result("other", 0.0, score=nothing)], [], {"profile": "clean"})
+    beside = results.Beside("paper", 85.0, (-5.0, -7.0, -3.0))
+    found = results.as_json(
+        [result("mine", 80.0, beside=beside), result("other", 0.0, score=nothing)], [], {"profile": "clean"}
+    )
+    assert found["models"]["mine"]["gsm8k"]["less_published"] == {"value": -5.0, "low": -7.0, "high": -3.0}
     text = json.dumps(found, allow_nan=False)
     assert json.loads(text)["models"]["other"]["gsm8k"]["value"] is None
     assert found["models"]["mine"]["gsm8k"]["low"] == 78.0

@@ -1,5 +1,6 @@
 """The command `benchmark` on a tiny model: what it writes, that it asks nothing twice, and how mistakes end."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from data_pipeline.benchmarks import asking, estimate, registry, stage
 from data_pipeline.benchmarks.config import BenchmarkConfig
 from fusejax.common.cli import UserError, load_config
 from tests.data_pipeline.benchmarks.sums import Sums
-from tests.data_pipeline.helpers import make_checkpoint, write_config, write_jsonl
+from tests.data_pipeline.helpers import CHAT_TEMPLATE, make_checkpoint, write_config, write_jsonl
 
 ROWS = [{"a": a, "b": b} for a in range(6) for b in (1, 2)]
 
@@ -144,6 +145,32 @@ def test_the_dry_run(values: dict[str, Any], capsys: Any, monkeypatch: pytest.Mo
     assert next(line for line in lines if line[:1] == ["gsm8k"])[1:5] == ["48", "0", "0", "48"]
 
 
+def test_the_dry_run_of_prompts_that_do_not_fit(values: dict[str, Any], capsys: Any):
+    values["models"] = {"mine": {**values["models"]["other"], "max_model_len": 4}}
+    estimate.run(BenchmarkConfig.model_validate(values))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(line for line in lines if line[:1] == ["gsm8k"])[1:5] == ["48", "24", "0", "0"]
+
+
+def test_each_prompt_is_asked_whether_it_opens_a_thought(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of one whose end the benchmark has written, the answer is no thought; of another, it is one that never ends."""
+
+    class Begun(Sums):
+        def prompt(self, item: Any, family: Any, profile: Any, earlier: tuple[str, ...]) -> Any:
+            prompt = super().prompt(item, family, profile, earlier)
+            return dataclasses.replace(prompt, prefix="It is" if item.fields["b"] == 1 else "")
+
+    monkeypatch.setattr(stage, "named", lambda name: Begun())
+    model = make_checkpoint(tmp_path / "thinks", chat_template=f"{CHAT_TEMPLATE}<think>")
+    run(values, models={"mine": {"model": str(model)}})
+    rows = pl.read_parquet(tmp_path / "out/graded/mine/gsm8k.parquet")
+    texts = {(id[-1], text) for id, answers in rows.select("id", "answers").rows() for text in answers}
+    assert {text for b, text in texts if b == "2"} == {""}
+    assert len({text for b, text in texts if b == "1"}) > 2
+
+
 MISTAKES = {
     "a misspelt benchmark": (["benchmarks=[gsm9k]"], "'gsm9k' is none of"),
     "--only what is not chosen": (["--only", "math"], "--only: 'math' is none of gsm8k"),
@@ -184,6 +211,7 @@ def test_judged_benchmarks_want_a_judge(values: dict[str, Any], monkeypatch: pyt
         run(values)
     chosen, left_out = stage.choose(BenchmarkConfig.model_validate(values | {"benchmarks": "all"}))
     assert not chosen and left_out[0] == "Sums: it needs a judge: set judge.alpacaeval2 or judge.default"
+    assert left_out[-1].startswith("LiveBench: its graders")
 
 
 def test_a_limit_draws_whole_units_in_order(values: dict[str, Any], tmp_path: Path):
@@ -201,6 +229,13 @@ def test_a_limit_draws_whole_units_in_order(values: dict[str, Any], tmp_path: Pa
     assert len(found) == 4 and len({name[0] for name in found}) == 2 and found == [n for n in everything if n in found]
     more = [item.id for item in data.items(config.model_copy(update={"limit": 6}), Twins())]
     assert set(found) < set(more)  # so that a larger limit asks for the rest alone
+
+
+def test_two_items_of_one_id_are_refused(values: dict[str, Any], tmp_path: Path):
+    """The second would be asked the first one's prompt."""
+    write_jsonl(tmp_path / "data/sums.jsonl", [*ROWS, ROWS[3]])
+    with pytest.raises(UserError, match=r"gsm8k: its data hold 1\+2 more than once"):
+        run(values)
 
 
 def test_a_model_of_its_own_family(tmp_path: Path):
