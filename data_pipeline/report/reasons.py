@@ -133,6 +133,8 @@ SCORES = {
     # Programs and their tests.
     "bad_test": "the tests themselves are broken",
     "compared_by_the_program": "the program compared the result itself, which proves nothing",
+    "output_limit": "the program printed more than is read",
+    "wrong_output": "the program printed something else than it should",
     "disk_limit": "wrote more files than allowed",
     "ended_early": "the program ended before its tests did",
     "error": "raised an error before any test ran",
