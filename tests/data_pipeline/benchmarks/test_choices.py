@@ -191,6 +191,14 @@ def test_the_order_of_gpqas_options():
         ("Water is wet, so:\n\nB", "B", "B"),
         ("Water is wet.", None, None),
         ("", None, None),
+        (r"The best answer is \(B\).", "B", "B"),
+        (r"The best answer is \( C \).", "C", "C"),
+        ("So it is.\n\n\\(B\\)", "B", "B"),
+        (r"The best answer is \(A\) or \(B\).", None, "B"),
+        (r"Thus \(C\) is the correct answer.", "C", "C"),
+        ("The best answer is <D>", "D", "D"),
+        ("The best answer is （B）。", "B", "B"),
+        ("The best answer is the letter B.", "B", "B"),
     ],
 )
 def test_the_letter_in_an_answer(text: str, clean: str | None, published: str | None):
