@@ -133,6 +133,20 @@ def test_the_answer_that_is_found_last_counts(text: str, score: float):
     assert grade(GSM8K(), ITEM, text)[0].score == score
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("So 5 - 3 = 2 dollars every day.", 1),
+        ("Thus, 1 x 2 = 2", 1),
+        (r"So, $1 \times 2 = 2$ dollars.", 1),
+        ("Thus, 1 x 3 = 3", 0),
+        (r"\boxed{x + 3 = 2}", 0),
+    ],
+)
+def test_the_result_of_a_calculation_is_the_answer(text: str, score: float):
+    assert grade(GSM8K(), ITEM, text)[0].score == score
+
+
 def test_formulas_are_compared():
     item = MATH().items({"math": [{"problem": "q", "solution": r"It is \boxed{\frac{\sqrt2}{2}}."}]})[0]
     grades = grade(MATH(), item, r"\boxed{\dfrac{1}{\sqrt{2}}}", r"\boxed{\sqrt{2}}")
