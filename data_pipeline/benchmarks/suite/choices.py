@@ -99,9 +99,8 @@ class Choices:
     def item(self, row: Row, where: str, identity: str) -> Item:
         question = columns.text(row, where, "question", "Question")
         options, right = _options(row, where)
-        subject = next((row[name] for name in ("category", "subject", "Subdomain", "subset") if row.get(name)), "")
         fields = {"question": question, "options": options, "right": right}
-        return Item(id=identity, fields=fields, text=question, stratum=str(subject))
+        return Item(id=identity, fields=fields, text=question)
 
     def order(self, item: Item, profile: Profile) -> Sequence[int]:
         """In which order the options are shown."""

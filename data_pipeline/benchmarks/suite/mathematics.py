@@ -67,7 +67,6 @@ class Mathematics:
                     id=columns.identity(row, number, taken, where, "idx", "id", "unique_id"),
                     fields={"question": question, "answer": self.label(row, where)},
                     text=question,
-                    stratum=str(row.get("subject") or row.get("type") or ""),
                 )
             )
         return found
