@@ -54,7 +54,8 @@ class Item:
     unit: str = ""
     """What an interval draws: items with the same unit stand or fall together. Default: the id."""
     stratum: str = ""
-    """Within which units are drawn, and means are taken where a benchmark averages twice: a task, a category."""
+    """Where a benchmark takes means of means: the task or category, within which units are drawn. Not where all items
+    count alike: what subjects a few of them happen to be of would make the interval too narrow."""
     text: str = ""
     """What training prompts are searched for: the question, without what all items have in common."""
 

@@ -115,9 +115,7 @@ def _rows(
         subsets = file.subset if isinstance(file.subset, tuple) else (file.subset,)
         for subset in subsets:
             source = RowsConfig(path=file.path, subset=subset, split=file.split, revision=file.revision)
-            for where, row in reading.rows(source, benchmark):
-                # Of several subsets, the name may be the only word on what a row is about.
-                yield where, {"subset": subset, **row} if len(subsets) > 1 else row
+            yield from reading.rows(source, benchmark)
     except (UserError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         bring = file.bring or f"{file.path} on the Hub"
         raise UserError(f"{benchmark}: no {place}, and the Hub gives none ({one_line(error)}); bring {bring}") from None

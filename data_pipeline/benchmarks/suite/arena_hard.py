@@ -134,18 +134,19 @@ class ArenaHard:
         """`score` is the share of the question's games that was won. Further columns: `won` and `games`, a game as
         often as it counts; a game without a verdict counts as none."""
         won = games = 0.0
-        said = []
+        said, missing = [], []
         for game in _GAMES:
             found = verdicts(replies[game])
             outcome = points(found[0], ours="B" if game == _GAMES[0] else "A") if len(found) == 1 else None
             said.append(" and ".join(found) or "none")
-            if outcome is not None:
+            if outcome is None:
+                missing.append(game)
+            else:
                 won, games = won + outcome[0], games + outcome[1]
         values = {"won": won, "games": games}
         extracted = ", ".join(said)
-        if not games:
-            return Grade(None, extracted, "unanswered: no verdict in either game", values)
-        return Grade(won / games, extracted, values=values)
+        detail = f"unanswered: no verdict with the {' and the '.join(missing)}" if missing else None
+        return Grade(won / games if games else None, extracted, detail, values)
 
     def score(self, rows: pl.DataFrame, weights: Float[np.ndarray, "N"]) -> float:
         """The share of all games that was won, in percent."""

@@ -58,19 +58,19 @@ _FIRST = re.compile(r"answer is \(?([A-J])\)?")
 _THEN = re.compile(r"[aA]nswer:(?=\s*([A-J]))")
 _ALONE = re.compile(r"\b[A-J]\b")
 
-_AROUND = r"(?:[\s*_`\"'“”‘’$(\[{]|\\(?:boxed|text|textbf|mathbf|mathrm)\b){0,12}"
+_AROUND = r"(?:[\s*_`\"'“”‘’$(（<\[{]|\\[(\[]|\\(?:boxed|text|textbf|mathbf|mathrm)\b){0,12}"
 _STATEMENT = re.compile(
     r"(?:\b(?:answer|choice|option)\b[\s*_]{0,4}(?:(?:is|would be|should be|must be)\b[\s*_]{0,4}:?|:)|\\boxed\{)"
-    rf"(?P<around>{_AROUND})(?:(?:option|choice|letter)\s+{_AROUND})?(?P<letter>[A-J])(?![\w'’-])"
-    r"|(?<![\w'’-])(?P<subject>[A-J])[\s*_`\"')\]}.]{0,4}\sis (?:the|our) (?:\w+ ){0,2}(?:answer|choice|option)\b",
+    rf"(?P<around>{_AROUND})(?:(?:the\s+)?(?:option|choice|letter)\s+{_AROUND})?(?P<letter>[A-J])(?![\w'’-])"
+    r"|(?<![\w'’-])(?P<subject>[A-J])[\s*_`\"')\]}$\\.]{0,4}\sis (?:the|our) (?:\w+ ){0,2}(?:answer|choice|option)\b",
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(
-    rf"[\s*_`\"')\]}}$]{{0,6}}(?:/|&|,?\s*(?:or|and)\b){_AROUND}(?:(?:option|choice)\s+)?[A-J](?![\w'’])"
+    rf"[\s*_`\"')）>\]}}$\\]{{0,6}}(?:/|&|,?\s*(?:or|and)\b){_AROUND}(?:(?:option|choice)\s+)?[A-J](?![\w'’])"
     r"(?!\W{0,3}\s(?:is|are|was|were|would|does|do|can|cannot)\b)"
 )
 _A_WORD = re.compile(r" (?!(?:because|since|as|for|which|with|due|based|given|by|if|in|from|and|or)\b)[a-z]")
-_LONE_LINE = re.compile(rf"{_AROUND}([A-J])[\s*_`\"'”’$)\]}}.:]*")
+_LONE_LINE = re.compile(rf"{_AROUND}([A-J])[\s*_`\"'”’$)）>\]}}\\.:]*")
 _ONE_LINE = re.compile(rf"{_AROUND}([A-J])[*_]*[).\]:][^\n]*")
 
 
@@ -99,9 +99,8 @@ class Choices:
     def item(self, row: Row, where: str, identity: str) -> Item:
         question = columns.text(row, where, "question", "Question")
         options, right = _options(row, where)
-        subject = next((row[name] for name in ("category", "subject", "Subdomain", "subset") if row.get(name)), "")
         fields = {"question": question, "options": options, "right": right}
-        return Item(id=identity, fields=fields, text=question, stratum=str(subject))
+        return Item(id=identity, fields=fields, text=question)
 
     def order(self, item: Item, profile: Profile) -> Sequence[int]:
         """In which order the options are shown."""

@@ -6,6 +6,7 @@ does not read "The answer is **18**." `benchmarks/math_graders.py` lists where t
 is found last counts, whatever is said behind it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -34,7 +35,11 @@ from data_pipeline.scoring.scorer import Item as Judged
 from data_pipeline.scoring.scorer import Score
 
 SENTENCE = r"Please reason step by step, and put your final answer within \boxed{}."
-_UNCLEAR = "unclear_answer"
+_UNCLEAR, _EQUATION = "unclear_answer", "equation_against_value"
+_NUMBERS = re.compile(
+    r"(?:[\d\s.,+\-*/×÷^$%(){}=]|\\(?:times|cdot|div|[dt]?frac|left|right)\b|(?<=[\d\s)])x(?=\s*[\d(]))+"
+)
+"""A calculation: an equation with a letter may be one to be solved."""
 _WITH_SYSTEM_TURN = ("llama", "qwen")
 
 
@@ -62,7 +67,6 @@ class Mathematics:
                     id=columns.identity(row, number, taken, where, "idx", "id", "unique_id"),
                     fields={"question": question, "answer": self.label(row, where)},
                     text=question,
-                    stratum=str(row.get("subject") or row.get("type") or ""),
                 )
             )
         return found
@@ -78,11 +82,12 @@ class Mathematics:
         scorer = MathScorer(tools.limits, tools.workers)
         items = [Judged({"answer": answer.item.fields["answer"]}, answer.texts[-1]) for answer in answers]
         scores = scorer.score(items)
-        # The verifier doubts whether the text stands by some answers. Judged alone in a box, they get a verdict.
-        unclear = [index for index, score in enumerate(scores) if (score.detail or "").startswith(_UNCLEAR)]
-        meant = [replace(items[index], text=rf"\boxed{{{scores[index].extracted}}}") for index in unclear]
-        for index, score in zip(unclear, scorer.score(meant), strict=True):
-            scores[index] = replace(score, extracted=scores[index].extracted)
+        # The verifier doubts whether the text stands by some answers, and of "9 * 2 = 18", which side is the answer.
+        # Judged alone in a box, they get a verdict; of a calculation, its result.
+        doubted = {index: score for index, score in enumerate(scores) if _reason(score) in (_UNCLEAR, _EQUATION)}
+        meant = [replace(items[index], text=rf"\boxed{{{_meant(score)}}}") for index, score in doubted.items()]
+        for (index, first), score in zip(doubted.items(), scorer.score(meant), strict=True):
+            scores[index] = replace(score, extracted=first.extracted)
         return [_grade(score) for score in scores]
 
     def score(self, rows: pl.DataFrame, weights: Float[np.ndarray, "N"]) -> float:
@@ -94,6 +99,16 @@ def _turns(question: str, family: Family) -> tuple[dict[str, str], ...]:
         return {"role": "system", "content": SENTENCE}, {"role": "user", "content": question}
     # Gemma's template takes no system turn; of another's nobody knows.
     return ({"role": "user", "content": f"{question}\n{SENTENCE}"},)
+
+
+def _reason(score: Score) -> str:
+    return (score.detail or "").partition(":")[0]
+
+
+def _meant(score: Score) -> str:
+    answer = score.extracted or ""
+    calculation, _, result = answer.rpartition("=")
+    return result if _reason(score) == _EQUATION and _NUMBERS.fullmatch(calculation) else answer
 
 
 def _grade(score: Score) -> Grade:

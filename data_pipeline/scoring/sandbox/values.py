@@ -1,8 +1,9 @@
 """Values as JSON, for two processes that do not trust each other.
 
 A message is a table of nodes, so that shared and cyclic values keep their shape and depth costs no recursion. It can
-hold the plain types below, exceptions of Python's own classes, and objects of classes that both sides define. For
-anything else, an object of a subclass of a plain type too, the caller makes a node: the other side gets no copy.
+hold the plain types below, exceptions of Python's own classes, and objects of classes that both sides define. NumPy's
+usual scalars become Python's. For anything else, an object of a subclass of a plain type too, the caller makes a node:
+the other side gets no copy.
 """
 
 import builtins
@@ -13,6 +14,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import functools
 import gc
 import numbers
 import sys
@@ -123,6 +125,8 @@ class Encoder:
         kind = type(value)
         if value is None or kind in (bool, str, float) or (kind is int and -_EXACT_INT < value < _EXACT_INT):
             return value
+        if kind in _numpy_scalars():
+            return self.ref(value.item())
         index = self._index.get(id(value))
         if index is None:
             index = self._index[id(value)] = len(self.nodes)
@@ -223,6 +227,19 @@ class Encoder:
         args = (error.message, error.exceptions) if isinstance(error, BaseExceptionGroup) else tuple(error.args)
         parts = [self.ref(kind), self.ref(args), pairs]
         return ["exception", *parts, *refs, error.__suppress_context__]
+
+
+@functools.cache
+def _numpy_scalars() -> frozenset[type]:
+    """NumPy's scalars that are equal to Python's, where NumPy is loaded: they travel as these.
+
+    As objects that only the program knows, the result of its `numpy.mean` could not be compared. Not those of other
+    sizes: `numpy.float32(0.1) == 0.1`, but the Python float of the former is none of the latter.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return frozenset()
+    return frozenset([numpy.bool_, numpy.int64, numpy.float64, numpy.complex128, numpy.str_])
 
 
 def _is_namedtuple(cls: type) -> bool:

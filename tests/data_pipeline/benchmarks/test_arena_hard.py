@@ -144,8 +144,9 @@ def test_no_verdict_is_asked_for_once_more():
     replies = {"baseline first": [silent, Reply("[[B>A]]", "stop")], "baseline second": [silent, silent]}
     grade = BENCHMARK.judged(answer(BENCHMARK.items(rows())[0]), replies)
     assert (grade.score, grade.values, grade.extracted) == (1.0, {"won": 1, "games": 1}, "B>A, none")
+    assert grade.detail == "unanswered: no verdict with the baseline second"
     lost = BENCHMARK.judged(answer(BENCHMARK.items(rows())[0]), {name: [silent, silent] for name in replies})
-    assert lost.score is None and lost.values == {"won": 0, "games": 0} and (lost.detail or "").startswith("unanswered")
+    assert lost.score is None and lost.values == {"won": 0, "games": 0} and (lost.detail or "").endswith("second")
     two = judged("A>B]] or [[B>A", "A<B")
     assert two.values == {"won": 0, "games": 0} and two.extracted == "A>B and B>A, A<B"
     assert np.isnan(BENCHMARK.score(pl.DataFrame([lost.values]), np.ones(1)))

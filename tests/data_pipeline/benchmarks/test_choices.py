@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.benchmarks import results
 from data_pipeline.benchmarks.benchmark import Answer, Grade, Graded, Item, Prompt, Tools
+from data_pipeline.benchmarks.grading import frame
 from data_pipeline.benchmarks.suite.choices import LETTERS, Choices, first_or_any, guessed, last_stated
 from data_pipeline.benchmarks.suite.gpqa import GPQA
 from data_pipeline.benchmarks.suite.mmlu import MMLU
@@ -62,27 +64,27 @@ def test_they_are_benchmarks(kind: type[Choices]):
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "row", "options", "right", "stratum"),
+    ("benchmark", "row", "options", "right"),
     [
-        (MMLU(), ROW, ["fire", "water", "air", "sand"], 1, "physics"),
-        (MMLU(), ROW | {"choices": "['fire', 'water']", "answer": "B"}, ["fire", "water"], 1, "physics"),
-        (MMLU(), ROW | {"choices": '["fire", "water"]', "answer": "1"}, ["fire", "water"], 1, "physics"),
+        (MMLU(), ROW, ["fire", "water", "air", "sand"], 1),
+        (MMLU(), ROW | {"choices": "['fire', 'water']", "answer": "B"}, ["fire", "water"], 1),
+        (MMLU(), ROW | {"choices": '["fire", "water"]', "answer": "1"}, ["fire", "water"], 1),
         (
             MMLUPro(),
             {
                 "question_id": 70, "question": "What is wet?", "options": ["fire", "N/A", "water"], "answer": "C",
                 "answer_index": 2, "category": "physics",
             },
-            ["fire", "water"], 1, "physics",
+            ["fire", "water"], 1,
         ),
-        (MMLURedux(), ROW | {"error_type": "ok"}, ["fire", "water", "air", "sand"], 1, "physics"),
-        (GPQA(), {"question": "What is wet?", "options": ["fire", "water"], "answer": "B"}, ["fire", "water"], 1, ""),
+        (MMLURedux(), ROW | {"error_type": "ok"}, ["fire", "water", "air", "sand"], 1),
+        (GPQA(), {"question": "What is wet?", "options": ["fire", "water"], "answer": "B"}, ["fire", "water"], 1),
     ],
 )  # fmt: skip
-def test_every_shape_of_row(benchmark: Choices, row: dict[str, Any], options: list[str], right: int, stratum: str):
+def test_every_shape_of_row(benchmark: Choices, row: dict[str, Any], options: list[str], right: int):
     item = item_of(benchmark, row)
     assert item.fields == {"question": "What is wet?", "options": options, "right": right}
-    assert (item.text, item.stratum) == ("What is wet?", stratum)
+    assert (item.text, item.stratum) == ("What is wet?", "")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_the_order_of_gpqas_options():
     """By hash, whichever file it is, but for a file's own order where FuseChat-3.0's scripts had theirs."""
     hub = item_of(GPQA(), GPQA_ROW)
     own = item_of(GPQA(), {"question": "What is wet?", "options": ["sand", "water", "air", "fire"], "answer": "B"})
-    assert (hub.id, hub.stratum) == ("rec1", "Physics (general)")
+    assert hub.id == "rec1"
 
     def shown(item: Item, profile: Any) -> list[str]:
         return re.findall(r"^[A-D]\. (.*)$", GPQA().prompt(item, "llama", profile, ()).messages[0]["content"], re.M)
@@ -191,6 +193,14 @@ def test_the_order_of_gpqas_options():
         ("Water is wet, so:\n\nB", "B", "B"),
         ("Water is wet.", None, None),
         ("", None, None),
+        (r"The best answer is \(B\).", "B", "B"),
+        (r"The best answer is \( C \).", "C", "C"),
+        ("So it is.\n\n\\(B\\)", "B", "B"),
+        (r"The best answer is \(A\) or \(B\).", None, "B"),
+        (r"Thus \(C\) is the correct answer.", "C", "C"),
+        ("The best answer is <D>", "D", "D"),
+        ("The best answer is （B）。", "B", "B"),
+        ("The best answer is the letter B.", "B", "B"),
     ],
 )
 def test_the_letter_in_an_answer(text: str, clean: str | None, published: str | None):
@@ -232,16 +242,23 @@ def test_what_is_unanswered_is_wrong_and_counted_or_guessed():
 
 
 def test_the_score_is_the_mean_over_all_questions():
-    rows = pl.DataFrame({"score": [1.0, 0.0, 0.0, 0.0], "stratum": ["a", "b", "b", "b"]})
+    rows = pl.DataFrame({"score": [1.0, 0.0, 0.0, 0.0]})
     assert MMLU().score(rows, np.ones(4)) == 25
     assert MMLU().score(rows, np.array([3.0, 1.0, 0.0, 0.0])) == 75
+
+
+def test_a_few_questions_of_different_subjects_have_an_interval():
+    rows = [ROW | {"subject": subject, "question": subject} for subject in ("physics", "law", "history", "logic")]
+    items = MMLU().items({"mmlu": rows})
+    answers = [Answer(item, 0, (text,), ("stop",), 5) for item, text in zip(items, "BBAA", strict=True)]
+    found = results.interval(MMLU(), frame(answers, MMLU().grade(answers, "clean", Tools())), 200, seed=0)
+    assert (found.low, found.value, found.high) == (0, 50, 100)
 
 
 def test_published_rows(eval_data: Path):
     rows = [json.loads(line) for line in (eval_data / "mmlu_pro_10_per_category.jsonl").read_text().splitlines()]
     items = MMLUPro().items({"mmlu_pro": rows})
     assert len(items) == 140
-    assert len({item.stratum for item in items}) == 14
     answers = [
         Answer(item, 0, (f"The best answer is {row['answer']}.",), ("stop",), 5)
         for item, row in zip(items, rows, strict=True)

@@ -199,11 +199,17 @@ def test_mbpp_compares_with_the_reference():
         (pyramid, "def surface_Area(b, h):\n    return round(b * b + 2 * b * ((b / 2) ** 2 + h * h) ** 0.5)\n", 1),
         (pyramid, "def surface_Area(b, h):\n    return 7\n", 0),
         (broken, "def f(x):\n    return 1\n", 0),
+        (shared, "import numpy\ndef similar_elements(a, b):\n    return tuple(numpy.intersect1d(a, b))\n", 1),
+        (shared, "import numpy\ndef similar_elements(a, b):\n    return tuple(numpy.union1d(a, b))\n", 0),
+        (thirds, "import numpy\ndef third(x):\n    return numpy.divide(x, 3)\n", 1),
+        (thirds, "import numpy\ndef third(x):\n    return numpy.divide(x, 4)\n", 0),
+        (match, "import numpy\ndef check_str(x):\n    return numpy.isin('a', list(x))[()]\n", 1),
         (counted, "def count(x):\n    x.append(1)\n    return len(x)\n", 1),
     ]
     grades = grade(MBPP(), *((item, text) for item, text, _ in cases))
     assert [found.score for found in grades] == [score for *_, score in cases]
-    assert (grades[14].detail or "").startswith("unknown: bad_test: setting")
+    broken_reference = next(found for found, (item, *_) in zip(grades, cases, strict=True) if item is broken)
+    assert (broken_reference.detail or "").startswith("unknown: bad_test: setting")
 
 
 def test_a_program_sees_neither_reference_nor_inputs():

@@ -1,6 +1,7 @@
 """Programs that read standard input: what they may use, what is wrong with them, and what they cannot do."""
 
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -209,3 +210,12 @@ def test_equal_outputs(parts: list[list[str]]):
 )
 def test_outputs_as_the_original_compares_them(found: str, expected: str, equal: bool):
     assert (difference(found, expected) is None) == equal
+
+
+def test_lines_that_are_not_compared_take_no_memory():
+    printed = "ab\n" * 1_000_000
+    tracemalloc.start()
+    assert difference(printed, "ab") == "1000000 lines, expected 1"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * len(printed)
