@@ -6,9 +6,10 @@ parameters and the sample's index; so another benchmark, metric or limit asks no
 same prompt and index.
 """
 
+import contextlib
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ class Said:
     error: str | None = None
 
 
+@contextlib.contextmanager
+def named(model: str) -> Iterator[None]:
+    """Has errors about the source that a model is to the samplers name it as the configuration does."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(f"sources: {model}", f"models: {model}")) from error
+
+
 class Asker:
     """One model, and what it takes to ask it."""
 
@@ -83,7 +93,8 @@ class Asker:
         chat = self.source.chat_server is not None
         weights = self.source.server is None
         self._directory = None if chat else checkpoint.locate(self.source.model, self.source.revision, weights=weights)
-        self._tokenizer = sample.tokenizer_of(self._pipeline, self.source, self._directory)
+        with named(name):
+            self._tokenizer = sample.tokenizer_of(self._pipeline, self.source, self._directory)
         self.family = config.models[name].family or _family(self._directory)
         if config.profile == "fusechat3" and (chat or self.family == "other"):
             why = "a chat server renders prompts itself" if chat else "its scripts know Llama, Qwen and Gemma alone"
@@ -113,7 +124,7 @@ class Asker:
         """
         said = [Said() for _ in questions]
         sampler: Sampler | None = None
-        with AnswerStore(self.folder, STORED, SOMETIMES) as store:
+        with named(self.name), AnswerStore(self.folder, STORED, SOMETIMES) as store:
             try:
                 for turn in range(max((question.benchmark.turns for question in questions), default=0)):
                     keys, requests = self.requests(questions, said, turn)
@@ -208,8 +219,8 @@ class Asker:
         rows: dict[str, dict[str, Any]] = {}
         # Benchmarks end their prompts in different ways: with a thought that is open, or with text after it.
         opened: dict[str, list[str]] = {}
-        for key, request in requests.items():
-            opened.setdefault(self._tokenizer.opened(request.prompt) if self._tokenizer else "", []).append(key)
+        for name, request in requests.items():
+            opened.setdefault(self._tokenizer.opened(request.prompt) if self._tokenizer else "", []).append(name)
         for tag, those in opened.items():
             part = reasoning.cut(table.filter(pl.col("key").is_in(those)), tag)
             rows |= {row["key"]: row for row in part.iter_rows(named=True)}

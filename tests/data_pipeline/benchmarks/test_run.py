@@ -200,6 +200,14 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out/results.json").exists()
 
 
+def test_errors_name_the_model_as_the_configuration_does(values: dict[str, Any], tmp_path: Path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{}")
+    values["models"] = {"mine": {"model": str(tmp_path / "broken")}}
+    with pytest.raises(UserError, match="^models: mine: "):
+        run(values)
+
+
 def test_judged_benchmarks_want_a_judge(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     class Liked(Sums):
         def calls(self, answer): ...
