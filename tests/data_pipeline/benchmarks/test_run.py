@@ -204,7 +204,7 @@ def test_errors_name_the_model_as_the_configuration_does(values: dict[str, Any],
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{}")
     values["models"] = {"mine": {"model": str(tmp_path / "broken")}}
-    with pytest.raises(UserError, match="^models: mine: "):
+    with pytest.raises(UserError, match=r"^models: mine: "):
         run(values)
 
 
