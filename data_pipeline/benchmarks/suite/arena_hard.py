@@ -134,7 +134,7 @@ class ArenaHard:
         """`score` is the share of the question's games that was won. Further columns: `won` and `games`, a game as
         often as it counts; a game without a verdict counts as none."""
         won = games = 0.0
-        said, missing = [], []
+        said, missing = list[str](), list[str]()
         for game in _GAMES:
             found = verdicts(replies[game])
             outcome = points(found[0], ours="B" if game == _GAMES[0] else "A") if len(found) == 1 else None
