@@ -69,11 +69,14 @@ def rows(config: BenchmarkConfig, setting: SettingConfig, benchmark: Benchmark) 
     found: dict[str, Sequence[Row]] = {}
     for number, (name, file) in enumerate(benchmark.files.items()):
         brought = setting.data if number == 0 and setting.data else _brought(config.data_dir, name)
-        read = list(_rows(benchmark.name, name, file, brought, config.data_dir))
-        for where, row in read:
+        keep = getattr(benchmark, "keep", lambda row: True)
+        kept = []
+        for where, row in _rows(benchmark.name, name, file, brought, config.data_dir):
             if not isinstance(row, dict):
                 raise UserError(f"{benchmark.name}: {where}: no JSON object")
-        found[name] = [row for _, row in read]
+            if keep(row):
+                kept.append(row)
+        found[name] = kept
     return found
 
 

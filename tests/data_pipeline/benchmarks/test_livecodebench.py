@@ -69,6 +69,8 @@ def test_the_windows():
     days = ("2024-06-29", "2024-06-30", "2024-07-31", "2024-08-01", "2024-11-30", "2024-12-01", "2025-01-04")
     rows = [row(day, contest_date=f"{day}T00:00:00") for day in days]
     assert [item.id for item in items(*rows, rows[4])] == ["2024-08-01", "2024-11-30"]
+    assert [each["question_id"] for each in rows if LiveCodeBench().keep(each)] == ["2024-08-01", "2024-11-30"]
+    assert LiveCodeBench().keep({"question_id": "without a date"})  # for `items` to refuse
     assert [item.id for item in items(*rows, benchmark=LiveCodeBenchV4())] == list(days[1:])
 
 
