@@ -116,9 +116,9 @@ class Grade:
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """All benchmarks. One may also have further methods: `prepare(rows)`, which returns `score` as a function of weights
-    where most of the work does not depend on these; `details(rows, weights)`, further numbers by name; `keep(row)`,
-    whether a row of a file too large for memory may be one of its items."""
+    """All benchmarks. One may also have further methods: `prepare(rows)`, which returns `score` as a function of
+    weights where most of the work does not depend on these; `details(rows, weights)`, further numbers by name;
+    `keep(row)`, whether a row of a file too large for memory may be one of its items."""
 
     name: str
     """In configurations and file names: `gsm8k`."""
