@@ -164,7 +164,9 @@ def test_each_test_has_its_own_time(sandbox: Sandbox):
 
 def test_a_program_that_sleeps(tier: tiers.Tier):
     with Sandbox(judge.Limits(0.05, 512), ["time"], workers=1, tier=tier) as sandbox:
-        assert run(sandbox, "import time\ntime.sleep(100)") == Outcome("wrong", "timeout: asleep")
+        slept = run(sandbox, "import time\ntime.sleep(100)")
+    # On a busy machine, nobody knows whether it was asleep or had no turn.
+    assert slept in (Outcome("wrong", "timeout: asleep"), Outcome("unknown", "wall_timeout"))
 
 
 def test_no_package_no_run(tier: tiers.Tier):
