@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt
 
 from data_pipeline.benchmarks.benchmark import Answer, Call, Grade, Judged, Reply
 from data_pipeline.config import LEAVABLE, ServerConfig
-from data_pipeline.sampling import sampler
+from data_pipeline.sampling import reasoning, sampler
 from data_pipeline.sampling.answer_store import AnswerStore
 from data_pipeline.sampling.backends import openai_answers
 from data_pipeline.sampling.backends.openai_answers import Malformed
@@ -116,7 +116,8 @@ class _Thread:
     def add(self, call: Call, row: Row) -> None:
         top = None if row["top"] is None else tuple((token, logprob) for token, logprob in json.loads(row["top"]))
         self.call, self.error = call, row["error"]
-        self.replies.append(Reply(row["text"], row["finish_reason"], top))
+        # A verdict that a judge thinks of is none.
+        self.replies.append(Reply(reasoning.split(row["text"])[0], row["finish_reason"], top))
 
     def _next(self, benchmark: Judged) -> Call | None:
         # What a server refuses, it will refuse again.
@@ -154,9 +155,10 @@ class _Judge:
         async def work() -> None:
             for thread in threads:  # All workers share one iterator: each takes what is next.
                 while (call := thread.go_on(benchmark, self._config, kept)) is not None:
-                    row, believed = await self._reply(client, call)
+                    name = key(self._config, call, len(thread.replies))
+                    row, believed = await self._reply(client, call, name)
                     place = {"benchmark": benchmark.name, "item": thread.item, "attempt": len(thread.replies)}
-                    row |= {"key": key(self._config, call, len(thread.replies)), "call": call.name, **place}
+                    row |= {"key": name, "call": call.name, **place}
                     if believed and row["key"] not in store.keys:
                         store.append([row])
                         kept[row["key"]] = row
@@ -172,13 +174,13 @@ class _Judge:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _reply(self, client: openai.AsyncOpenAI, call: Call) -> tuple[Row, bool]:
+    async def _reply(self, client: openai.AsyncOpenAI, call: Call, name: str) -> tuple[Row, bool]:
         """What the judge said, as a row; and whether to keep it: malformed replies are asked for again next time."""
         start = time.monotonic()
         row: Row = {"judge": self._config.model, "text": "", "finish_reason": "error", "error": None, "top": None}
         believed = True
         while True:
-            body = self._body(call)
+            body = self._body(call, name)
             try:
                 answer, top = await self._connection.patiently(client, "POST", "/chat/completions", body, self._read)
             except Malformed as error:
@@ -194,12 +196,14 @@ class _Judge:
                 row["top"] = json.dumps(top) if top is not None and call.top_logprobs else None
             return row | {"seconds": round(time.monotonic() - start, 3)}, believed
 
-    def _body(self, call: Call) -> Row:
+    def _body(self, call: Call, name: str) -> Row:
         body = {
             "model": self._name,
             "messages": list(call.messages),
             self._limit: call.max_tokens,
             "temperature": call.temperature,
+            # By the reply's key: what a killed run had asked for in vain is answered alike the next time.
+            "seed": int(name[:15], 16) % 2**31,
         }
         if call.top_logprobs and self._logprobs:
             body |= {"logprobs": True, "top_logprobs": call.top_logprobs}

@@ -1,4 +1,9 @@
-"""Greedy answers of a model to prompts, as tables in the data pipeline's format."""
+"""Greedy answers of a model to prompts, as tables in the data pipeline's format.
+
+Each batch is kept the moment it is answered, in the data pipeline's answer store: under the hash of the model's
+parameters, the prompt's tokens and what else decides the answer. A killed evaluation goes on where it was, and a model
+that has answered a prompt is not asked again.
+"""
 
 import datetime
 from collections import Counter
@@ -8,6 +13,8 @@ import polars as pl
 from etils import epath
 from flax import nnx
 
+from data_pipeline import stage_files
+from data_pipeline.sampling.answer_store import AnswerStore
 from fusejax.common.chat_template import DEFAULT_DATE, Encoded, TemplateError, encode_prompt
 from fusejax.common.cli import UserError, note, one_line
 from fusejax.common.files import local_copy
@@ -15,8 +22,9 @@ from fusejax.data.chat import load_tokenizer, turn_end
 from fusejax.distributed.mesh import one_device_mesh
 from fusejax.models.decoder.generate import generate
 from fusejax.models.huggingface.generation_config import named_ends, stop_ids
-from fusejax.training.start import StartingModel, check_tokens
+from fusejax.training.start import StartingModel, check_tokens, fingerprint
 
+_STORED = pl.Schema({"key": pl.String(), "tokens": pl.List(pl.Int64())})
 PROMPT_COLUMNS = ("id", "dataset", "domain", "messages", "answer", "tests")
 
 
@@ -53,6 +61,7 @@ def answer(
     max_new_tokens: int,
     batch_size: int,
     dtype: str,
+    folder: epath.Path,
     date: datetime.date = DEFAULT_DATE,
 ) -> pl.DataFrame:
     """The greedy answers of a model, one row per prompt: the columns that the stage `score` reads.
@@ -66,6 +75,7 @@ def answer(
       max_new_tokens: of an answer; one that is longer has the finish reason `length`.
       batch_size: prompts decoded together.
       dtype: of parameters and computation.
+      folder: where this model's answers are kept; need not exist.
       date: today's, as far as the chat template is told.
 
     Raises:
@@ -88,8 +98,27 @@ def answer(
     asked = [each for each in tokens if each]
     check_tokens(model.source, model.config.vocab_size, max((max(each) for each in asked), default=0))
     graph, _ = model.graph(param_dtype=dtype, compute_dtype=dtype)
-    decoder = nnx.merge(graph, model.load(one_device_mesh(), dtype=dtype))
-    answered = iter(generate(decoder, asked, max_new_tokens=max_new_tokens, stop_ids=stops, batch_size=batch_size))
+    params = model.load(one_device_mesh(), dtype=dtype)
+    kind = [fingerprint(params, model.config.vocab_size), max_new_tokens, sorted(stops)]
+    keys = [stage_files.fingerprint(kind, each) for each in asked]
+    with AnswerStore(folder, _STORED) as store:
+        known = dict(store.table().select("key", "tokens").iter_rows())
+
+        def keep(made: dict[int, list[int]]) -> None:
+            found = {keys[place]: tokens for place, tokens in made.items()}
+            store.append([{"key": key, "tokens": found[key]} for key in found if key not in store.keys])
+
+        answered = iter(
+            generate(
+                nnx.merge(graph, params),
+                asked,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stops,
+                batch_size=batch_size,
+                kept={place: known[key] for place, key in enumerate(keys) if key in known},
+                keep=keep,
+            )
+        )
     answers = [next(answered) if each else [] for each in tokens]
 
     def reason(prompt: list[int], answer: list[int]) -> str:

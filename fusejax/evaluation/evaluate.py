@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig) -> tuple[Results, dict[str, float]]:
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size,
             dtype=config.dtype,
+            folder=judged / "samples" / ".answers" / name,
             date=config.chat.date,
         )
         with replacing(judged / "samples" / f"{name}.parquet") as file:

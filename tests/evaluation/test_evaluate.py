@@ -10,11 +10,14 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from etils import epath
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusejax.common.cli import UserError
 from fusejax.evaluation.answers import answer, read_prompts
 from fusejax.evaluation.results import standard_error
+from fusejax.models.decoder import generate
 from fusejax.training.start import StartingModel
 
 
@@ -116,7 +119,7 @@ def model(world, tmp_path):
 
 
 def answers(model, prompts):
-    options = {"max_new_tokens": 2, "batch_size": 2, "dtype": "float32"}
+    options = {"max_new_tokens": 2, "batch_size": 2, "dtype": "float32", "folder": epath.Path(model.parent / "answers")}
     return answer(StartingModel(str(model)), "base", pl.DataFrame(prompts), **options)
 
 
@@ -130,6 +133,34 @@ def test_a_prompt_that_the_template_refuses(model):
     assert set(frame["finish_reason"].to_list()[::2]) <= {"stop", "length"}
     assert (frame["text"][1], frame["prompt_tokens"][1], frame["completion_tokens"][1]) == ("", 0, 0)
     assert frame["prompt_tokens"][0] > 0
+
+
+def test_nothing_is_answered_twice(model, monkeypatch):
+    """Killed after its first batch, it goes on with the second; other weights answer anew."""
+    prompts = [prompt(i, text, "math", "x") for i, text in enumerate(("user", "what is 1 plus 2", "what", "user"))]
+    real, made = generate.generate_batch, []
+
+    def generate_batch(decoder, texts, **options):
+        made.append(len(texts))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(decoder, texts, **options)
+
+    monkeypatch.setattr(generate, "generate_batch", generate_batch)
+    with pytest.raises(KeyboardInterrupt):
+        answers(model, prompts)
+    resumed = answers(model, prompts)
+    assert made == [2, 2, 2]
+    assert answers(model, prompts).equals(resumed) and len(made) == 3
+
+    monkeypatch.setattr(generate, "generate_batch", real)
+    shutil.rmtree(model.parent / "answers")
+    assert answers(model, prompts).equals(resumed)
+    file = next(model.glob("*.safetensors"))
+    save_file({name: weight + 0.5 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    monkeypatch.setattr(generate, "generate_batch", lambda *_, **__: made.append("anew") or [[7], [7]])
+    answers(model, prompts)
+    assert made[3:] == ["anew", "anew"]
 
 
 @pytest.mark.parametrize("text", ["{", '{"eos_token_id": "<|im_end|>"}', "[]"])

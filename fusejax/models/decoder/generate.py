@@ -5,7 +5,7 @@ each row keeps its own positions, so an answer does not depend on its neighbours
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ def generate(
     stop_ids: set[int],
     pad_id: int = 0,
     batch_size: int = 64,
+    kept: Mapping[int, list[int]] | None = None,
+    keep: Callable[[dict[int, list[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Greedy decoding: the most likely token each time, until a stop token or `max_new_tokens`.
 
@@ -41,6 +43,8 @@ def generate(
       stop_ids: end an answer; they are not part of it.
       pad_id: any token id; it fills up rows and is never seen.
       batch_size: prompts decoded together; rounded up to a power of two.
+      kept: index of a prompt -> its answer from an earlier call; a batch of which all are known is not decoded.
+      keep: is given each batch's answers as soon as they are there, by the prompts' indices.
 
     Returns:
       The answers' token ids, in the order of the prompts.
@@ -51,11 +55,16 @@ def generate(
         raise ValueError(f"prompt {next(i for i, prompt in enumerate(prompts) if not prompt)} is empty")
     rows = min(power_of_two(batch_size), power_of_two(len(prompts)))
     answers: list[list[int]] = [[] for _ in prompts]
+    kept = kept or {}
     # Prompts of similar length share a batch; the longest come first, so that too big a batch fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    progress = Progress("generate", len(prompts), "answer")
-    for start in range(0, len(order), rows):
-        members = order[start : start + rows]
+    # From all prompts, not from those left, so that what was kept changes no batch.
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    done = [batch for batch in batches if kept.keys() >= set(batch)]
+    for member in (member for batch in done for member in batch):
+        answers[member] = kept[member]
+    progress = Progress("generate", len(prompts), "answer", done=sum(map(len, done)))
+    for members in (batch for batch in batches if batch not in done):
         made = generate_batch(
             model,
             [prompts[member] for member in members],
@@ -67,6 +76,8 @@ def generate(
         )
         for member, answer in zip(members, made, strict=True):
             answers[member] = answer
+        if keep is not None:
+            keep(dict(zip(members, made, strict=True)))
         progress.add(len(members))
     progress.close()
     return answers

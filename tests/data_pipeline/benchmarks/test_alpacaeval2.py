@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_pipeline.benchmarks import results
 from data_pipeline.benchmarks.benchmark import Answer, Item, Judged, Reply
 from data_pipeline.benchmarks.grading import frame
+from data_pipeline.benchmarks.suite import length_control
 from data_pipeline.benchmarks.suite.alpacaeval2 import AlpacaEval2, preferred_first, switched
 from fusejax.common.cli import UserError
 
@@ -118,17 +119,22 @@ def test_orders_are_drawn_for_good():
     ]
 
 
-def test_a_draw_fits_again():
-    """Weights are counts: an answer that counts twice is that answer twice, but for the regularisation."""
-    pairs = [(item, min(1.0, 0.4 + (n * 37 % 11) / 10)) for n, item in enumerate(items(400))]
-    rows = table(pairs, [5 + n * 7 % 40 for n in range(400)])
+def test_weights_are_counts(monkeypatch: pytest.MonkeyPatch):
+    """An answer that counts thrice is that answer three times, but for the regularisation, which stays: so here."""
+    monkeypatch.setattr(length_control, "_cross_validated", lambda *_: 1.0)
+    pairs = [(item, 0.2 + 0.15 * (n % 5) + (n * 37 % 11) / 60) for n, item in enumerate(items(400))]
+    rows = table(pairs, [5 + 3 * (n % 5) ** 2 + n * 7 % 40 for n in range(400)])
+    ones = np.ones(400)
     scorer = BENCHMARK.prepare(rows)
-    weights = np.random.default_rng(0).integers(0, 3, 400).astype(float)
+    assert scorer(ones) == BENCHMARK.score(rows, ones)
+    weights = np.where(np.arange(400) % 5 < 2, 3.0, 1.0)
     repeated = rows[np.repeat(np.arange(400), weights.astype(int))]
-    assert scorer(np.ones(400)) == BENCHMARK.score(rows, np.ones(400))
-    assert scorer(weights) != scorer(np.ones(400))
+    drawn = scorer(weights)
+    assert drawn == pytest.approx(BENCHMARK.score(repeated, np.ones(len(repeated))), abs=0.01)
+    assert drawn < scorer(ones) - 5
     assert BENCHMARK.details(rows, weights)["win rate"] == pytest.approx(100 * repeated["score"].mean())
-    assert scorer(weights) == pytest.approx(BENCHMARK.score(repeated, np.ones(len(repeated))), abs=1.5)
+    shuffled = np.random.default_rng(0).permutation(400)
+    assert BENCHMARK.prepare(rows[shuffled])(weights[shuffled]) == pytest.approx(drawn, abs=1e-9)
 
 
 def test_equal_lengths_have_no_effect():

@@ -115,6 +115,16 @@ def test_exchanged_models_share_the_games(tmp_path: Path):
     assert {row["judge"] for row in stored(tmp_path)} == {"scripted-length"}
 
 
+def test_what_a_judge_only_thinks_is_no_verdict(tmp_path: Path):
+    def behave(asked: Asked) -> Reply:
+        return Reply(completion(asked, "<think>Is it [[2]]? No.</think>Rating: [[7]]"))
+
+    with serving(behave) as server:
+        grades = graded(MTBench(), mt_bench(1), config(server.url), tmp_path)
+    assert grades[0].score == 7
+    assert all("think" in row["text"] for row in stored(tmp_path))  # kept as it came
+
+
 def test_probabilities(tmp_path: Path):
     with serving(lambda asked: logprobs(asked, ("M", 0.6), ("m", 0.2), ("I", 0.1))) as server:
         grades = graded(AlpacaEval2(), alpaca(6), config(server.url), tmp_path)
@@ -122,6 +132,11 @@ def test_probabilities(tmp_path: Path):
     assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 5, 1)
     assert {round(grade.score or 0, 9) for grade in grades} == {0.25, 0.75}
     assert {grade.values["binarised"] for grade in grades} == {0.0}
+    # Asked again, as after a kill that lost the replies, each question has the seed that it had.
+    with serving(lambda asked: logprobs(asked, ("M", 0.6), ("m", 0.2))) as again:
+        graded(AlpacaEval2(), alpaca(6), config(again.url), tmp_path / "again")
+    seeds = [sorted(asked.body["seed"] for asked in each.asked) for each in (server, again)]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == len(server.asked)
     # From the store alone, at an address where nobody is.
     assert graded(AlpacaEval2(), alpaca(6), config("http://127.0.0.1:9/v1"), tmp_path) == grades
 
