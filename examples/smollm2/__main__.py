@@ -61,6 +61,7 @@ def _answers(models: dict[str, Path], path: Path) -> list[dict[str, str]]:
     """Greedy answers of all models to the first held-out prompts of DPO."""
     if not path.exists():
         import polars as pl
+        from etils import epath
 
         from fusejax.data.records import PreferencePair, open_shards
         from fusejax.evaluation.answers import answer
@@ -72,9 +73,16 @@ def _answers(models: dict[str, Path], path: Path) -> list[dict[str, str]]:
             {"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen[0]["content"]} for pair in pairs
         ]
         for name, directory in models.items():
-            options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": SHOWN, "dtype": "float32"}
-            texts = answer(StartingModel(str(directory)), name, prompts, **options)["text"]
-            for row, text in zip(shown, texts, strict=True):
+            frame = answer(
+                StartingModel(str(directory)),
+                name,
+                prompts,
+                max_new_tokens=NEW_TOKENS,
+                batch_size=SHOWN,
+                dtype="float32",
+                folder=epath.Path(path.parent) / ".answers" / name,
+            )
+            for row, text in zip(shown, frame["text"], strict=True):
                 row[name] = text
         write_text(path, json.dumps(shown, indent=2, ensure_ascii=False))
     return json.loads(path.read_text())
