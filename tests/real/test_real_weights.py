@@ -146,8 +146,9 @@ def test_gradient_of_every_parameter(real: Real, ours: Decoder):
     assert errors.keys() == exact.keys()
     worst = max(errors, key=errors.__getitem__)
     print(f"{real.name}: {worst} {errors[worst]:.1e}; transformers in float32 {max(their_errors.values()):.1e}")
-    # Which processor sums in which order makes half of it: up to 3.5e-4 were seen, where transformers had 4.0e-3.
-    assert errors[worst] < min(6e-4, max(their_errors.values()) / 2), worst
+    # The texts are the documentation, and errors move with it: ours were 1.8e-4 of one version where transformers' were
+    # 1.5e-3, and 3.0e-4 of another where those were 2.7e-3. What does not move is the share, a ninth.
+    assert errors[worst] < max(their_errors.values()) / 5, worst
 
 
 def test_chat_mask_of_the_real_template(real: Real):
